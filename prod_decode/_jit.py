@@ -1,0 +1,25 @@
+"""Typed access to numba's compiler, with the one set of options that the whole package uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numba
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def jit(function: _F) -> _F:
+    """Compile `function` on first use, and keep the machine code on disk for the next process.
+
+    The GIL stays held: the scratch buffers of a matcher are shared by the threads that use it.
+    """
+    compiled: _F = numba.njit(cache=True, error_model="numpy")(function)
+    return compiled
+
+
+def inline(function: _F) -> _F:
+    """Like `jit`, for the few functions that a loop calls once a byte: inlined by numba itself."""
+    compiled: _F = numba.njit(cache=True, error_model="numpy", inline="always")(function)
+    return compiled

@@ -1,0 +1,393 @@
+"""Aho-Corasick over the symbols of normalised text, as flat arrays in breadth-first order.
+
+A node is one 12-byte record, so that a step touches one cache line for the node and one for its child:
+
+=========  =======  =============================================================================================
+field      dtype    meaning
+=========  =======  =============================================================================================
+`child`    int32    first child; the children of `v` are `child[v] : child[v + 1]`, sorted by label
+`fail`     int32    the node of the longest proper suffix that is also a node; never `BOUND_ROOT`
+`label`    uint8    the symbol on the edge into the node
+`flags`    uint8    `ACCEPT`, `ACCEPT_END`: a pattern ends here; `MATCH`, `MATCH_END`: here or on the failure chain
+`below`    uint8    distance to the nearest descendant at which a pattern ends (255: farther, or none)
+`near`     uint8    the least `below` on the failure chain, the node itself included, the root excluded
+=========  =======  =============================================================================================
+
+Patterns that must begin at the start of a word live in a second trie, whose root is node `BOUND_ROOT`. A step that
+falls back to the root continues in the dense row of that root if a word begins there, else in the row of `ROOT`; the
+row of `BOUND_ROOT` already falls back to the row of `ROOT`. So word boundaries cost neither a symbol nor a node.
+`ACCEPT_END` marks patterns that must also end with their word: the symbol after them, or the end of the text, decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prod_decode._jit import inline, jit
+from prod_decode.errors import ProdError
+from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, WORD, fold, transduce
+from prod_decode.trie import build_trie, concatenate
+
+ROOT, BOUND_ROOT = 0, 1
+ACCEPT, ACCEPT_END, MATCH, MATCH_END = 1, 2, 4, 8
+FAR = 255
+
+NODE = np.dtype(
+    [("child", "<i4"), ("fail", "<i4"), ("label", "u1"), ("flags", "u1"), ("below", "u1"), ("near", "u1")], align=True
+)
+
+
+class Pattern(NamedTuple):
+    """A byte string that the normalised text may not contain.
+
+    Attributes:
+        bound: it counts only where a word begins; its first symbol is a word character.
+        symbols: its bytes; at least one.
+        whole: it counts only where its last word ends; its last symbol is a word character.
+    """
+
+    bound: bool
+    symbols: bytes
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """The compiled patterns.
+
+    Attributes:
+        nodes: `NODE` [nodes + 1]; the last record is a sentinel whose `child` closes the last range.
+        rows: int32 [2, 256], the dense transitions of `ROOT` and `BOUND_ROOT`.
+        accepting: int32 [k], the nodes at which patterns end, ascending.
+        starts: int64 [k + 1], the range of `patterns` that belongs to each of them.
+        patterns: int64 [p], `2 * pattern index + whole`, in the order of `accepting`.
+        lengths: int32 [k], the number of symbols of each accepting node's patterns.
+        longest: the number of symbols of the longest pattern.
+    """
+
+    nodes: NDArray[Any]
+    rows: NDArray[np.int32]
+    accepting: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    patterns: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    longest: int
+
+    def __post_init__(self) -> None:
+        # Arrays of a mapped file are read-only, and numba compiles its functions once more for writable ones.
+        for array in (self.nodes, self.rows, self.accepting, self.starts, self.patterns, self.lengths):
+            array.flags.writeable = False
+
+    @classmethod
+    def build(cls, patterns: Sequence[Pattern]) -> Automaton:
+        """Compile patterns, given sorted and distinct, in time and memory linear in their bytes."""
+        if any(not pattern.symbols for pattern in patterns):
+            raise ProdError("expected patterns of at least one symbol, got an empty one")
+        if any(a >= b for a, b in zip(patterns, patterns[1:], strict=False)):
+            raise ProdError("expected distinct patterns in sorted order: pass sorted(set(patterns))")
+        first_bound = sum(1 for pattern in patterns if not pattern.bound)
+        data, offsets = concatenate([pattern.symbols for pattern in patterns])
+        trie = build_trie(data, offsets, (0, first_bound))
+        whole = np.fromiter((pattern.whole for pattern in patterns), np.uint8, len(patterns))
+
+        nodes = np.zeros(len(trie.label) + 1, NODE)
+        nodes["child"] = trie.child
+        nodes["label"][:-1] = trie.label
+        rows = np.zeros((2, 256), np.int32)
+        _link(nodes, rows, trie.node_of, whole, CLASSES)
+
+        order = np.argsort(trie.node_of, kind="stable")
+        accepting, first, counts = np.unique(trie.node_of[order], return_index=True, return_counts=True)
+        lengths = (offsets[1:] - offsets[:-1])[order][first]
+        return cls(
+            nodes=nodes,
+            rows=rows,
+            accepting=accepting.astype(np.int32),
+            starts=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+            patterns=order * 2 + whole[order],
+            lengths=lengths.astype(np.int32),
+            longest=trie.longest,
+        )
+
+    def __len__(self) -> int:
+        """The number of nodes, both roots included."""
+        return len(self.nodes) - 1
+
+    def validate(self) -> None:
+        """Raise `ProdError` unless every index stays in range and every walk ends, so that no kernel can run astray."""
+        count = len(self.accepting)
+        sound = (
+            self.nodes.dtype == NODE
+            and len(self) >= 2
+            and self.rows.shape == (2, 256)
+            and len(self.starts) == count + 1
+            and len(self.lengths) == count
+            and int(self.starts[0]) == 0
+            and int(self.starts[-1]) == len(self.patterns)
+            and bool((np.diff(self.starts) > 0).all())
+            and bool((np.diff(self.accepting) > 0).all())
+            and (count == 0 or (int(self.accepting[0]) > BOUND_ROOT and int(self.accepting[-1]) < len(self)))
+            and (count == 0 or (int(self.lengths.min()) > 0 and int(self.lengths.max()) == self.longest))
+            and _is_sound(self.nodes, self.rows, self.accepting)
+        )
+        if not sound:
+            raise ProdError("the automaton's arrays contradict each other: compile the blocklist again")
+
+    def patterns_at(self, node: int, *, ends_word: bool) -> list[tuple[int, int]]:
+        """The patterns that a walk which stands at `node` has just completed, as (pattern index, length), longest first.
+
+        `ends_word` tells whether the word, if the text is in one, ends here: only then do `whole` patterns count.
+        """
+        found: list[tuple[int, int]] = []
+        wanted = MATCH | (MATCH_END if ends_word else 0)
+        while node > BOUND_ROOT and self.nodes["flags"][node] & wanted:
+            if self.nodes["flags"][node] & (ACCEPT | ACCEPT_END):
+                at = int(np.searchsorted(self.accepting, node))
+                for item in self.patterns[self.starts[at] : self.starts[at + 1]].tolist():
+                    if ends_word or not item & 1:
+                        found.append((item >> 1, int(self.lengths[at])))
+            node = int(self.nodes["fail"][node])
+        return found
+
+    def spell(self) -> list[Pattern]:
+        """All patterns, by index: what `build` was given."""
+        if not len(self.patterns):
+            return []
+        starts = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
+        symbols = np.empty(int(starts[-1]), np.uint8)
+        bound = np.empty(len(self.accepting), np.bool_)
+        _spell(self.nodes, self.accepting, starts, symbols, bound)
+        data = symbols.tobytes()
+        spelled: list[Pattern] = [Pattern(False, b"", False)] * len(self.patterns)
+        items = self.patterns.tolist()
+        for at, is_bound in enumerate(bound.tolist()):
+            text = data[starts[at] : starts[at + 1]]
+            for item in items[self.starts[at] : self.starts[at + 1]]:
+                spelled[item >> 1] = Pattern(is_bound, text, bool(item & 1))
+        return spelled
+
+
+@inline
+def find_child(nodes: NDArray[Any], node: int, label: int) -> int:
+    """The child of `node` by `label`, or -1."""
+    low = nodes[node].child
+    high = nodes[node + 1].child
+    while high - low > 4:
+        middle = (low + high) >> 1
+        if nodes[middle].label <= label:
+            low = middle
+        else:
+            high = middle
+    while low < high:
+        if nodes[low].label == label:
+            return low
+        low += 1
+    return -1
+
+
+@inline
+def step(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: int, begins_word: bool) -> int:
+    """The node after `symbol`; `begins_word`: the symbol is the first of a word."""
+    while node > BOUND_ROOT:
+        found = find_child(nodes, node, symbol)
+        if found >= 0:
+            return found
+        node = nodes[node].fail
+    return rows[1 if begins_word else 0, symbol]
+
+
+@jit
+def _link(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    node_of: NDArray[np.int64],
+    whole: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+) -> None:
+    """Fill rows, failure links and flags of a trie; a node's failure link is shallower, so breadth first suffices."""
+    count = len(nodes) - 1
+    for i in range(len(node_of)):
+        nodes[node_of[i]].flags |= ACCEPT_END if whole[i] else ACCEPT
+    for v in range(nodes[ROOT].child, nodes[ROOT + 1].child):
+        rows[0, nodes[v].label] = v
+    rows[1] = rows[0]
+    for v in range(nodes[BOUND_ROOT].child, nodes[BOUND_ROOT + 1].child):
+        nodes[v].fail = rows[0, nodes[v].label]
+        rows[1, nodes[v].label] = v
+    for node in range(2, count):
+        in_word = classes[nodes[node].label] == WORD
+        fail = nodes[node].fail
+        for v in range(nodes[node].child, nodes[node + 1].child):
+            symbol = nodes[v].label
+            nodes[v].fail = step(nodes, rows, fail, symbol, classes[symbol] == WORD and not in_word)
+    for node in range(count - 1, -1, -1):
+        below = FAR
+        for v in range(nodes[node].child, nodes[node + 1].child):
+            distance = 1 if nodes[v].flags & (ACCEPT | ACCEPT_END) else min(FAR, nodes[v].below + 1)
+            below = min(below, distance)
+        nodes[node].below = below
+    nodes[ROOT].near = FAR
+    nodes[BOUND_ROOT].near = FAR
+    # Flags and `near` of a node need those of its failure link, which a breadth-first pass has already completed. The
+    # pass for failure links above reads no flags, so the two cannot interfere.
+    for node in range(2, count):
+        fail = nodes[node].fail
+        own = nodes[node].flags
+        inherited = nodes[fail].flags & (MATCH | MATCH_END)
+        nodes[node].flags = own | (own << 2) | inherited
+        nodes[node].near = min(nodes[node].below, nodes[fail].near)
+
+
+@jit
+def _is_sound(nodes: NDArray[Any], rows: NDArray[np.int32], accepting: NDArray[np.int32]) -> bool:
+    count = len(nodes) - 1
+    if nodes[0].child < 2 or nodes[count].child != count:
+        return False
+    for node in range(count):
+        first, last = nodes[node].child, nodes[node + 1].child
+        if first > last or first <= node or last > count:
+            return False
+        for v in range(first + 1, last):
+            if nodes[v - 1].label >= nodes[v].label:
+                return False
+        if node >= 2:
+            fail = nodes[node].fail
+            # A failure link to an earlier node keeps every chain finite.
+            if fail < 0 or fail >= node or fail == BOUND_ROOT:
+                return False
+    for row in range(2):
+        for symbol in range(256):
+            target = rows[row, symbol]
+            if target < 0 or target == BOUND_ROOT or target >= count:
+                return False
+    marked = 0
+    for node in range(count):
+        if nodes[node].flags & (ACCEPT | ACCEPT_END):
+            if marked == len(accepting) or accepting[marked] != node:
+                return False
+            marked += 1
+    return marked == len(accepting)
+
+
+@jit
+def _spell(
+    nodes: NDArray[Any],
+    accepting: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    symbols: NDArray[np.uint8],
+    bound: NDArray[np.bool_],
+) -> None:
+    parent = np.zeros(len(nodes), np.int32)
+    for node in range(len(nodes) - 1):
+        for v in range(nodes[node].child, nodes[node + 1].child):
+            parent[v] = node
+    for at in range(len(accepting)):
+        node = accepting[at]
+        for i in range(starts[at + 1] - 1, starts[at] - 1, -1):
+            symbols[i] = nodes[node].label
+            node = parent[node]
+        bound[at] = node == BOUND_ROOT
+
+
+@jit
+def find_matches(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    symbols: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+    out: NDArray[np.int64],
+) -> int:
+    """Walk the symbols of a whole text and list where patterns end.
+
+    Writes pairs (index of the last symbol, 2 * node + whether the word ends there) to `out` [m, 2] while they fit.
+
+    Returns:
+        The number of pairs there are: call again with a larger `out` if it exceeds `m`.
+    """
+    node = ROOT
+    count = 0
+    in_word = False
+    for i in range(len(symbols)):
+        symbol = symbols[i]
+        is_word = classes[symbol] == WORD
+        node = step(nodes, rows, node, symbol, is_word and not in_word)
+        in_word = is_word
+        flags = nodes[node].flags
+        if flags & (MATCH | MATCH_END):
+            ends_word = i + 1 == len(symbols) or classes[symbols[i + 1]] != WORD
+            if flags & MATCH or ends_word:
+                if count < len(out):
+                    out[count, 0] = i
+                    out[count, 1] = 2 * node + ends_word
+                count += 1
+    return count
+
+
+@jit
+def has_match(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    codes: NDArray[np.uint8],
+    is_code: bool,
+    ignore_case: bool,
+    classes: NDArray[np.uint8],
+) -> bool:
+    """Whether the text whose UTF-8 bytes are `codes` contains a pattern; normalises on the way and stores nothing."""
+    node = ROOT
+    state = AFTER_OTHER
+    word_matched = False
+    for i in range(len(codes)):
+        code = codes[i]
+        kind = classes[code]
+        in_word = state == AFTER_WORD
+        state, emitted = transduce(state, kind, is_code)
+        if word_matched and state != AFTER_WORD:
+            return True
+        if emitted == 0:
+            continue
+        if emitted == 2:
+            node = step(nodes, rows, node, 32, False)
+            if nodes[node].flags & MATCH:
+                return True
+        node = step(nodes, rows, node, fold(code, ignore_case), kind == WORD and not in_word)
+        flags = nodes[node].flags
+        if flags & MATCH:
+            return True
+        word_matched = (flags & MATCH_END) != 0
+    return word_matched
+
+
+@jit
+def walk(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    classes: NDArray[np.uint8],
+    node: int,
+    text_state: int,
+    symbols: NDArray[np.uint8],
+) -> tuple[int, bool]:
+    """Continue from `node` over the symbols that follow in `text_state`: the last node, and whether a pattern ended.
+
+    The end of the symbols counts as the end of a word.
+    """
+    in_word = text_state == AFTER_WORD
+    matched = False
+    pending = False
+    for i in range(len(symbols)):
+        symbol = symbols[i]
+        is_word = classes[symbol] == WORD
+        if pending and not is_word:
+            matched = True
+        node = step(nodes, rows, node, symbol, is_word and not in_word)
+        in_word = is_word
+        flags = nodes[node].flags
+        if flags & MATCH:
+            matched = True
+        pending = (flags & MATCH_END) != 0
+    return node, matched or pending
+
