@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,15 @@ class Matcher:
     and every id that the vocabulary does not know.
     """
 
-    def __init__(self, automaton: Automaton, normalization: Normalization, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        automaton: Automaton,
+        normalization: Normalization,
+        vocabulary: Vocabulary,
+        entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
+    ) -> None:
         self.vocabulary = vocabulary
+        self._entries_of = entries_of
         self._automaton = automaton
         self._table = table = vocabulary.table(normalization)
         self._stamps = np.zeros(len(vocabulary) + 1, np.int64)
@@ -157,8 +164,14 @@ class Matcher:
         )
         return rows, tokens
 
-    def blame(self, state: int, token_id: int) -> list[int]:
-        """The patterns (indices) that the token would complete in this state, in the order in which they end."""
+    def blame(self, state: int, token_id: int) -> list[str]:
+        """The ids of the entries whose patterns the token would complete in this state, in the order in which they end.
+
+        None for an id without known bytes, which is banned although it completes nothing.
+
+        Raises:
+            ProdError: the id is outside the vocabulary.
+        """
         node, text_state = divmod(state, TEXT_STATES)
         table, nodes, rows = self._table, self._automaton.nodes, self._automaton.rows
         if not 0 <= token_id < len(self):
@@ -172,7 +185,7 @@ class Matcher:
             in_word = is_word
             ends_word = i + 1 == len(symbols) or bool(CLASSES[symbols[i + 1]] != WORD)
             found.extend(index for index, _ in self._automaton.patterns_at(node, ends_word=ends_word))
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(entry_id for pattern in found for entry_id in self._entries_of(pattern)))
 
     def _completed_inside(self, text_state: int) -> NDArray[np.int32]:
         """The tokens that are banned whatever came before: a whole pattern lies inside, or nobody knows their bytes."""

@@ -1,0 +1,47 @@
+"""Keep a code model from emitting prohibited code, exactly, while it generates.
+
+    from prod_decode import Blocklist, Entry, ProdLogitsProcessor
+
+    blocklist = Blocklist.compile([Entry(text="yaml.load(")])
+    model.generate(**inputs, logits_processor=[ProdLogitsProcessor(blocklist, tokenizer)])
+
+Importing the package imports neither torch nor transformers nor vllm; what needs them is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prod_decode.blocklist import Blocklist, Entry, Match
+    from prod_decode.errors import ProdError
+    from prod_decode.hf import ProdLogitsProcessor
+    from prod_decode.matcher import Matcher
+    from prod_decode.vocabulary import Vocabulary
+
+__version__ = "0.1.0"
+
+__all__ = ["Blocklist", "Entry", "Match", "Matcher", "ProdError", "ProdLogitsProcessor", "Vocabulary"]
+
+_HOMES = {
+    "Blocklist": "blocklist",
+    "Entry": "blocklist",
+    "Match": "blocklist",
+    "Matcher": "matcher",
+    "ProdError": "errors",
+    "ProdLogitsProcessor": "hf",
+    "Vocabulary": "vocabulary",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,416 @@
+"""Entries and policies, compiled into one artifact that serves every tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from prod_decode.anchors import FreeCode, choose_anchors
+from prod_decode.artifact import read_artifact, write_artifact
+from prod_decode.automaton import Automaton, Pattern, find_matches, has_match
+from prod_decode.errors import ProdError
+from prod_decode.normalize import CLASSES, WORD, Normalization
+from prod_decode.trie import concatenate
+
+if TYPE_CHECKING:
+    from prod_decode.matcher import Matcher
+
+Policy = Literal["phrase", "quote"]
+Boundary = Literal["start", "both", "none"]
+
+DEFAULT_MAX_QUOTE = 120
+SHORTEST_PATTERN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing prohibited.
+
+    Attributes:
+        text: a string (`phrase`) or a document (`quote`).
+        id: its name in reports; default: the policy and a hash of the text.
+        source: where it comes from, for people: a URL, a licence, a ticket.
+        policy: `phrase`: the string may not be completed. `quote`: no verbatim run of `max_quote` normalised characters
+            or more from this document.
+        max_quote: for `quote` only, in characters; default 120.
+        boundary: for `phrase` only: whether it must begin (`start`, `both`) and end (`both`) at the edge of a word. It
+            concerns edges that are word characters and has no effect on others. Default `start`.
+    """
+
+    text: str
+    id: str | None = None
+    source: str | None = None
+    policy: Policy = "phrase"
+    max_quote: int | None = None
+    boundary: Boundary | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ProdError(f"expected text to be a string, got {type(self.text).__name__}")
+        if self.policy not in ("phrase", "quote"):
+            raise ProdError(f"entry {self.name}: expected policy 'phrase' or 'quote', got {self.policy!r}")
+        if self.boundary not in (None, "start", "both", "none"):
+            raise ProdError(f"entry {self.name}: expected boundary 'start', 'both' or 'none', got {self.boundary!r}")
+        if self.policy == "phrase" and self.max_quote is not None:
+            raise ProdError(f"entry {self.name}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
+        if self.policy == "quote" and self.boundary is not None:
+            raise ProdError(f"entry {self.name}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
+        if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < 2 * SHORTEST_PATTERN):
+            raise ProdError(
+                f"entry {self.name}: expected max_quote to be a whole number of at least {2 * SHORTEST_PATTERN} "
+                f"characters, got {self.max_quote!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The id, given or derived."""
+        return self.id or f"{self.policy}-{xxhash.xxh3_64_hexdigest(self.text.encode('utf-8', 'surrogatepass'))}"
+
+
+class Match(NamedTuple):
+    """A prohibited pattern found in a text: `text[start:end]`, in characters, and the entry that prohibits it."""
+
+    start: int
+    end: int
+    entry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """What a compiled blocklist keeps of an entry: all but a document's text."""
+
+    id: str
+    source: str | None
+    policy: Policy
+    max_quote: int | None
+    boundary: Boundary | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> EntryInfo:
+        """The record of an entry, its defaults resolved."""
+        quote = entry.policy == "quote"
+        return cls(
+            id=entry.name,
+            source=entry.source,
+            policy=entry.policy,
+            max_quote=(entry.max_quote or DEFAULT_MAX_QUOTE) if quote else None,
+            boundary=None if quote else entry.boundary or "start",
+            fingerprint=xxhash.xxh3_64_hexdigest(entry.text.encode("utf-8", "surrogatepass")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What compiling did.
+
+    Attributes:
+        phrases: entries with policy `phrase`.
+        documents: entries with policy `quote`.
+        too_short: ids of documents shorter than their `max_quote`, of which nothing is prohibited.
+        waived: (entry id, start, end) of the runs that may be quoted because they are free code, in characters of the
+            normalised document.
+    """
+
+    phrases: int = 0
+    documents: int = 0
+    too_short: list[str] = field(default_factory=list)
+    waived: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+class Blocklist:
+    """Compiled entries. Immutable; made by `compile`, `load` or `merge`."""
+
+    def __init__(
+        self,
+        automaton: Automaton,
+        normalization: Normalization,
+        owners: tuple[NDArray[np.int64], NDArray[np.int32]],
+        records: tuple[NDArray[np.uint8], NDArray[np.int64]],
+        report: Report,
+    ) -> None:
+        self.automaton = automaton
+        self.normalization = normalization
+        self.report = report
+        self._owner_starts, self._owners = owners
+        self._records, self._record_starts = records
+
+    @classmethod
+    def compile(
+        cls,
+        entries: Iterable[Entry],
+        *,
+        normalize: Literal["none", "code"] = "code",
+        ignore_case: bool = False,
+        allow: Iterable[str] = (),
+        allow_short: bool = False,
+    ) -> Blocklist:
+        """Compile entries.
+
+        Args:
+            entries: what is prohibited; ids must be unique unless the entries are equal.
+            normalize: `code` ignores whitespace that does not separate words; `none` compares as is.
+            ignore_case: fold ASCII letters.
+            allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
+            allow_short: accept phrases of fewer than 3 normalised bytes, which ban very much.
+
+        Raises:
+            ProdError: an entry that prohibits nothing or would prohibit everything, or two entries with one id.
+        """
+        normalization = Normalization(normalize, ignore_case)
+        free = FreeCode(normalization.code_points(text) for text in allow)
+        seen: dict[str, EntryInfo] = {}
+        infos: list[EntryInfo] = []
+        owned: dict[Pattern, list[int]] = {}
+        report = Report()
+        counts = {"phrase": 0, "quote": 0}
+        for entry in entries:
+            info = EntryInfo.of(entry)
+            if info.id in seen:
+                _require_equal(seen[info.id], info)
+                continue
+            seen[info.id] = info
+            number = len(infos)
+            infos.append(info)
+            counts[entry.policy] += 1
+            if info.max_quote is None:
+                patterns = [_phrase(entry, normalization, allow_short)]
+            else:
+                patterns = _anchors(entry, info.max_quote, normalization, free, report)
+            for pattern in patterns:
+                owned.setdefault(pattern, []).append(number)
+        report = Report(counts["phrase"], counts["quote"], report.too_short, report.waived)
+        return cls._assemble(owned, infos, normalization, report)
+
+    @classmethod
+    def merge(cls, blocklists: Sequence[Blocklist]) -> Blocklist:
+        """One blocklist that prohibits what any of several does; they must normalise alike.
+
+        Raises:
+            ProdError: nothing to merge, different normalisations, or one id for two different entries.
+        """
+        if not blocklists:
+            raise ProdError("expected at least one blocklist to merge, got none")
+        normalization = blocklists[0].normalization
+        owned: dict[Pattern, list[int]] = {}
+        numbers: dict[str, int] = {}
+        infos: list[EntryInfo] = []
+        too_short: dict[str, None] = {}
+        waived: dict[tuple[str, int, int], None] = {}
+        for blocklist in blocklists:
+            if blocklist.normalization != normalization:
+                raise ProdError(
+                    f"cannot merge blocklists that normalise differently: expected {normalization}, got "
+                    f"{blocklist.normalization}; compile them with the same normalize and ignore_case"
+                )
+            renumbered = []
+            for info in blocklist.entries():
+                if info.id in numbers:
+                    _require_equal(infos[numbers[info.id]], info)
+                else:
+                    numbers[info.id] = len(infos)
+                    infos.append(info)
+                renumbered.append(numbers[info.id])
+            for index, pattern in enumerate(blocklist.automaton.spell()):
+                owners = owned.setdefault(pattern, [])
+                owners.extend(n for i in blocklist._owner_numbers(index) if (n := renumbered[i]) not in owners)
+            too_short.update(dict.fromkeys(blocklist.report.too_short))
+            waived.update(dict.fromkeys(blocklist.report.waived))
+        phrases = sum(info.policy == "phrase" for info in infos)
+        return cls._assemble(
+            owned, infos, normalization, Report(phrases, len(infos) - phrases, list(too_short), list(waived))
+        )
+
+    @classmethod
+    def _assemble(
+        cls, owned: dict[Pattern, list[int]], infos: list[EntryInfo], normalization: Normalization, report: Report
+    ) -> Blocklist:
+        patterns = sorted(owned)
+        owner_starts = np.zeros(len(patterns) + 1, np.int64)
+        np.cumsum(np.fromiter((len(owned[p]) for p in patterns), np.int64, len(patterns)), out=owner_starts[1:])
+        owners = np.fromiter((n for p in patterns for n in owned[p]), np.int32, int(owner_starts[-1]))
+        records = concatenate([_pack(info) for info in infos])
+        return cls(Automaton.build(patterns), normalization, (owner_starts, owners), records, report)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the blocklist to a file; a crash leaves what was there before."""
+        automaton = self.automaton
+        meta = {
+            "normalize": self.normalization.mode,
+            "ignore_case": self.normalization.ignore_case,
+            "longest": automaton.longest,
+            "report": asdict(self.report),
+        }
+        arrays = {
+            "nodes": automaton.nodes,
+            "rows": automaton.rows,
+            "accepting": automaton.accepting,
+            "starts": automaton.starts,
+            "patterns": automaton.patterns,
+            "lengths": automaton.lengths,
+            "owner_starts": self._owner_starts,
+            "owners": self._owners,
+            "records": self._records,
+            "record_starts": self._record_starts,
+        }
+        write_artifact(path, meta, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Blocklist:
+        """Map a file that `save` wrote; processes that load one file share its memory.
+
+        Raises:
+            ProdError: the file is missing, foreign, of another version, cut short or damaged.
+        """
+        meta, arrays = read_artifact(path)
+        report = meta["report"]
+        automaton = Automaton(
+            *(arrays[name] for name in ("nodes", "rows", "accepting", "starts", "patterns", "lengths")),
+            longest=meta["longest"],
+        )
+        automaton.validate()
+        return cls(
+            automaton,
+            Normalization(meta["normalize"], meta["ignore_case"]),
+            (arrays["owner_starts"], arrays["owners"]),
+            (arrays["records"], arrays["record_starts"]),
+            Report(
+                report["phrases"],
+                report["documents"],
+                report["too_short"],
+                [(entry_id, start, end) for entry_id, start, end in report["waived"]],
+            ),
+        )
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return len(self._record_starts) - 1
+
+    def entry(self, number: int) -> EntryInfo:
+        """What is kept of one entry, by its place in the order of compilation."""
+        packed = self._records[self._record_starts[number] : self._record_starts[number + 1]]
+        return _unpack(packed.tobytes())
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """What is kept of every entry."""
+        return map(self.entry, range(len(self)))
+
+    def entries_of(self, pattern: int) -> list[str]:
+        """The ids of the entries that prohibit a pattern, given by its index."""
+        return [self.entry(number).id for number in self._owner_numbers(pattern)]
+
+    def _owner_numbers(self, pattern: int) -> list[int]:
+        numbers: list[int] = self._owners[self._owner_starts[pattern] : self._owner_starts[pattern + 1]].tolist()
+        return numbers
+
+    def bind(self, tokenizer: Any) -> Matcher:
+        """The matcher of this blocklist for a tokenizer (see `tokenizer_bytes.vocabulary_of`).
+
+        Raises:
+            ProdError: the bytes of the tokenizer's tokens cannot be derived and proved.
+        """
+        from prod_decode.matcher import Matcher
+        from prod_decode.tokenizer_bytes import vocabulary_of
+
+        return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of)
+
+    def scan(self, text: str) -> Iterator[Match]:
+        """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
+
+        Of a `quote` entry these are its anchors: where one stands, `max_quote` characters of the document may.
+        """
+        codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        automaton, normalization = self.automaton, self.normalization
+        if not has_match(
+            automaton.nodes, automaton.rows, codes, normalization.is_code, normalization.ignore_case, CLASSES
+        ):
+            return
+        symbols, origins = normalization.run(codes)
+        found = np.empty((1024, 2), np.int64)
+        count = find_matches(automaton.nodes, automaton.rows, symbols, CLASSES, found)
+        if count > len(found):
+            found = np.empty((count, 2), np.int64)
+            find_matches(automaton.nodes, automaton.rows, symbols, CLASSES, found)
+        # Byte offsets to characters: a character begins at every byte that is not a continuation byte.
+        character = np.cumsum((codes & 0xC0) != 0x80) - 1
+        for last, where in found[:count].tolist():
+            for pattern, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1)):
+                start = int(character[origins[last - length + 1]])
+                end = int(character[origins[last]]) + 1
+                for entry_id in self.entries_of(pattern):
+                    yield Match(start, end, entry_id)
+
+
+def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pattern:
+    symbols = _symbols(entry, normalization)
+    if not symbols:
+        raise ProdError(f"entry {entry.name}: expected some text to prohibit, got {entry.text!r}")
+    if len(symbols) < SHORTEST_PATTERN and not allow_short:
+        raise ProdError(
+            f"entry {entry.name}: {entry.text!r} is {len(symbols)} normalised bytes, expected at least "
+            f"{SHORTEST_PATTERN}: it would ban a great deal; make it longer or pass --allow-short (allow_short=True)"
+        )
+    boundary = entry.boundary or "start"
+    return Pattern(
+        bound=boundary != "none" and bool(CLASSES[symbols[0]] == WORD),
+        symbols=symbols,
+        whole=boundary == "both" and bool(CLASSES[symbols[-1]] == WORD),
+    )
+
+
+def _anchors(
+    entry: Entry, max_quote: int, normalization: Normalization, free: FreeCode, report: Report
+) -> list[Pattern]:
+    if not _symbols(entry, normalization):
+        raise ProdError(f"entry {entry.name}: expected a document to protect, got an empty one")
+    text = normalization.code_points(entry.text)
+    if len(text) < max_quote:
+        report.too_short.append(entry.name)
+        return []
+    anchors = choose_anchors(text, max_quote, free=free)
+    report.waived.extend((entry.name, start, end) for start, end in anchors.waived)
+    # A document may repeat itself; the same anchor counts once.
+    return list(
+        dict.fromkeys(
+            Pattern(False, text[start:end].tobytes().decode("utf-32-le").encode(), False)
+            for start, end in anchors.spans
+        )
+    )
+
+
+def _symbols(entry: Entry, normalization: Normalization) -> bytes:
+    if "\ufffd" in entry.text:
+        raise ProdError(
+            f"entry {entry.name}: text has U+FFFD at character {entry.text.index(chr(0xFFFD))}, which decoders write for "
+            "broken bytes, so it cannot be guarded: remove it, or read the source with its right encoding"
+        )
+    try:
+        return normalization.symbols(entry.text)
+    except ProdError as error:
+        raise ProdError(f"entry {entry.name}: {error}") from None
+
+
+def _require_equal(first: EntryInfo, second: EntryInfo) -> None:
+    if first != second:
+        raise ProdError(
+            f"two different entries have the id {first.id!r} (sources {first.source!r} and {second.source!r}): "
+            "give each its own id"
+        )
+
+
+def _pack(info: EntryInfo) -> bytes:
+    fields = [info.id, info.fingerprint, info.policy, info.max_quote or info.boundary, info.source]
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def _unpack(packed: bytes) -> EntryInfo:
+    entry_id, fingerprint, policy, detail, source = json.loads(packed.decode("utf-8", "surrogatepass"))
+    quote = policy == "quote"
+    return EntryInfo(entry_id, source, policy, detail if quote else None, None if quote else detail, fingerprint)
