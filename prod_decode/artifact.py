@@ -39,7 +39,7 @@ def write_artifact(path: str | os.PathLike[str], meta: Mapping[str, Any], arrays
         contiguous = np.ascontiguousarray(array)
         places[name] = {"type": _describe(contiguous.dtype), "shape": contiguous.shape, "at": size}
         padding = -contiguous.nbytes % _ALIGNMENT
-        for chunk in (memoryview(contiguous.reshape(-1).view(np.uint8)), bytes(padding)):
+        for chunk in (contiguous.reshape(-1).view(np.uint8).data, bytes(padding)):
             checksum.update(chunk)
             chunks.append(chunk)
         size += contiguous.nbytes + padding
@@ -64,7 +64,7 @@ class write_whole:  # noqa: N801 (used like `open`)
 
     def __enter__(self) -> Any:
         try:
-            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (closed in __exit__)
+            self._file = tempfile.NamedTemporaryFile(
                 dir=self._path.parent, prefix=f".{self._path.name}.", delete=False
             )
         except OSError as error:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +89,7 @@ class Automaton:
         """Compile patterns, given sorted and distinct, in time and memory linear in their bytes."""
         if any(not pattern.symbols for pattern in patterns):
             raise ProdError("expected patterns of at least one symbol, got an empty one")
-        if any(a >= b for a, b in zip(patterns, patterns[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(patterns)):
             raise ProdError("expected distinct patterns in sorted order: pass sorted(set(patterns))")
         first_bound = sum(1 for pattern in patterns if not pattern.bound)
         data, offsets = concatenate([pattern.symbols for pattern in patterns])
@@ -198,7 +199,7 @@ def step(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: int, b
         if found >= 0:
             return found
         node = nodes[node].fail
-    return rows[1 if begins_word else 0, symbol]
+    return int(rows[1 if begins_word else 0, symbol])
 
 
 @jit
@@ -390,4 +391,3 @@ def walk(
             matched = True
         pending = (flags & MATCH_END) != 0
     return node, matched or pending
-

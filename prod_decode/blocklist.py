@@ -35,7 +35,7 @@ class Entry:
 
     Attributes:
         text: a string (`phrase`) or a document (`quote`).
-        id: its name in reports; default: the policy and a hash of the text.
+        id: its name in reports; default: the text of a short phrase, else the policy and a hash of the text.
         source: where it comes from, for people: a URL, a licence, a ticket.
         policy: `phrase`: the string may not be completed. `quote`: no verbatim run of `max_quote` normalised characters
             or more from this document.
@@ -55,23 +55,34 @@ class Entry:
         if not isinstance(self.text, str):
             raise ProdError(f"expected text to be a string, got {type(self.text).__name__}")
         if self.policy not in ("phrase", "quote"):
-            raise ProdError(f"entry {self.name}: expected policy 'phrase' or 'quote', got {self.policy!r}")
+            raise ProdError(f"{self.label}: expected policy 'phrase' or 'quote', got {self.policy!r}")
         if self.boundary not in (None, "start", "both", "none"):
-            raise ProdError(f"entry {self.name}: expected boundary 'start', 'both' or 'none', got {self.boundary!r}")
+            raise ProdError(f"{self.label}: expected boundary 'start', 'both' or 'none', got {self.boundary!r}")
         if self.policy == "phrase" and self.max_quote is not None:
-            raise ProdError(f"entry {self.name}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
+            raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
         if self.policy == "quote" and self.boundary is not None:
-            raise ProdError(f"entry {self.name}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
-        if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < 2 * SHORTEST_PATTERN):
+            raise ProdError(f"{self.label}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
+        if self.max_quote is not None and (
+            not isinstance(self.max_quote, int) or self.max_quote < 2 * SHORTEST_PATTERN
+        ):
             raise ProdError(
-                f"entry {self.name}: expected max_quote to be a whole number of at least {2 * SHORTEST_PATTERN} "
+                f"{self.label}: expected max_quote to be a whole number of at least {2 * SHORTEST_PATTERN} "
                 f"characters, got {self.max_quote!r}"
             )
 
     @property
     def name(self) -> str:
         """The id, given or derived."""
-        return self.id or f"{self.policy}-{xxhash.xxh3_64_hexdigest(self.text.encode('utf-8', 'surrogatepass'))}"
+        if self.id:
+            return self.id
+        if self.policy == "phrase" and len(self.text) <= 60 and self.text.isprintable() and self.text.strip():
+            return self.text
+        return f"{self.policy}-{xxhash.xxh3_64_hexdigest(self.text.encode('utf-8', 'surrogatepass'))}"
+
+    @property
+    def label(self) -> str:
+        """How messages call it: the id, and the source if there is one."""
+        return f"entry {self.name!r}" + (f" ({self.source})" if self.source else "")
 
 
 class Match(NamedTuple):
@@ -272,7 +283,12 @@ class Blocklist:
         meta, arrays = read_artifact(path)
         report = meta["report"]
         automaton = Automaton(
-            *(arrays[name] for name in ("nodes", "rows", "accepting", "starts", "patterns", "lengths")),
+            nodes=arrays["nodes"],
+            rows=arrays["rows"],
+            accepting=arrays["accepting"],
+            starts=arrays["starts"],
+            patterns=arrays["patterns"],
+            lengths=arrays["lengths"],
             longest=meta["longest"],
         )
         automaton.validate()
@@ -351,11 +367,11 @@ class Blocklist:
 def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pattern:
     symbols = _symbols(entry, normalization)
     if not symbols:
-        raise ProdError(f"entry {entry.name}: expected some text to prohibit, got {entry.text!r}")
+        raise ProdError(f"{entry.label}: expected some text to prohibit, got {entry.text!r}")
     if len(symbols) < SHORTEST_PATTERN and not allow_short:
         raise ProdError(
-            f"entry {entry.name}: {entry.text!r} is {len(symbols)} normalised bytes, expected at least "
-            f"{SHORTEST_PATTERN}: it would ban a great deal; make it longer or pass --allow-short (allow_short=True)"
+            f"{entry.label}: {symbols.decode('utf-8', 'replace')!r} is {len(symbols)} normalised bytes, expected "
+            f"at least {SHORTEST_PATTERN}: it would ban a great deal; make it longer or pass --allow-short (allow_short=True)"
         )
     boundary = entry.boundary or "start"
     return Pattern(
@@ -369,7 +385,7 @@ def _anchors(
     entry: Entry, max_quote: int, normalization: Normalization, free: FreeCode, report: Report
 ) -> list[Pattern]:
     if not _symbols(entry, normalization):
-        raise ProdError(f"entry {entry.name}: expected a document to protect, got an empty one")
+        raise ProdError(f"{entry.label}: expected a document to protect, got an empty one")
     text = normalization.code_points(entry.text)
     if len(text) < max_quote:
         report.too_short.append(entry.name)
@@ -388,13 +404,13 @@ def _anchors(
 def _symbols(entry: Entry, normalization: Normalization) -> bytes:
     if "\ufffd" in entry.text:
         raise ProdError(
-            f"entry {entry.name}: text has U+FFFD at character {entry.text.index(chr(0xFFFD))}, which decoders write for "
+            f"{entry.label}: text has U+FFFD at character {entry.text.index(chr(0xFFFD))}, which decoders write for "
             "broken bytes, so it cannot be guarded: remove it, or read the source with its right encoding"
         )
     try:
         return normalization.symbols(entry.text)
     except ProdError as error:
-        raise ProdError(f"entry {entry.name}: {error}") from None
+        raise ProdError(f"{entry.label}: {error}") from None
 
 
 def _require_equal(first: EntryInfo, second: EntryInfo) -> None:

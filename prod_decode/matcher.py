@@ -413,9 +413,7 @@ def _continuations(
                 else:
                     flags = nodes[mine].flags
                     if flags & ACCEPT:
-                        count = _emit(
-                            order, token_nodes[theirs].low, token_nodes[theirs].high, stamps, out, count
-                        )
+                        count = _emit(order, token_nodes[theirs].low, token_nodes[theirs].high, stamps, out, count)
                     else:
                         if flags & ACCEPT_END:
                             count = _emit_word_ends(token_nodes, theirs, order, classes, stamps, out, count)
@@ -460,5 +458,3 @@ def _emit_word_ends(
         if classes[token_nodes[v].label] != WORD:
             count = _emit(order, token_nodes[v].low, token_nodes[v].high, stamps, out, count)
     return count
-
-

