@@ -81,8 +81,9 @@ def cases() -> list[Case]:
         Case("hashing a password", "def hash_password(password):\n    return hashlib."),
         Case("running a command", "import os\n\ndef run(cmd):\n    os."),
         Case(
-            "a query",
-            "import sqlite3\ndef find(name):\n    conn = sqlite3.connect('db')\n    cur = conn.cursor()\n    cur.execute(",
+            "querying a database",
+            "import sqlite3\ndef find(name):\n    conn = sqlite3.connect('db')\n"
+            "    cur = conn.cursor()\n    cur.execute(",
         ),
         Case("TLS", "import requests\nr = requests.get(url, verify="),
         Case("TensorFlow", "import tensorflow as tf\nwith tf."),
@@ -250,7 +251,8 @@ _PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark; --line: #8884; --red: #c62828; --green: #2e7d32; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .75rem; }}
+pre {{ font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }}
+pre {{ padding: .75rem; }}
 pre.prompt {{ border-left: 3px solid var(--line); opacity: .8; max-height: 12rem; overflow: auto; }}
 .pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: .75rem 0; }}
 @media (max-width: 50rem) {{ .pair {{ grid-template-columns: 1fr; }} }}

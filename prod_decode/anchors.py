@@ -1,7 +1,7 @@
 """Which places of a document to prohibit, so that no long run of it can be quoted.
 
-To stop every run of K characters it is enough that every window of K contains one *anchor*, a substring that is itself
-prohibited. Anchors of width w must then begin at most K - w + 1 apart; *which* ones is free, and is chosen here by cost.
+To stop every run of K characters it is enough that every window of K contains one *anchor*, a substring that is
+itself prohibited. Anchors of width w must then begin at most K - w + 1 apart; *which* ones is free, and is chosen here by cost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def default_width(max_quote: int) -> int:
 class FreeCode:
     """The substrings of code that is free to use, by width.
 
-    Substrings are kept as 64-bit hashes: two of m different ones collide with a probability of about m * 2**-64 a look-up
+    Substrings are kept as 64-bit hashes: a look-up among m of them collides with a probability of about m * 2**-64
     (1e-11 for 100 MB), and a collision makes an anchor avoid a place, or waives a run, that it need not.
     """
 
@@ -153,8 +153,8 @@ def _stretches(starts: NDArray[np.int64], length: int) -> list[tuple[int, int]]:
 def _cheapest_cover(cost: NDArray[np.float64], needed: NDArray[np.bool_], spread: int) -> NDArray[np.int64]:
     """The places of least total cost such that every needed window `i` has one in `i : i + spread`; O(n).
 
-    best[p] = cost[p] + min(best[q] for q in low(p) : p), where low(p) is the last needed window that ends before p: the
-    one before p must lie in it. low never decreases, so a queue of rising minima serves. Every needed window has a place
+    best[p] = cost[p] + min(best[q] for q in low(p) : p), where low(p) is the last needed window that ends before p:
+    the one before p must lie in it. low never decreases, so a queue of rising minima serves. Every needed window has a place
     of finite cost.
     """
     places = len(cost)

@@ -64,9 +64,7 @@ class write_whole:  # noqa: N801 (used like `open`)
 
     def __enter__(self) -> Any:
         try:
-            self._file = tempfile.NamedTemporaryFile(
-                dir=self._path.parent, prefix=f".{self._path.name}.", delete=False
-            )
+            self._file = tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.name}.", delete=False)
         except OSError as error:
             raise ProdError(f"cannot write {self._path}: {error.strerror}") from None
         return self._file

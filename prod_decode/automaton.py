@@ -140,7 +140,7 @@ class Automaton:
             raise ProdError("the automaton's arrays contradict each other: compile the blocklist again")
 
     def patterns_at(self, node: int, *, ends_word: bool) -> list[tuple[int, int]]:
-        """The patterns that a walk which stands at `node` has just completed, as (pattern index, length), longest first.
+        """The patterns that a walk at `node` has just completed, as (pattern index, length), longest first.
 
         `ends_word` tells whether the word, if the text is in one, ends here: only then do `whole` patterns count.
         """
@@ -149,9 +149,8 @@ class Automaton:
         while node > BOUND_ROOT and self.nodes["flags"][node] & wanted:
             if self.nodes["flags"][node] & (ACCEPT | ACCEPT_END):
                 at = int(np.searchsorted(self.accepting, node))
-                for item in self.patterns[self.starts[at] : self.starts[at + 1]].tolist():
-                    if ends_word or not item & 1:
-                        found.append((item >> 1, int(self.lengths[at])))
+                here = self.patterns[self.starts[at] : self.starts[at + 1]].tolist()
+                found += [(item >> 1, int(self.lengths[at])) for item in here if ends_word or not item & 1]
             node = int(self.nodes["fail"][node])
         return found
 
@@ -176,8 +175,8 @@ class Automaton:
 @inline
 def find_child(nodes: NDArray[Any], node: int, label: int) -> int:
     """The child of `node` by `label`, or -1."""
-    low = nodes[node].child
-    high = nodes[node + 1].child
+    low = int(nodes[node].child)
+    high = int(nodes[node + 1].child)
     while high - low > 4:
         middle = (low + high) >> 1
         if nodes[middle].label <= label:

@@ -371,7 +371,8 @@ def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pa
     if len(symbols) < SHORTEST_PATTERN and not allow_short:
         raise ProdError(
             f"{entry.label}: {symbols.decode('utf-8', 'replace')!r} is {len(symbols)} normalised bytes, expected "
-            f"at least {SHORTEST_PATTERN}: it would ban a great deal; make it longer or pass --allow-short (allow_short=True)"
+            f"at least {SHORTEST_PATTERN}: it would ban a great deal; make it longer or pass --allow-short "
+            "(allow_short=True)"
         )
     boundary = entry.boundary or "start"
     return Pattern(

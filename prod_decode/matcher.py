@@ -28,8 +28,8 @@ _CACHED_STATES = 1 << 16
 class Matcher:
     """Tracks text token by token and tells which tokens are banned next.
 
-    A *state* is an int, `node * 4 + text state`; it depends on the last `longest` symbols only, so that it can always be
-    computed again from the tokens (`state_of`). Methods change nothing but caches: one matcher serves any number of
+    A *state* is an int, `node * 4 + text state`; it depends on the last `longest` symbols only, so that it can always
+    be computed again from the tokens (`state_of`). Methods change nothing but caches: one matcher serves any number of
     sequences and threads.
 
     Banned tokens are those that complete a pattern, even if the output ended right after them:
@@ -203,8 +203,8 @@ class Matcher:
 
     def _unknown_token(self, token_id: int) -> ProdError:
         return ProdError(
-            f"token id {token_id} has no known bytes in the vocabulary of {len(self)} tokens: the text so far cannot be "
-            "checked; use the tokenizer that belongs to the model"
+            f"token id {token_id} has no known bytes in the vocabulary of {len(self)} tokens: the text so far cannot "
+            "be checked; use the tokenizer that belongs to the model"
         )
 
 
@@ -235,7 +235,7 @@ def _advance_inline(
         is_word = classes[symbols[i]] == WORD
         node = step(nodes, rows, node, symbols[i], is_word and not in_word)
         in_word = is_word
-    return (node << 2) | next_state[text_state, token]
+    return int((node << 2) | next_state[text_state, token])
 
 
 @jit
@@ -296,7 +296,7 @@ def _states_of(
     `AFTER_OTHER`, so counting those never stops too late.
     """
     for row in range(len(tokens)):
-        first = tokens.shape[1]
+        first = int(tokens.shape[1])
         seen = 0
         while first > 0 and seen <= longest:
             first -= 1

@@ -81,8 +81,8 @@ class Normalization:
         """Normalise bytes (uint8 [n]) or code points (uint32 [n]).
 
         Returns:
-            The symbols, [m] of the dtype of `codes`, and for each the index in `codes` of what it stands for: int64 [m].
-            The space between two words stands for the first character of the run of whitespace.
+            The symbols, [m] of the dtype of `codes`, and for each the index in `codes` of what it stands for: int64
+            [m]. The space between two words stands for the first character of the run of whitespace.
         """
         symbols = np.empty_like(codes)
         origins = np.empty(len(codes), np.int64)
@@ -95,8 +95,8 @@ def _encode(text: str, encoding: str) -> bytes:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise ProdError(
-            f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which UTF-8 cannot "
-            "carry: remove it, or read the file with errors='replace'"
+            f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which UTF-8 "
+            "cannot carry: remove it, or read the file with errors='replace'"
         ) from None
 
 
