@@ -1,7 +1,8 @@
 """Which places of a document to prohibit, so that no long run of it can be quoted.
 
 To stop every run of K characters it is enough that every window of K contains one *anchor*, a substring that is
-itself prohibited. Anchors of width w must then begin at most K - w + 1 apart; *which* ones is free, and is chosen here by cost.
+itself prohibited. Anchors of width w must then begin at most K - w + 1 apart; *which* ones is free, and is chosen
+here by cost.
 """
 
 from __future__ import annotations
@@ -154,8 +155,8 @@ def _cheapest_cover(cost: NDArray[np.float64], needed: NDArray[np.bool_], spread
     """The places of least total cost such that every needed window `i` has one in `i : i + spread`; O(n).
 
     best[p] = cost[p] + min(best[q] for q in low(p) : p), where low(p) is the last needed window that ends before p:
-    the one before p must lie in it. low never decreases, so a queue of rising minima serves. Every needed window has a place
-    of finite cost.
+    the one before p must lie in it. low never decreases, so a queue of rising minima serves. Every needed window has
+    a place of finite cost.
     """
     places = len(cost)
     best = np.full(places, np.inf)

@@ -302,7 +302,7 @@ def _states_of(
             first -= 1
             token = tokens[row, first]
             if token < 0 or token >= len(kinds) or kinds[token] == UNKNOWN:
-                return row * tokens.shape[1] + first
+                return int(row * tokens.shape[1] + first)
             seen += starts[AFTER_OTHER, token + 1] - starts[AFTER_OTHER, token]
         state = ROOT * TEXT_STATES + AFTER_OTHER
         for i in range(first, tokens.shape[1]):
