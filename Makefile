@@ -49,7 +49,7 @@ overhead: $(READY)
 	$(BIN)/python -m bench overhead --quick
 
 docs: $(READY)
-	$(BIN)/python -m docs.make_cli
+	$(BIN)/python docs/make_cli.py
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -166,7 +166,7 @@ class Blocklist:
         """Compile entries.
 
         Args:
-            entries: what is prohibited; ids must be unique unless the entries are equal.
+            entries: what is prohibited; ids must be unique, but for entries that differ in their source only.
             normalize: `code` ignores whitespace that does not separate words; `none` compares as is.
             ignore_case: fold ASCII letters.
             allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
@@ -415,7 +415,8 @@ def _symbols(entry: Entry, normalization: Normalization) -> bytes:
 
 
 def _require_equal(first: EntryInfo, second: EntryInfo) -> None:
-    if first != second:
+    """Two lists may prohibit the same thing for their own reasons: everything but the source must agree."""
+    if first != replace(second, source=first.source):
         raise ProdError(
             f"two different entries have the id {first.id!r} (sources {first.source!r} and {second.source!r}): "
             "give each its own id"

@@ -377,3 +377,6 @@ def _record(run: Generation, blocklist: Blocklist) -> dict[str, object]:
         "tokens": len(run.pieces),
         "seconds": run.seconds,
     }
+
+if __name__ == "__main__":
+    sys.exit(main())
