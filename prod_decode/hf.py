@@ -1,0 +1,355 @@
+"""The adapter for Hugging Face `generate`: a matcher as a logits processor."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from prod_decode.blocklist import Blocklist
+from prod_decode.errors import ProdError
+from prod_decode.masking import mask_prohibited_, prod_distribution, renormalize_log_probs_
+from prod_decode.matcher import Matcher
+from prod_decode.vocabulary import SPECIAL
+
+# Models pad their output layer; DeepSeek-MoE has 102,400 columns for 100,015 tokens, the most that we know of. A larger
+# difference is another model's tokenizer.
+_MOST_PADDING = 4096
+
+# How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
+_LOG_MASS_TOLERANCE = 1e-3
+
+_NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """One step at which the token that the model rated highest was banned.
+
+    Attributes:
+        row: of the scores.
+        position: the length of the text so far in tokens, left padding included: the index of the token to come.
+        token_id: the token that the model rated highest.
+        probability: of that token, before the ban; 0 to 1.
+        mass: the probability of all tokens banned at this step, before the ban; 0 to 1.
+        entries: ids of the entries to blame, in the order in which their patterns end; at least one.
+    """
+
+    row: int
+    position: int
+    token_id: int
+    probability: float
+    mass: float
+    entries: tuple[str, ...]
+
+
+class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
+    """Keeps prohibited patterns out of what `model.generate` writes.
+
+        model.generate(**inputs, logits_processor=[ProdLogitsProcessor(blocklist, tokenizer)])
+
+    For every row, the tokens that would complete a pattern after the text so far, prompt included, get the score -inf;
+    so do columns beyond the vocabulary. Mode `mask` leaves every other score alone, except that rows of normalised
+    log-probabilities, which is what beam search passes, are normalised again. In mode `prod` the scores become the
+    logarithm of `masking.prod_distribution`. A row without a token left ends with EOS.
+
+    Nothing needs a reset: what is remembered between calls is compared with `input_ids` and computed again where it
+    does not fit. So one processor serves greedy search, sampling, beams, assisted decoding, prompt lookup, any batch
+    and any number of `generate` calls, one at a time: concurrent calls take one each, and may share the matcher.
+
+    Where the guarantee ends:
+
+    - Put it last in `logits_processor`: a later one may raise what this one masked. Temperature, top-k and top-p, which
+      transformers applies afterwards, cannot.
+    - Continuous batching (`generate_batch`) drops the processor with no more than a warning: nothing is enforced there.
+    - With `inputs_embeds` alone the prompt is not known, so a pattern may begin in it and end in the output.
+    - An assistant with a tokenizer of its own is unsupported: transformers passes the processor the assistant's ids.
+    - Gemma 4 assistants are not passed the processor. That is safe, since what they draft is verified, except with
+      `assistant_ensemble_weight`, which accepts drafts that the verification gives probability 0.
+
+    Attributes:
+        fired: by entry id, the number of steps at which the token rated highest was banned because of that entry. Two
+            entries may share a step.
+        steps: the number of steps so far: rows of all calls, apart from rows that had already ended. Each beam counts,
+            and with assisted decoding and prompt lookup each draft and each verification does. Prompt lookup also asks
+            with constant scores; those count here but never in `fired`.
+    """
+
+    # Continuous batching passes the newest tokens only, not the text.
+    supports_continuous_batching = False
+
+    def __init__(
+        self,
+        source: Matcher | Blocklist,
+        tokenizer: Any = None,
+        *,
+        mode: Literal["mask", "prod"] = "mask",
+        top_p: float = 1.0,
+        max_n: int | None = None,
+        temperature: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        on_ban: Callable[[Ban], object] | None = None,
+    ) -> None:
+        """Check everything that can be checked before the first step.
+
+        Args:
+            source: a matcher, or a blocklist together with `tokenizer`.
+            tokenizer: the model's, as for `Blocklist.bind`; only with a blocklist.
+            mode: `mask` or `prod`.
+            top_p: for `prod`: the nucleus, as for `prod_distribution`; 1 keeps every token.
+            max_n: for `prod`: the most tokens in the nucleus; None is no limit.
+            temperature: for `prod`: None is 1. That of `generate` applies besides.
+            eos_token_id: what ends a row without a token left: special tokens; default: those of the vocabulary.
+            on_ban: called at each step that counts in `fired`, before the scores are masked.
+
+        Raises:
+            ProdError: an argument of another type or range than stated, a tokenizer whose bytes cannot be derived, or
+                no EOS token.
+        """
+        self.matcher = _bind(source, tokenizer)
+        self.eos_ids = _eos_ids(self.matcher, eos_token_id)
+        if mode not in ("mask", "prod"):
+            raise ProdError(f"mode: expected 'mask' or 'prod', got {mode!r}")
+        if mode == "mask" and (top_p, max_n, temperature) != (1.0, None, None):
+            raise ProdError(
+                f"top_p, max_n and temperature belong to mode 'prod', got {top_p!r}, {max_n!r} and {temperature!r} in "
+                "mode 'mask': pass mode='prod', or leave them to generate"
+            )
+        self._options = {"top_p": top_p, "max_n": max_n, "temperature": temperature}
+        prod_distribution(torch.zeros(1, 1), _NOTHING, **self._options)  # type: ignore[arg-type]
+        self.mode = mode
+        self.on_ban = on_ban
+        self.fired: Counter[str] = Counter()
+        self.steps = 0
+        self._padding: tuple[Tensor, Tensor] | None = None
+        self._forget()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores of one step with prohibited tokens masked.
+
+        Waits for a GPU once to fetch the newest tokens, and where a token is banned again for the top scores.
+
+        Args:
+            input_ids: [B, T], integers: the text so far.
+            scores: [B, V], floats on any device: logits, or log-probabilities. Not modified: `generate` keeps them for
+                `output_logits`, and prompt lookup passes one tensor for several positions.
+
+        Returns:
+            [B, V] of the same dtype and device: new, or `scores` itself where nothing changes.
+
+        Raises:
+            ProdError: `scores` is of another shape than the vocabulary and `input_ids` allow, or every row has a token
+                without known bytes. Where other rows are sound, a row with such a token ends: beam sampling carries on
+                rows of probability 0 when it runs out of others, and never returns them.
+        """
+        self._check_shapes(input_ids, scores)
+        ends = [token for token in self.eos_ids if token < scores.shape[1]]
+        self._follow(input_ids)
+        self.steps += int((~self._over).sum())
+        rows, tokens = self._banned(scores.shape[1])
+        padding = self._padding_of(scores)
+        if self.mode == "mask" and not len(rows) and padding is None:
+            return scores
+        # The indices go to the device once, for all that follows.
+        row, token = (torch.from_numpy(ids).to(scores.device, torch.int64, non_blocking=True) for ids in (rows, tokens))
+        top = self._count(scores, (rows, tokens), (row, token), input_ids.shape[1])
+        masked = scores.clone()
+        if padding is not None:
+            mask_prohibited_(masked, *padding)
+        mask_prohibited_(masked, row, token, fallback=ends)
+        if self.mode == "prod":
+            return prod_distribution(masked, _NOTHING, **self._options).log_().to(scores.dtype)  # type: ignore[arg-type]
+        changed = np.full(len(scores), padding is not None)
+        changed[rows] = True
+        # Log-probabilities are at most 0, which spares logits the logsumexp.
+        return _renormalize(masked, scores, np.flatnonzero(changed & (top <= _LOG_MASS_TOLERANCE)))
+
+    def reset_counts(self) -> None:
+        """Set `fired` and `steps` to 0."""
+        self.fired.clear()
+        self.steps = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: all but the memory of the last call, which may be on a device."""
+        return {**self.__dict__, "_ids": None, "_padding": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProdLogitsProcessor:
+        """A processor with counts of its own and the same matcher, which nothing changes."""
+        twin = copy.copy(self)
+        twin.fired = self.fired.copy()
+        return twin
+
+    def _check_shapes(self, input_ids: Tensor, scores: Tensor) -> None:
+        if input_ids.ndim != 2 or scores.ndim != 2 or len(input_ids) != len(scores):
+            raise ProdError(
+                f"expected input_ids [B, T] and scores [B, V], got {tuple(input_ids.shape)} and {tuple(scores.shape)}; "
+                "call this from generate"
+            )
+        width, known = scores.shape[1], len(self.matcher)
+        if abs(width - known) > _MOST_PADDING or min(self.eos_ids) >= width:
+            raise ProdError(
+                f"the model scores {width} tokens but the matcher's tokenizer has {known} (EOS {self.eos_ids}): they "
+                "do not belong together; bind the blocklist to the model's own tokenizer, and use no assistant with "
+                "another one"
+            )
+
+    def _forget(self) -> None:
+        self._ids: Tensor | None = None
+        self._states = np.zeros(0, np.int64)
+        # Rows that have nothing more to say, for the counts alone: ended with EOS and padded since, or unreadable.
+        self._over = np.zeros(0, np.bool_)
+        self._unreadable = np.zeros(0, np.int64)
+
+    def _follow(self, input_ids: Tensor) -> None:
+        """Bring the states up to `input_ids`: by the newest column if that is all that is new, else from the start."""
+        newest = self._newest(input_ids)
+        if newest is not None:
+            try:
+                self._states = self.matcher.advance_all(self._states, newest)
+            except ProdError:
+                newest = None
+        if newest is not None:
+            padded = self.matcher.vocabulary.kinds[newest] == SPECIAL
+            self._over = np.isin(newest, self.eos_ids) | (self._over & padded)
+        else:
+            self._read(input_ids.cpu().numpy().astype(np.int64))
+        # Kept as a clone: transformers may write to what it passed.
+        self._ids = None if len(self._unreadable) else input_ids.clone()
+
+    def _newest(self, input_ids: Tensor) -> NDArray[np.int64] | None:
+        """The last column, int64 [B], if the columns before it are those of the last call; fetched in one transfer."""
+        before = self._ids
+        if before is None or before.device != input_ids.device or before.shape != input_ids[:, :-1].shape:
+            return None
+        if not input_ids.shape[1]:
+            return None
+        follows = (before == input_ids[:, :-1]).all().reshape(1).to(input_ids.dtype)
+        fetched = torch.cat([input_ids[:, -1], follows]).cpu().numpy().astype(np.int64)
+        return fetched[:-1] if fetched[-1] else None
+
+    def _read(self, token_ids: NDArray[np.int64]) -> None:
+        """Compute the states from whole texts, int64 [B, T]."""
+        self._forget()
+        self._over = np.zeros(len(token_ids), np.bool_)
+        try:
+            self._states = self.matcher.states_of(token_ids)
+        except ProdError:
+            self._states = np.full(len(token_ids), self.matcher.start(), np.int64)
+            for row, text in enumerate(token_ids):
+                try:
+                    self._states[row] = self.matcher.state_of(text)
+                except ProdError:
+                    self._over[row] = True
+            if self._over.all():
+                raise
+            self._unreadable = np.flatnonzero(self._over)
+
+    def _banned(self, width: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Sparse pairs (rows, tokens), both int32 [n], ascending by row except for those of unreadable rows."""
+        rows, tokens = self.matcher.banned_all(self._states)
+        if width < len(self.matcher):
+            inside = tokens < width
+            rows, tokens = rows[inside], tokens[inside]
+        if len(self._unreadable):
+            rows = np.concatenate([rows, np.repeat(self._unreadable, width).astype(np.int32)])
+            tokens = np.concatenate([tokens, np.tile(np.arange(width, dtype=np.int32), len(self._unreadable))])
+        return rows, tokens
+
+    def _padding_of(self, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Pairs (row, column), int64 [n], for the columns beyond the vocabulary; kept while shapes stay the same."""
+        count, width = scores.shape
+        known = len(self.matcher)
+        if width <= known:
+            return None
+        cached = self._padding
+        if cached is None or cached[0].device != scores.device or len(cached[0]) != count * (width - known):
+            columns = torch.arange(known, width, device=scores.device)
+            rows = torch.arange(count, device=scores.device).repeat_interleave(width - known)
+            self._padding = cached = rows, columns.repeat(count)
+        return cached
+
+    def _count(
+        self,
+        scores: Tensor,
+        banned: tuple[NDArray[np.int32], NDArray[np.int32]],
+        on_device: tuple[Tensor, Tensor],
+        position: int,
+    ) -> NDArray[np.float64]:
+        """Count and report the rows whose top token is banned; return the top score of every row, float64 [B].
+
+        `amax` because `argmax` takes 8 times as long on a CPU ([64, 152k]: 24 ms instead of 3); which token it is
+        matters only if a banned one has that score.
+        """
+        rows, tokens = banned
+        fetched = torch.cat([scores.amax(-1), scores[on_device]]).cpu().double().numpy()
+        top, of_banned = fetched[: len(scores)], fetched[len(scores) :]
+        hit = (of_banned >= top[rows]) & ~self._over[rows]
+        for row in np.unique(rows[hit]).tolist():
+            probs = prod_distribution(scores[row], _NOTHING)
+            token_id = int(scores[row].argmax())
+            out = tokens[rows == row]
+            # A tie with a token that is not banned, or a row that rates no token above another.
+            if token_id not in out or bool((probs == probs[token_id]).all()):
+                continue
+            entries = tuple(self.matcher.blame(int(self._states[row]), token_id))
+            # An id without known bytes is banned, but no entry is to blame.
+            if not entries:
+                continue
+            self.fired.update(entries)
+            if self.on_ban is not None:
+                mass = float(probs[torch.from_numpy(out).to(probs.device, torch.int64)].sum())
+                self.on_ban(Ban(row, position, token_id, float(probs[token_id]), mass, entries))
+        return top
+
+
+def _renormalize(masked: Tensor, scores: Tensor, candidates: NDArray[np.intp]) -> Tensor:
+    """Normalise `masked` again, in place, in those of the candidate rows in which `scores` were log-probabilities.
+
+    Logits whose logsumexp happens to be 0 are shifted too, which changes no probability.
+    """
+    if not len(candidates):
+        return masked
+    rows = torch.from_numpy(candidates).to(scores.device)
+    log_mass = scores[rows].float().logsumexp(-1)
+    return renormalize_log_probs_(masked, rows[log_mass.abs() < _LOG_MASS_TOLERANCE])
+
+
+def _bind(source: Matcher | Blocklist, tokenizer: Any) -> Matcher:
+    if isinstance(source, Matcher):
+        if tokenizer is not None:
+            raise ProdError("a Matcher is bound to its tokenizer: leave `tokenizer` out, or pass the Blocklist instead")
+        return source
+    if not isinstance(source, Blocklist):
+        raise ProdError(
+            f"expected a Matcher or a Blocklist, got {type(source).__name__}; use Blocklist.compile([...]) or "
+            "Blocklist.load(path)"
+        )
+    if tokenizer is None:
+        raise ProdError("a Blocklist needs the model's tokenizer: pass ProdLogitsProcessor(blocklist, tokenizer)")
+    return source.bind(tokenizer)
+
+
+def _eos_ids(matcher: Matcher, given: int | Sequence[int] | None) -> list[int]:
+    """The ids that end a row: at least one, all special, so that ending a row adds no text."""
+    ids = list(matcher.vocabulary.eos_ids) if given is None else [given] if isinstance(given, int) else list(given)
+    if not ids:
+        raise ProdError(
+            "expected an EOS token to end rows whose every token is banned, got none in the tokenizer: pass "
+            "eos_token_id=..."
+        )
+    for token_id in ids:
+        is_id = isinstance(token_id, int | np.integer) and 0 <= token_id < len(matcher)
+        if not is_id or matcher.vocabulary.kinds[token_id] != SPECIAL:
+            raise ProdError(
+                f"eos_token_id: expected ids of special tokens, got {token_id!r}, which adds text or does not exist; "
+                "use the id of a special token, since text could complete a pattern"
+            )
+    return ids

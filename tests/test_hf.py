@@ -1,0 +1,596 @@
+"""The processor against plain loops over random scores, and inside `generate` of a tiny random model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+
+from prod_decode import Blocklist, Entry, Matcher, ProdError, ProdLogitsProcessor, Vocabulary
+from prod_decode.automaton import Automaton
+from prod_decode.hf import Ban
+from prod_decode.masking import prod_distribution
+from prod_decode.vocabulary import UNKNOWN
+from tests import oracle
+from tests.strategies import FLOATS
+from tests.strategies_text import normalizations, pattern_lists, vocabularies
+
+INF = math.inf
+PAD, BOS, EOS, HOLE = 0, 1, 2, 3
+# Columns that the model has beyond the vocabulary.
+EXTRA = 7
+
+# Pieces of pieces, so that every text has many spellings.
+WORDS = [b"yaml", b"load", b"eval", b"exec", b"import", b"return", b"self", b"print", b"open", b"str", b"cpy", b"int"]
+PIECES = sorted(
+    {word[i:j] for word in WORDS[:6] for i in range(len(word)) for j in range(i + 2, len(word) + 1)}
+    | set(WORDS)
+    | {b" " + word for word in WORDS}
+    | {b"    ", b"\n    ", b"()", b"(x", b".load", b".load(", b"yaml.", b" = ", b"==", b"\r\n", b"eval(", b"\xc3\xa9"}
+)
+CHARACTERS = [bytes([byte]) for byte in (*range(32, 127), 9, 10, 0xC3, 0xA9)]
+TOKENS: list[bytes | None] = [b"<pad>", b"<s>", b"</s>", None, *CHARACTERS, *PIECES]
+UNUSED = [HOLE, *range(len(TOKENS), len(TOKENS) + EXTRA)]
+VOCABULARY = Vocabulary.from_bytes(TOKENS, special=[PAD, BOS], eos_ids=[EOS])
+
+
+# ---- the model -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def tiny_model(seed: int = 0, layers: int = 2) -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS) + EXTRA,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        # Far above the default, so that the distributions are as peaked as those of a trained model.
+        initializer_range=0.4,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def encode(text: bytes) -> list[int]:
+    """Longest piece first."""
+    ids = []
+    while text:
+        longest = max((t for t in TOKENS[HOLE + 1 :] if t and text.startswith(t)), key=len)
+        ids.append(TOKENS.index(longest))
+        text = text[len(longest) :]
+    return ids
+
+
+PROMPTS = [
+    encode(b"import yaml\n"),
+    encode(b"def f(x):\n    return yaml"),
+    encode(b"x = "),
+    encode(b"print(1)\nprint(2)\nprint("),
+]
+
+
+def batch(prompts: list[list[int]]) -> dict[str, Tensor]:
+    """Left-padded."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+
+
+def run(prompts: list[list[int]], processor: ProdLogitsProcessor | None, seed: int = 0, **options: Any) -> Tensor:
+    torch.manual_seed(seed)
+    options = {"do_sample": False, "max_new_tokens": 16, **options}
+    with torch.inference_mode():
+        return tiny_model().generate(
+            **batch(prompts), logits_processor=LogitsProcessorList([processor] if processor else []), **options
+        )
+
+
+def symbols(ids: list[int]) -> bytes:
+    """The normalised text of a sequence, its special tokens left out."""
+    return oracle.normalize(b"".join(TOKENS[i] or b"" for i in ids if i not in (PAD, BOS, EOS)), "code", False)
+
+
+def blocklist(patterns: set[bytes]) -> Blocklist:
+    return Blocklist.compile(
+        [Entry(text=pattern.decode(), id=pattern.decode(), boundary="none") for pattern in sorted(patterns)],
+        allow_short=True,
+    )
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 0},
+    "sampling, warped": {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 1.5, "repetition_penalty": 1.2},
+    "beam": {"num_beams": 4, "num_return_sequences": 4},
+    "beam sampling": {"num_beams": 4, "do_sample": True, "top_k": 0, "num_return_sequences": 2},
+    "assisted": {"assistant": True},
+    "assisted sampling": {"assistant": True, "do_sample": True, "top_k": 0},
+    "prompt lookup": {"prompt_lookup_num_tokens": 4},
+    "prompt lookup, sampling": {"prompt_lookup_num_tokens": 4, "do_sample": True, "top_k": 0},
+    "without cache": {"use_cache": False},
+    "beam, other scores": {
+        "num_beams": 3,
+        "early_stopping": "never",
+        "length_penalty": 0.0,
+        "renormalize_logits": True,
+    },
+    "no EOS at first": {"remove_invalid_values": True, "min_new_tokens": 8},
+}
+# What transformers offers for a single sequence only.
+ONE_AT_A_TIME = ("assisted", "prompt lookup")
+
+
+def outputs(mode: str, processor: ProdLogitsProcessor | None, seed: int = 0, **more: Any) -> list[tuple[bytes, bytes]]:
+    """(prompt, prompt and output) of all prompts, normalised."""
+    options = dict(MODES[mode], **more)
+    if options.pop("assistant", False):
+        options["assistant_model"] = tiny_model(1, layers=1)
+    groups = [[prompt] for prompt in PROMPTS] if mode.startswith(ONE_AT_A_TIME) else [PROMPTS]
+    found = []
+    for group in groups:
+        rows = run(group, processor, seed, **options).tolist()
+        width = max(map(len, group))
+        for i, row in enumerate(rows):
+            prompt = group[i * len(group) // len(rows)]
+            assert row[width - len(prompt) : width] == prompt
+            found.append((symbols(prompt), symbols(row)))
+    return found
+
+
+def violations(texts: list[tuple[bytes, bytes]], patterns: set[bytes]) -> list[tuple[bytes, bytes]]:
+    return [(pattern, text) for _, text in texts for pattern in sorted(patterns) if pattern in text]
+
+
+def new_patterns(texts: list[tuple[bytes, bytes]], width: int, every: int) -> set[bytes]:
+    """Substrings of the outputs, some of which begin in the prompt: what the model would write."""
+    found = {
+        text[start : start + width] for prompt, text in texts for start in range(len(prompt) - 1, len(text), every)
+    }
+    return {
+        pattern
+        for pattern in found
+        if len(pattern) == width
+        and pattern.isascii()
+        and b" " not in pattern
+        and not any(pattern in p for p, _ in texts)
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [(mode, {}) for mode in MODES]
+    + [(mode, {"mode": "prod", "top_p": 0.8}) for mode in ("greedy", "sampling, warped", "beam", "assisted sampling")]
+    + [("beam sampling", {"mode": "prod", "max_n": 1})],
+    ids=str,
+)
+def test_no_pattern_appears_in_any_generation_mode(mode: str, options: dict[str, Any]) -> None:
+    # Ban what the model writes, then what it writes instead, and so on: its favourites end up surrounded by bans.
+    patterns: set[bytes] = set()
+    # Unguarded, the model also writes ids that no token has.
+    texts = outputs(mode, None, suppress_tokens=UNUSED)
+    processor = None
+    for width in (6, 2):
+        patterns |= new_patterns(texts, width, every=4)
+        assert violations(texts, patterns)
+        processor = ProdLogitsProcessor(blocklist(patterns), VOCABULARY, **options)
+        texts = outputs(mode, processor)
+        assert violations(texts, patterns) == []
+    assert processor is not None
+    # The same processor in another call.
+    assert violations(outputs(mode, processor, seed=1), patterns) == []
+    assert processor.fired.total() > 0
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sampling", "beam", "prompt lookup"])
+def test_a_blocklist_that_never_applies_changes_no_token(mode: str) -> None:
+    processor = ProdLogitsProcessor(blocklist({b"no model ever writes this"}), VOCABULARY)
+    # Beam search must be told to normalise again what is left beside the unused ids.
+    assert outputs(mode, processor) == outputs(mode, None, suppress_tokens=UNUSED, renormalize_logits=mode == "beam")
+    assert processor.steps > 0
+    assert not processor.fired
+
+
+@lru_cache(maxsize=1)
+def guarded() -> Blocklist:
+    """Bans every pair of characters that greedy search would write."""
+    return blocklist(new_patterns(outputs("greedy", None, suppress_tokens=UNUSED), width=2, every=1))
+
+
+@pytest.mark.parametrize("mode", ["assisted", "prompt lookup"])
+def test_speculation_writes_what_greedy_search_writes(mode: str) -> None:
+    processor = ProdLogitsProcessor(guarded(), VOCABULARY)
+    plain = [run([prompt], processor).tolist() for prompt in PROMPTS]
+    extra = {"assistant_model": tiny_model(1, layers=1)} if mode == "assisted" else MODES[mode]
+    assert [run([prompt], processor, **extra).tolist() for prompt in PROMPTS] == plain
+
+
+def test_raw_logits_that_generate_keeps_are_not_touched() -> None:
+    processor = ProdLogitsProcessor(guarded(), VOCABULARY)
+    for options in ({}, {"num_beams": 4}, {"assistant_model": tiny_model(1, layers=1)}):
+        result = run(
+            PROMPTS[1:2], processor, return_dict_in_generate=True, output_logits=True, output_scores=True, **options
+        )
+        assert all(bool(step.isfinite().all()) for step in result.logits)
+        assert all(bool((step == -INF).any()) for step in result.scores)
+
+
+def test_beam_scores_are_sums_of_log_probabilities() -> None:
+    processor = ProdLogitsProcessor(guarded(), VOCABULARY)
+    result = run(PROMPTS, processor, num_beams=4, return_dict_in_generate=True, output_scores=True)
+    assert processor.fired
+    for step in result.scores:
+        assert step.logsumexp(-1).abs().max() < 1e-5
+
+
+# ---- counts --------------------------------------------------------------------------------------------------------
+
+
+def test_counts_and_reports_equal_a_recount() -> None:
+    matcher = guarded().bind(VOCABULARY)
+    bans: list[Ban] = []
+    processor = ProdLogitsProcessor(matcher, on_ban=bans.append)
+    # A little more EOS, so that rows end at different steps and go on as padding beside the others.
+    options = {"sequence_bias": {(EOS,): 1.0}, "max_new_tokens": 40}
+    result = run(PROMPTS, processor, return_dict_in_generate=True, output_logits=True, **options)
+    width = batch(PROMPTS)["input_ids"].shape[1]
+    steps = 0
+    ends = set()
+    expected = []
+    for at in range(width, result.sequences.shape[1]):
+        for row, text in enumerate(result.sequences.tolist()):
+            if EOS in text[width:at]:
+                ends.add(text.index(EOS))
+                continue
+            steps += 1
+            state = matcher.state_of(text[:at])
+            banned = matcher.banned(state).tolist()
+            logits = result.logits[at - width][row].double()
+            logits[EOS] += 1.0
+            top = int(logits.argmax())
+            if top in banned and top != HOLE:
+                p = logits.softmax(-1)
+                expected.append((row, at, top, float(p[top]), float(p[banned].sum()), tuple(matcher.blame(state, top))))
+    assert len(ends) > 1
+    assert len(expected) > 10
+    assert processor.steps == steps
+    assert processor.fired == Counter(name for *_, names in expected for name in names)
+    assert [(b.row, b.position, b.token_id, b.entries) for b in bans] == [(*e[:3], e[5]) for e in expected]
+    assert [b.probability for b in bans] == pytest.approx([e[3] for e in expected], rel=1e-5)
+    assert [b.mass for b in bans] == pytest.approx([e[4] for e in expected], rel=1e-5)
+
+    counter = processor.fired
+    processor.reset_counts()
+    assert (processor.steps, counter) == (0, Counter())
+
+
+def simple(*patterns: bytes, tokens: list[bytes | None] | None = None, **options: Any) -> ProdLogitsProcessor:
+    """Tokens a to e are 0 to 4, EOS is 5."""
+    tokens = tokens or [b"a", b"b", b"c", b"d", b"e", b""]
+    return ProdLogitsProcessor(
+        blocklist(set(patterns)), Vocabulary.from_bytes(tokens, eos_ids=[tokens.index(b"")]), **options
+    )
+
+
+def ids(*rows: list[int]) -> Tensor:
+    return torch.tensor(rows)
+
+
+def test_ties_and_constant_scores_count_only_where_the_first_of_the_highest_is_banned() -> None:
+    def fired(scores: list[float]) -> int:
+        processor = simple(b"ab", b"ad", b"x")
+        processor(ids([0]), torch.tensor([scores], dtype=torch.float32))
+        assert processor.steps == 1
+        return processor.fired.total()
+
+    assert fired([0, 3, 0, 0, 0, 0]) == 1
+    assert fired([0, 2, 2, 0, 0, 0]) == 1
+    assert fired([2, 2, 0, 0, 0, 0]) == 0
+    assert fired([0, 2, 0, 2, 0, 0]) == 1
+    assert fired([0, 1, 5, 1, 0, 0]) == 0
+    # What prompt lookup asks with, a dead row, and what a broken model says.
+    assert fired([1] * 6) == 0
+    assert fired([-INF] * 6) == 0
+    assert fired([0, math.nan, 0, 0, 0, 0]) == 0
+    assert fired([0, INF, 0, 0, 0, 0]) == 1
+
+
+def test_every_entry_that_the_token_completes_is_counted() -> None:
+    bans: list[Ban] = []
+    processor = simple(b"ab", b"b", b"cab", on_ban=bans.append)
+    processor(ids([2, 0], [4, 4]), torch.tensor([[0.0, 1, 0, 0, 0, 0]] * 2))
+    assert processor.fired == {"cab": 1, "ab": 1, "b": 2}
+    assert [ban.entries for ban in bans] == [("cab", "ab", "b"), ("b",)]
+
+
+# ---- scores against plain loops ------------------------------------------------------------------------------------
+
+
+@st.composite
+def bound(draw: st.DrawFn) -> tuple[Matcher, list[int]]:
+    """A matcher with EOS as its last id, and the ids that a text may have."""
+    normalization = draw(normalizations)
+    tokens, special = draw(vocabularies())
+    patterns = draw(pattern_lists(normalization))
+    vocabulary = Vocabulary.from_bytes([*tokens, b""], special=special, eos_ids=[len(tokens)])
+    return Matcher(Automaton.build(patterns), normalization, vocabulary), [
+        i for i, t in enumerate(tokens) if t is not None
+    ]
+
+
+def plain(matcher: Matcher, input_ids: Tensor, scores: Tensor) -> Tensor:
+    """What the processor must return in mode `mask`, apart from normalising: row by row, token by token."""
+    expected = scores.clone()
+    for row, text in enumerate(input_ids.tolist()):
+        state = matcher.state_of(text)
+        for token_id in range(scores.shape[1]):
+            if token_id >= len(matcher) or token_id in matcher.banned(state):
+                expected[row, token_id] = -INF
+        if not bool((expected[row] > -INF).any()):
+            expected[row] = -INF
+            expected[row, list(matcher.vocabulary.eos_ids)] = 0
+    return expected
+
+
+@st.composite
+def histories(draw: st.DrawFn, usable: list[int]) -> list[Tensor]:
+    """The texts of successive calls: grown, cut, permuted, repeated, edited in place, replaced."""
+    token = st.sampled_from(usable)
+
+    def fresh() -> Tensor:
+        count, length = draw(st.integers(1, 3)), draw(st.integers(0, 5))
+        return torch.tensor(
+            draw(st.lists(token, min_size=count * length, max_size=count * length)), dtype=torch.int64
+        ).view(count, length)
+
+    texts = [fresh()]
+    for step in draw(
+        st.lists(
+            st.sampled_from(["grow"] * 4 + ["cut", "permute", "beam", "again", "edit", "new", "int32"]), max_size=8
+        )
+    ):
+        last = texts[-1].long()
+        count, length = last.shape
+        column = torch.tensor(draw(st.lists(token, min_size=count, max_size=count)))[:, None]
+        match step:
+            case "grow":
+                last = torch.cat([last, column], -1)
+            case "cut":
+                last = last[:, : draw(st.integers(0, length))]
+            case "permute":
+                last = last[draw(st.permutations(range(count)))]
+            case "beam":
+                parents = draw(st.lists(st.integers(0, count - 1), min_size=count, max_size=count))
+                last = torch.cat([last[parents], column], -1)
+            case "edit" if length:
+                # One token changes somewhere, and one more comes.
+                last = torch.cat([last, column], -1)
+                last[draw(st.integers(0, count - 1)), draw(st.integers(0, length - 1))] = draw(token)
+            case "new":
+                last = fresh()
+            case "int32":
+                last = last.int()
+        texts.append(last)
+    return texts
+
+
+# Multiples of 1/4: exact in every dtype. Above 1, so that no row looks like log-probabilities.
+SCORES = st.integers(4, 60).map(lambda i: i / 4)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype]:
+    matcher, usable = draw(bound())
+    width = len(matcher) + draw(st.sampled_from([0, 0, 3]))
+    dtype = draw(st.sampled_from(FLOATS))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    calls = []
+    for text in draw(histories(usable)):
+        scores = torch.randint(4, 60, (len(text), width), generator=generator) / 4
+        # Other processors mask too, down to a single token.
+        if draw(st.booleans()):
+            scores[:, draw(st.integers(0, width - 1)) :] = -INF
+        calls.append((text, scores.to(dtype)))
+    return matcher, calls, dtype
+
+
+@settings(max_examples=150)
+@given(scenes())
+def test_any_order_of_calls_equals_a_plain_loop(
+    scene: tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype],
+) -> None:
+    matcher, calls, dtype = scene
+    processor = ProdLogitsProcessor(matcher)
+    for text, scores in calls:
+        given_text, given_scores = text.clone(), scores.clone()
+        result = processor(text, scores)
+        expected = plain(matcher, given_text, given_scores)
+        assert torch.equal(scores, given_scores)
+        assert result.dtype == dtype
+        dead = (given_scores == -INF).all(-1)
+        assert torch.equal(result[~dead], expected[~dead])
+        # The memory must not be the caller's tensor.
+        text.fill_(0)
+    assert processor.steps <= sum(len(text) for text, _ in calls)
+
+
+@settings(max_examples=60)
+@given(scenes(), st.sampled_from([{}, {"top_p": 0.7}, {"max_n": 2}, {"top_p": 0.9, "temperature": 2.0}]))
+def test_mode_prod_is_the_logarithm_of_the_prod_distribution(
+    scene: tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype], options: dict[str, Any]
+) -> None:
+    matcher, calls, dtype = scene
+    processor = ProdLogitsProcessor(matcher, mode="prod", **options)
+    for text, scores in calls:
+        result = processor(text, scores)
+        masked = plain(matcher, text, scores)
+        expected = prod_distribution(masked, masked == -INF, **options).log().to(dtype)
+        assert result.dtype == dtype
+        assert torch.equal(result, expected)
+
+
+@settings(max_examples=60)
+@given(scenes())
+def test_log_probabilities_are_normalised_again(
+    scene: tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype],
+) -> None:
+    matcher, calls, _ = scene
+    processor = ProdLogitsProcessor(matcher)
+    for text, raw in calls:
+        scores = raw.float().log_softmax(-1)
+        if bool(scores.isnan().any()):
+            continue
+        result = processor(text, scores)
+        masked = plain(matcher, text, scores)
+        assert torch.equal(result == -INF, masked == -INF)
+        assert result.logsumexp(-1).abs().max() < 1e-5
+        # Relative probabilities stay: one shift for the whole row.
+        shift = torch.where(masked == -INF, math.nan, result - masked)
+        for row in shift:
+            live = row[~row.isnan()]
+            assert live.max() - live.min() < 1e-5
+
+
+def test_rows_of_logits_keep_their_bits() -> None:
+    processor = simple(b"ab")
+    scores = torch.tensor([[0.1, 0.2, 0.3, 0.7, 0.5, 0.6]]) * math.pi
+    result = processor(ids([0]), scores)
+    assert result.tolist() == [[score if i != 1 else -INF for i, score in enumerate(scores[0].tolist())]]
+    # Nothing banned: nothing copied.
+    assert processor(ids([1]), scores) is scores
+
+
+def test_left_padding_and_other_special_tokens_are_no_text() -> None:
+    processor = ProdLogitsProcessor(blocklist({b"eval("}), VOCABULARY)
+    scores = torch.linspace(1, 2, len(TOKENS)).repeat(3, 1)
+    text = encode(b"x = eval")
+    rows = ids([PAD, PAD, BOS, *text], [PAD, PAD, PAD, *text], [PAD, *text[:-1], PAD, BOS, text[-1]])
+    padded = processor(rows, scores)
+    alone = processor(ids(text), scores[:1])
+    assert bool((alone[0, [TOKENS.index(b"("), TOKENS.index(b"()"), TOKENS.index(b"(x")]] == -INF).all())
+    assert torch.equal(padded, alone.expand(3, -1))
+
+
+def test_a_row_without_a_token_left_ends() -> None:
+    everything = [b"a", b"b", b"c", b"d", b"e", b""]
+    processor = simple(b"a", b"b", b"c", b"d", b"e", tokens=everything)
+    scores = torch.ones(2, 6).float()
+    scores[0, 5] = -INF
+    result = processor(ids([], []), scores)
+    assert result.tolist() == [[-INF] * 5 + [0], [-INF] * 5 + [1]]
+    several = ProdLogitsProcessor(processor.matcher, eos_token_id=[5], mode="prod")
+    assert several(ids([], []), scores).tolist() == [[-INF] * 5 + [0]] * 2
+
+
+def test_no_prompt_at_all() -> None:
+    assert simple(b"a")(torch.zeros(1, 0, dtype=torch.int64), torch.ones(1, 6)).tolist() == [[-INF, 1, 1, 1, 1, 1]]
+
+
+def test_columns_that_the_model_lacks_cannot_be_banned() -> None:
+    tokens = [b"a", b"", b"b", b"c"]
+    processor = simple(b"ab", b"ac", tokens=tokens)
+    assert processor(ids([0]), torch.ones(1, 3) * 2).tolist() == [[2, 2, -INF]]
+
+
+def test_a_row_with_an_unknown_token_ends_and_the_others_go_on() -> None:
+    processor = simple(b"ab", tokens=[b"a", b"b", None, b"c", b""])
+    scores = torch.arange(1.0, 7).repeat(2, 1)
+    assert processor.matcher.vocabulary.kinds[2] == UNKNOWN
+    live, ended = [1, -INF, -INF, 4, 5, -INF], [-INF] * 4 + [0, -INF]
+    processor(ids([0], [0]), scores)
+    # 5 is a column of padding, 2 a hole in the vocabulary. First as the newest token, then inside the text.
+    for unknown in (5, 2):
+        assert processor(ids([0, 0], [0, unknown]), scores).tolist() == [live, ended]
+        assert processor(ids([0, 0, 0], [0, unknown, 0]), scores).tolist() == [live, ended]
+        assert processor(ids([0, 0], [0, 0]), scores).tolist() == [live, live]
+    assert processor.steps == 2 + 2 * (1 + 1 + 2)
+    with pytest.raises(
+        ProdError, match=r"token id 5 has no known bytes .* use the tokenizer that belongs to the model"
+    ):
+        processor(ids([0, 5]), scores[:1])
+
+
+# ---- the object ----------------------------------------------------------------------------------------------------
+
+
+def test_copies_and_pickles_work_and_count_for_themselves() -> None:
+    processor = simple(b"ab", b"cd")
+    scores = torch.tensor([[0.0, 3, 1, 1, 1, 1]])
+    expected = processor(ids([2, 0]), scores)
+    twins = [copy.copy(processor), copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))]
+    for twin in twins[1:]:
+        assert torch.equal(twin(ids([2, 0]), scores), expected)
+        assert (twin.fired, twin.steps) == ({"ab": 2}, 2)
+    assert processor.fired == {"ab": 1}
+    assert twins[1].matcher is processor.matcher
+    assert all(twin._ids is None for twin in (copy.copy(processor), copy.deepcopy(processor)))
+
+
+def test_continuous_batching_is_refused() -> None:
+    assert ProdLogitsProcessor.supports_continuous_batching is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (
+            ("blocklist",),
+            {},
+            r"a Blocklist needs the model's tokenizer: pass ProdLogitsProcessor\(blocklist, tokenizer\)",
+        ),
+        (("matcher", "tokenizer"), {}, r"a Matcher is bound to its tokenizer: leave `tokenizer` out"),
+        (("eval(",), {}, r"expected a Matcher or a Blocklist, got str; use Blocklist.compile"),
+        (("matcher",), {"mode": "ban"}, r"mode: expected 'mask' or 'prod', got 'ban'"),
+        (
+            ("matcher",),
+            {"top_p": 0.8},
+            r"belong to mode 'prod', got 0.8, None and None in mode 'mask': pass mode='prod'",
+        ),
+        (("matcher",), {"mode": "prod", "top_p": -1}, r"top_p: expected a number of at least 0, got -1"),
+        (("matcher",), {"mode": "prod", "max_n": 0}, r"max_n: expected an integer of at least 1, got 0"),
+        (("matcher",), {"eos_token_id": []}, r"expected an EOS token .* got none in the tokenizer: pass eos_token_id="),
+        (("no eos",), {}, r"expected an EOS token .* got none in the tokenizer: pass eos_token_id="),
+        (("matcher",), {"eos_token_id": 5}, r"eos_token_id: expected ids of special tokens, got 5"),
+        (("matcher",), {"eos_token_id": [EOS, 9999]}, r"eos_token_id: expected ids of special tokens, got 9999"),
+        (("matcher",), {"eos_token_id": "</s>"}, r"eos_token_id: expected ids of special tokens, got '<'"),
+    ],
+)
+def test_what_is_refused_at_construction(arguments: tuple[str, ...], options: dict[str, Any], message: str) -> None:
+    bl = blocklist({b"eval("})
+    things: dict[str, Any] = {
+        "blocklist": bl,
+        "matcher": bl.bind(VOCABULARY),
+        "tokenizer": VOCABULARY,
+        "no eos": bl.bind(Vocabulary.from_bytes([b"a"])),
+    }
+    with pytest.raises(ProdError, match=message):
+        ProdLogitsProcessor(*(things.get(name, name) for name in arguments), **options)
+
+
+def test_what_is_refused_at_a_step() -> None:
+    processor = simple(b"ab")
+    with pytest.raises(
+        ProdError, match=r"expected input_ids \[B, T\] and scores \[B, V\], got \(2, 1\) and \(1, 6\); call"
+    ):
+        processor(ids([0], [0]), torch.ones(1, 6))
+    mismatch = r"the model scores {} tokens but the matcher's tokenizer has 6 .* bind the blocklist to the model's own"
+    processor(ids([0]), torch.ones(1, 6 + 4096))
+    for width in (6 + 4097, 5):
+        with pytest.raises(ProdError, match=mismatch.format(width)):
+            processor(ids([0]), torch.ones(1, width))
