@@ -1,0 +1,30 @@
+"""`python -m bench COMMAND`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
+    "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
+    "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run a command with the arguments that follow it."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m bench COMMAND ...\n")
+        print("\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"bench: expected one of {', '.join(COMMANDS)}, got {argv[0]!r}; see --help", file=sys.stderr)
+        return 2
+    run = import_module(COMMANDS[argv[0]][0]).main
+    status: int | None = run(argv[1:])
+    return status or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
