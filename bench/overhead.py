@@ -257,7 +257,7 @@ def walk_llguidance(tokenizer_folder: str, lines: Sequence[str], walk: Sequence[
     from transformers import AutoTokenizer
 
     tokenizer = llguidance.hf.from_tokenizer(AutoTokenizer.from_pretrained(tokenizer_folder))
-    # Not re.escape: Rust reads \\< and \\> as the edges of a word.
+    # Not re.escape: Rust reads `\<` and `\>` as the edges of a word.
     found = "|".join(re.sub(r"([\\.^$|?*+()\[\]{}/&~#-])", r"\\\1", line) for line in lines)
     grammar = f"start: TEXT\nTEXT: /(?s:.*)/ & ~/(?s:.*)({found})(?s:.*)/\n"
     begun = time.perf_counter()
