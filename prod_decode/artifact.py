@@ -50,10 +50,13 @@ def write_artifact(path: str | os.PathLike[str], meta: Mapping[str, Any], arrays
     head_size = len(MAGIC) + 8 + len(header) + _DIGEST
     header += b" " * (-head_size % _ALIGNMENT)
     head = MAGIC + struct.pack("<Q", len(header)) + header
-    with write_whole(target) as file:
-        file.write(head + xxhash.xxh3_128_digest(head))
-        for chunk in chunks:
-            file.write(chunk)
+    try:
+        with write_whole(target) as file:
+            file.write(head + xxhash.xxh3_128_digest(head))
+            for chunk in chunks:
+                file.write(chunk)
+    except OSError as error:
+        raise ProdError(f"cannot write {target}: {error.strerror}") from None
 
 
 class write_whole:  # noqa: N801 (used like `open`)
@@ -82,8 +85,10 @@ class write_whole:  # noqa: N801 (used like `open`)
                 temporary.chmod(0o666 & ~mask)
                 temporary.replace(self._path)
         finally:
-            self._file.close()
-            temporary.unlink(missing_ok=True)
+            try:
+                self._file.close()  # flushes, and so fails again on a full disk
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def read_artifact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

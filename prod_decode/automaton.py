@@ -133,8 +133,9 @@ class Automaton:
             and bool((np.diff(self.starts) > 0).all())
             and bool((np.diff(self.accepting) > 0).all())
             and (count == 0 or (int(self.accepting[0]) > BOUND_ROOT and int(self.accepting[-1]) < len(self)))
-            and (count == 0 or (int(self.lengths.min()) > 0 and int(self.lengths.max()) == self.longest))
-            and _is_sound(self.nodes, self.rows, self.accepting)
+            and int(self.lengths.max(initial=0)) == self.longest
+            and (count == 0 or (int(self.patterns.min()) >= 0 and int(self.patterns.max()) >> 1 < len(self.patterns)))
+            and _is_sound(self.nodes, self.rows, self.accepting, self.lengths)
         )
         if not sound:
             raise ProdError("the automaton's arrays contradict each other: compile the blocklist again")
@@ -244,9 +245,11 @@ def _link(
 
 
 @jit
-def _is_sound(nodes: NDArray[Any], rows: NDArray[np.int32], accepting: NDArray[np.int32]) -> bool:
+def _is_sound(
+    nodes: NDArray[Any], rows: NDArray[np.int32], accepting: NDArray[np.int32], lengths: NDArray[np.int32]
+) -> bool:
     count = len(nodes) - 1
-    if nodes[0].child < 2 or nodes[count].child != count:
+    if nodes[0].child != 2 or nodes[count].child != count:
         return False
     for node in range(count):
         first, last = nodes[node].child, nodes[node + 1].child
@@ -263,12 +266,18 @@ def _is_sound(nodes: NDArray[Any], rows: NDArray[np.int32], accepting: NDArray[n
     for row in range(2):
         for symbol in range(256):
             target = rows[row, symbol]
-            if target < 0 or target == BOUND_ROOT or target >= count:
+            # A root or a child of a root: then no node is deeper than the symbols walked, and no match longer.
+            if target < 0 or target == BOUND_ROOT or target >= nodes[2].child:
                 return False
     marked = 0
+    depth = 0
+    level_end = 2
     for node in range(count):
+        if node == level_end:
+            depth += 1
+            level_end = nodes[node].child
         if nodes[node].flags & (ACCEPT | ACCEPT_END):
-            if marked == len(accepting) or accepting[marked] != node:
+            if marked == len(accepting) or accepting[marked] != node or lengths[marked] != depth:
                 return False
             marked += 1
     return marked == len(accepting)

@@ -378,5 +378,6 @@ def _record(run: Generation, blocklist: Blocklist) -> dict[str, object]:
         "seconds": run.seconds,
     }
 
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,27 @@
-"""One Hypothesis profile: the same examples on every run, no deadline on a shared machine."""
+"""One Hypothesis profile, the same examples on every run; and no machine code older than its source."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
+
+import prod_decode
 
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.register_profile("deep", parent=settings.get_profile("fixed"), max_examples=3000)
 settings.load_profile("fixed")
+
+
+def pytest_configure() -> None:
+    """Delete numba's cache if any source is newer: it misses edits to functions inlined from another file."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    package = Path(prod_decode.__file__).parent
+    newest = max(source.stat().st_mtime for source in package.glob("*.py"))
+    for cached in (package / "__pycache__").glob("*.nb?"):
+        if cached.stat().st_mtime < newest:
+            cached.unlink()

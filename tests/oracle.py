@@ -1,10 +1,12 @@
-"""The naive model that the matcher is compared with: whole texts, regular expressions and sets, no automaton."""
+"""The naive model that the code is compared with: whole texts, regular expressions and sets, no automaton."""
 
 from __future__ import annotations
 
 import re
+from itertools import combinations
 
 from prod_decode.automaton import Pattern
+from prod_decode.normalize import Normalization
 
 WORD = re.compile(rb"[A-Za-z0-9_]")
 BLANKS = re.compile(rb"[ \t\n\r\f\v]+")
@@ -25,22 +27,44 @@ def normalize(text: bytes, mode: str, ignore_case: bool) -> bytes:
     return text.lower() if ignore_case else text
 
 
+def normalize_text(text: str, normalization: Normalization) -> str:
+    return normalize(text.encode(), normalization.mode, normalization.ignore_case).decode()
+
+
+def keeps_boundaries(symbols: bytes, start: int, pattern: Pattern, breaks: frozenset[int] = frozenset()) -> bool:
+    """Whether the pattern, which stands at `start`, begins and ends at the edge of a word where it has to."""
+    begins = not is_word(symbols, start - 1) or start in breaks
+    ends = not is_word(symbols, start + len(pattern.symbols))
+    return (begins or not pattern.bound) and (ends or not pattern.whole)
+
+
 def occurrences(
     symbols: bytes, patterns: list[Pattern], breaks: frozenset[int] = frozenset()
 ) -> set[tuple[int, Pattern]]:
     """(start, pattern) of every occurrence; `breaks`: positions at which a word begins whatever stands before."""
-    found = set()
-    for pattern in patterns:
-        for start in range(len(symbols) - len(pattern.symbols) + 1):
-            end = start + len(pattern.symbols)
-            if symbols[start:end] != pattern.symbols:
-                continue
-            if pattern.bound and is_word(symbols, start - 1) and start not in breaks:
-                continue
-            if pattern.whole and is_word(symbols, end):
-                continue
-            found.add((start, pattern))
-    return found
+    return {
+        (start, pattern)
+        for pattern in patterns
+        for start in range(len(symbols) - len(pattern.symbols) + 1)
+        if symbols.startswith(pattern.symbols, start) and keeps_boundaries(symbols, start, pattern, breaks)
+    }
+
+
+def windows(text: str, width: int) -> list[str]:
+    """Every run of `width` characters, by its place."""
+    return [text[i : i + width] for i in range(len(text) - width + 1)]
+
+
+def cheapest_cover(costs: list[int], needed: list[bool], spread: int) -> int:
+    """The least cost of places such that every needed window `i` has one in `i : i + spread`, by trying every set."""
+    places = [p for p, cost in enumerate(costs) if cost >= 0]
+    wanted = [set(range(i, i + spread)) for i, is_needed in enumerate(needed) if is_needed]
+    return min(
+        sum(costs[p] for p in chosen)
+        for size in range(len(places) + 1)
+        for chosen in combinations(places, size)
+        if all(window.intersection(chosen) for window in wanted)
+    )
 
 
 class NaiveMatcher:
@@ -52,6 +76,10 @@ class NaiveMatcher:
         self.tokens, self.special, self.patterns = tokens, special, patterns
         self.mode, self.ignore_case = mode, ignore_case
 
+    def usable(self) -> list[int]:
+        """The ids that are tokens."""
+        return [token_id for token_id, token in enumerate(self.tokens) if token is not None]
+
     def read(self, ids: list[int], *, union: bool) -> set[tuple[int, Pattern]]:
         text = b""
         breaks = set()
@@ -62,6 +90,12 @@ class NaiveMatcher:
                 text += self.tokens[token_id] or b""
         symbols = normalize(text, self.mode, self.ignore_case)
         return occurrences(symbols, self.patterns, frozenset(breaks) if union else frozenset())
+
+    def blame(self, history: list[int], token_id: int) -> set[Pattern]:
+        """The patterns that the token completes."""
+        return {
+            pattern for _, pattern in self.read([*history, token_id], union=False) - self.read(history, union=False)
+        }
 
     def banned(self, history: list[int], *, union: bool = False) -> list[int]:
         before = self.read(history, union=union)

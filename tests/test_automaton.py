@@ -1,0 +1,319 @@
+"""The automaton against pyahocorasick and brute force; what `validate` guarantees about damaged arrays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import ahocorasick
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from prod_decode.automaton import BOUND_ROOT, ROOT, Automaton, Pattern, find_matches, has_match
+from prod_decode.errors import ProdError
+from prod_decode.matcher import step_once
+from prod_decode.normalize import CLASSES, WORD, Normalization
+from tests import oracle
+from tests.strategies_text import normalizations, pattern_lists, planted
+
+AS_IS = Normalization("none")
+pattern_sets = pattern_lists(AS_IS, max_size=12)
+
+# Words, separators, patterns inside patterns, with and without boundaries, and bytes that are no UTF-8.
+MIXED = sorted(
+    {
+        Pattern(True, b"eval(", False),
+        Pattern(False, b"eval", True),
+        Pattern(True, b"val", True),
+        Pattern(False, b"al(", False),
+        Pattern(False, b"\xff\x00", False),
+        Pattern(False, b" eval", False),
+        *(Pattern(False, b"." + bytes([i]) + b"z", False) for i in range(0, 256, 9)),
+    }
+)
+
+
+def codes_of(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)
+
+
+def matches(automaton: Automaton, symbols: bytes) -> NDArray[np.int64]:
+    out = np.empty((len(symbols), 2), np.int64)
+    return out[: find_matches(automaton.nodes, automaton.rows, codes_of(symbols), CLASSES, out)]
+
+
+def found_in(automaton: Automaton, patterns: list[Pattern], symbols: bytes) -> set[tuple[int, Pattern]]:
+    """(start, pattern) of every occurrence; every one is reported once, the longer of those that end together first."""
+    found: list[tuple[int, Pattern]] = []
+    for last, where in matches(automaton, symbols).tolist():
+        here = automaton.patterns_at(where >> 1, ends_word=bool(where & 1))
+        assert here
+        assert [length for _, length in here] == sorted((len(patterns[i].symbols) for i, _ in here), reverse=True)
+        found.extend((last - length + 1, patterns[index]) for index, length in here)
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def audit(patterns: list[Pattern], symbols: bytes) -> set[tuple[int, Pattern]]:
+    """The same by pyahocorasick, whose letters are characters here, with the boundaries checked afterwards."""
+    words: Any = ahocorasick.Automaton()
+    for pattern in patterns:
+        text = pattern.symbols.decode("latin-1")
+        words.add_word(text, [*words.get(text, []), pattern])
+    words.make_automaton()
+    return {
+        (last + 1 - len(pattern.symbols), pattern)
+        for last, ending in (words.iter(symbols.decode("latin-1")) if patterns else ())
+        for pattern in ending
+        if oracle.keeps_boundaries(symbols, last + 1 - len(pattern.symbols), pattern)
+    }
+
+
+@given(st.data(), pattern_sets)
+def test_matches_equal_pyahocorasick_and_brute_force(data: st.DataObject, patterns: list[Pattern]) -> None:
+    symbols = data.draw(planted(patterns))
+    found = found_in(Automaton.build(patterns), patterns, symbols)
+    assert found == audit(patterns, symbols) == oracle.occurrences(symbols, patterns)
+
+
+@pytest.mark.parametrize("letters", [256, 8, 2])
+def test_many_patterns_over_wide_and_narrow_alphabets(letters: int) -> None:
+    random = np.random.default_rng(letters)
+
+    def draw(length: int) -> bytes:
+        # Every 32nd byte: word characters and others among them, the last of them 0xff.
+        spread = 255 - random.integers(0, letters, length) * (256 // letters)
+        return spread.astype(np.uint8).tobytes()
+
+    text = draw(20_000)
+    cuts = [(int(at), int(at) + int(random.integers(1, 12))) for at in random.integers(0, len(text) - 12, 1500)]
+    symbols = [text[a:b] for a, b in cuts] + [draw(int(random.integers(1, 6))) for _ in range(500)]
+    patterns = sorted(
+        {
+            Pattern(bool(i & 1) and oracle.is_word(s, 0), s, bool(i & 2) and oracle.is_word(s, len(s) - 1))
+            for i, s in enumerate(symbols)
+        }
+    )
+    automaton = Automaton.build(patterns)
+    automaton.validate()
+    found = found_in(automaton, patterns, text)
+    assert len(found) > 1000
+    assert found == audit(patterns, text)
+    assert automaton.spell() == patterns
+
+
+@given(st.data(), pattern_sets, st.integers(0, 20))
+def test_a_buffer_that_is_too_small_is_filled_and_never_overrun(
+    data: st.DataObject, patterns: list[Pattern], room: int
+) -> None:
+    symbols = data.draw(planted(patterns))
+    automaton = Automaton.build(patterns)
+    expected = matches(automaton, symbols)
+    memory = np.full((room + len(symbols), 2), -7, np.int64)
+    count = find_matches(automaton.nodes, automaton.rows, codes_of(symbols), CLASSES, memory[:room])
+    assert count == len(expected)
+    assert memory[: min(room, count)].tolist() == expected[:room].tolist()
+    assert (memory[min(room, count) :] == -7).all()
+
+
+@st.composite
+def texts_to_scan(draw: st.DrawFn) -> tuple[Normalization, list[Pattern], bytes]:
+    normalization = draw(normalizations)
+    patterns = draw(pattern_lists(normalization, max_size=2))
+    return normalization, patterns, draw(planted(patterns, max_size=6))
+
+
+@given(texts_to_scan())
+@example((Normalization("code"), [Pattern(False, b"ab", True)], b"ab b"))
+@example((Normalization("none"), [Pattern(False, b"ab", True)], b"ab b"))
+@example((Normalization("code"), [Pattern(False, b"ab", True)], b"b ab"))
+@example((Normalization("code"), [Pattern(True, b"ab", True)], b"ab_ (ab1 cab"))
+@example((Normalization("code", ignore_case=True), [Pattern(False, b"b a", False)], b"_B\n\tA"))
+def test_has_match_normalises_on_the_way(case: tuple[Normalization, list[Pattern], bytes]) -> None:
+    normalization, patterns, text = case
+    automaton = Automaton.build(patterns)
+    symbols = oracle.normalize(text, normalization.mode, normalization.ignore_case)
+    found = has_match(
+        automaton.nodes, automaton.rows, codes_of(text), normalization.is_code, normalization.ignore_case, CLASSES
+    )
+    assert found == bool(oracle.occurrences(symbols, patterns))
+
+
+@given(st.data(), pattern_sets, st.booleans())
+def test_patterns_at_lists_what_ends_at_a_node(data: st.DataObject, patterns: list[Pattern], ends_word: bool) -> None:
+    symbols = data.draw(planted(patterns, max_size=4))
+    automaton = Automaton.build(patterns)
+    node = ROOT
+    for i in range(len(symbols)):
+        begins_word = bool(CLASSES[symbols[i]] == WORD) and not oracle.is_word(symbols, i - 1)
+        node = step_once(automaton.nodes, automaton.rows, node, symbols[i], begins_word)
+    after = symbols + (b"" if ends_word else b"a")
+    ending = [p for at, p in oracle.occurrences(after, patterns) if at + len(p.symbols) == len(symbols)]
+    if not ends_word and not oracle.is_word(symbols, len(symbols) - 1):
+        # Behind a character outside a word, `ends_word` has nothing to decide.
+        ending = [p for at, p in oracle.occurrences(symbols, patterns) if at + len(p.symbols) == len(symbols)]
+    found = automaton.patterns_at(node, ends_word=ends_word)
+    assert sorted(patterns[index] for index, _ in found) == sorted(ending)
+
+
+@given(pattern_sets)
+def test_build_keeps_the_patterns_and_shares_their_prefixes(patterns: list[Pattern]) -> None:
+    automaton = Automaton.build(patterns)
+    automaton.validate()
+    assert automaton.spell() == patterns
+    prefixes = {(p.bound, p.symbols[:n]) for p in patterns for n in range(1, len(p.symbols) + 1)}
+    assert len(automaton) == 2 + len(prefixes)
+    assert automaton.longest == max((len(p.symbols) for p in patterns), default=0)
+    # One record a node, one to close the last range.
+    assert automaton.nodes.nbytes == 12 * (len(automaton) + 1)
+
+
+def test_arrays_are_read_only() -> None:
+    automaton = Automaton.build(MIXED)
+    for name in ARRAYS:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(automaton, name).flat[0] = getattr(automaton, name).flat[0]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ([Pattern(False, b"", False)], "at least one symbol, got an empty one"),
+        ([Pattern(False, b"b", False), Pattern(False, b"a", False)], r"sorted order: pass sorted\(set\(patterns\)\)"),
+        ([Pattern(False, b"a", False), Pattern(False, b"a", False)], r"distinct patterns"),
+    ],
+)
+def test_build_refuses(patterns: list[Pattern], message: str) -> None:
+    with pytest.raises(ProdError, match=message):
+        Automaton.build(patterns)
+
+
+# ---- damaged arrays ------------------------------------------------------------------------------------------------
+# `validate` guarantees that every walk stays inside the arrays and ends, and that every match it lists has the index of
+# a pattern and lies inside the text. It does not guarantee the right matches: that is the checksum's part.
+
+ARRAYS = ("nodes", "rows", "accepting", "starts", "patterns", "lengths")
+FIELDS = ("child", "fail", "label", "flags", "below", "near")
+
+
+def damaged(automaton: Automaton, name: str, place: Any, value: int) -> Automaton:
+    """A copy with one number replaced; of `nodes`, `place` is (field, node)."""
+    array = getattr(automaton, name).copy()
+    if name == "nodes":
+        array[place[0]][place[1]] = value
+    else:
+        array.flat[place] = value
+    return replace(automaton, **{name: array})
+
+
+def require_safe_walks(automaton: Automaton) -> None:
+    """Children, failure links and rows stay inside the arrays, and failure chains end: then every walk does both."""
+    count = len(automaton)
+    child, fail = automaton.nodes["child"].tolist(), automaton.nodes["fail"].tolist()
+    for node in range(count):
+        assert node < child[node] <= child[node + 1] <= count
+        taken, here = 0, node
+        while here > BOUND_ROOT:
+            here = fail[here]
+            taken += 1
+            assert 0 <= here < count
+            assert taken <= count
+    assert automaton.rows.min() >= 0
+    assert automaton.rows.max() < count
+
+
+@st.composite
+def damages(draw: st.DrawFn, automaton: Automaton) -> tuple[str, Any, int]:
+    name = draw(st.sampled_from(ARRAYS))
+    array = getattr(automaton, name)
+    assume(array.size)
+    place = draw(st.integers(0, array.size - 1))
+    field = draw(st.sampled_from(FIELDS)) if name == "nodes" else None
+    limits = np.iinfo(array.dtype[field] if field else array.dtype)
+    near = st.integers(max(limits.min, -3), min(limits.max, len(automaton) + 3))
+    value = draw(st.one_of(near, st.integers(limits.min, limits.max)))
+    return name, (field, place) if field else place, value
+
+
+@given(st.data(), st.one_of(pattern_sets, st.just(MIXED)))
+def test_one_wrong_number_is_refused_or_leads_no_walk_astray(data: st.DataObject, patterns: list[Pattern]) -> None:
+    symbols = data.draw(planted(patterns))
+    automaton = Automaton.build(patterns)
+    automaton = damaged(automaton, *data.draw(damages(automaton)))
+    try:
+        automaton.validate()
+    except ProdError:
+        return
+    require_safe_walks(automaton)
+    assert len(automaton.spell()) == len(patterns)
+    for last, where in matches(automaton, symbols).tolist():
+        for index, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1)):
+            assert 0 <= index < len(patterns)
+            assert length <= last + 1
+
+
+LAST = len(Automaton.build(MIXED))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("nodes", ("child", 0), 0),
+        ("nodes", ("child", 0), 1),
+        ("nodes", ("child", 2), -1),
+        ("nodes", ("child", 2), 2),
+        ("nodes", ("child", 5), 2**31 - 1),
+        ("nodes", ("child", LAST - 1), LAST + 1),
+        ("nodes", ("child", LAST), LAST - 1),
+        ("nodes", ("child", LAST), LAST + 1),
+        ("nodes", ("fail", 2), 2),
+        ("nodes", ("fail", 2), -1),
+        ("nodes", ("fail", 3), BOUND_ROOT),
+        ("nodes", ("fail", 3), LAST - 1),
+        ("nodes", ("fail", 3), 2**31 - 1),
+        ("nodes", ("label", 2), 255),
+        ("nodes", ("flags", 0), 1),
+        ("nodes", ("flags", 2), 1),
+        ("nodes", ("flags", LAST - 1), 0),
+        ("rows", 0, -1),
+        ("rows", 511, BOUND_ROOT),
+        ("rows", 300, LAST),
+        ("rows", 300, LAST - 1),
+        ("accepting", 0, 0),
+        ("accepting", 0, -1),
+        ("accepting", -1, LAST),
+        ("starts", 0, 1),
+        ("starts", 1, 0),
+        ("starts", -1, 10**6),
+        ("patterns", 0, -1),
+        ("patterns", 0, 2 * len(MIXED)),
+        ("patterns", -1, 2**62),
+        ("lengths", 0, 0),
+        ("lengths", 0, 3),
+        ("lengths", 0, 10**6),
+        ("lengths", -1, 2),
+    ],
+)
+def test_validate_refuses(name: str, place: Any, value: int) -> None:
+    automaton = damaged(Automaton.build(MIXED), name, place, value)
+    with pytest.raises(ProdError, match="contradict each other: compile the blocklist again"):
+        automaton.validate()
+
+
+def test_validate_refuses_a_node_that_is_its_own_child() -> None:
+    automaton = Automaton.build([Pattern(False, b"a", False)])
+    automaton = damaged(damaged(automaton, "nodes", ("child", 2), 2), "nodes", ("child", 1), 2)
+    assert automaton.nodes["child"].tolist() == [2, 2, 2, 3]
+    with pytest.raises(ProdError, match="contradict each other"):
+        replace(automaton, rows=np.zeros((2, 256), np.int32)).validate()
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_validate_refuses_arrays_of_another_length(name: str) -> None:
+    automaton = Automaton.build(MIXED)
+    for array in (getattr(automaton, name)[:-1], np.concatenate([getattr(automaton, name)] * 2)):
+        with pytest.raises(ProdError, match="contradict each other"):
+            replace(automaton, **{name: array}).validate()
