@@ -49,6 +49,7 @@ PHRASES = (
     Entry("np.bool", boundary="both", source="removed in NumPy 1.24"),
 )
 
+
 @dataclass(frozen=True)
 class Case:
     """A prompt and what it tempts the model to write."""
