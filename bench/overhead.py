@@ -75,11 +75,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Material:
-    """What all guards are measured on."""
+    """What all guards are measured on.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        lines: the patterns, in random order.
+        text: the standard library, which contains most of them.
+        other: the part of it from which no pattern was taken.
+        walk: tokens of `other`.
+    """
 
     tokenizer: Any
     lines: list[str]
     text: str
+    other: str
     walk: list[int]
 
 
@@ -139,8 +148,9 @@ def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:
     random.Random(0).shuffle(lines)
     if len(lines) < patterns:
         raise ProdError(f"the standard library has {len(lines)} patterns, {patterns} were asked for: ask for fewer")
-    walk = tokenizer("\n".join(held_out)[: 20 * steps], add_special_tokens=False)["input_ids"]
-    return Material(tokenizer, lines, "\n".join(texts), list(walk[:steps]))
+    other = "\n".join(held_out)
+    walk = tokenizer(other[: 20 * steps], add_special_tokens=False)["input_ids"]
+    return Material(tokenizer, lines, "\n".join(texts), other, list(walk[:steps]))
 
 
 def measure(material: Material, counts: Iterable[int], *, peers: bool, limit: float) -> list[Figure]:
@@ -152,7 +162,10 @@ def measure(material: Material, counts: Iterable[int], *, peers: bool, limit: fl
             print(f"measuring {count:,} patterns ...", file=sys.stderr, flush=True)
             figures += masks(material, count, folder if peers else None, limit)
             figures += steps(material, count, with_peer=peers and count >= 100)
-            figures += scans(material, count, with_peers=peers)
+            figures += scans(f"scan, {count:,} patterns", material.other, material.lines[:count], with_peers=peers)
+            # A character that Python code has nowhere keeps every pattern from matching but for its last symbol.
+            near = [f"{line}\u00a7" for line in material.lines[:count]]
+            figures += scans(f"scan, {count:,} patterns, all begun", material.text, near, with_peers=peers)
     figures += artifacts(material)
     return figures
 
@@ -355,14 +368,9 @@ def steps(material: Material, count: int, *, with_peer: bool) -> list[Figure]:
     return figures
 
 
-def scans(material: Material, count: int, *, with_peers: bool) -> list[Figure]:
-    """Scan the standard library for patterns that are nearly in it: MB/s, one core."""
-    # A character that Python code has nowhere keeps every pattern from matching but for its last symbol.
-    lines = [f"{line}\u00a7" for line in material.lines[:count]]
-    text = material.text
-    data = text.encode()
-    megabytes = len(data) / 1e6
-    what = f"scan, {count:,} patterns"
+def scans(what: str, text: str, lines: Sequence[str], *, with_peers: bool) -> list[Figure]:
+    """Scan a text for all matches: MB/s of UTF-8, one core, the best of three."""
+    megabytes = len(text.encode()) / 1e6
     guards: list[tuple[str, Callable[[], object], str | None]] = []
     for mode in ("none", "code"):
         blocklist = Blocklist.compile([Entry(line, boundary="none") for line in lines], normalize=mode)

@@ -63,7 +63,8 @@ class Automaton:
 
     Attributes:
         nodes: `NODE` [nodes + 1]; the last record is a sentinel whose `child` closes the last range.
-        rows: int32 [2, 256], the dense transitions of `ROOT` and `BOUND_ROOT`.
+        rows: int32 [roots and their children, 256]: their transitions, failures included. Row `ROOT` counts where no
+            word begins, row `BOUND_ROOT` where one does.
         accepting: int32 [k], the nodes at which patterns end, ascending.
         starts: int64 [k + 1], the range of `patterns` that belongs to each of them.
         patterns: int64 [p], `2 * pattern index + whole`, in the order of `accepting`.
@@ -99,7 +100,7 @@ class Automaton:
         nodes = np.zeros(len(trie.label) + 1, NODE)
         nodes["child"] = trie.child
         nodes["label"][:-1] = trie.label
-        rows = np.zeros((2, 256), np.int32)
+        rows = np.zeros((int(trie.child[2]) if len(trie.label) > 2 else 2, 256), np.int32)
         _link(nodes, rows, trie.node_of, whole, CLASSES)
 
         order = np.argsort(trie.node_of, kind="stable")
@@ -125,7 +126,7 @@ class Automaton:
         sound = (
             self.nodes.dtype == NODE
             and len(self) >= 2
-            and self.rows.shape == (2, 256)
+            and self.rows.shape == (max(2, int(self.nodes["child"][2])), 256)
             and len(self.starts) == count + 1
             and len(self.lengths) == count
             and int(self.starts[0]) == 0
@@ -194,12 +195,14 @@ def find_child(nodes: NDArray[Any], node: int, label: int) -> int:
 @inline
 def step(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: int, begins_word: bool) -> int:
     """The node after `symbol`; `begins_word`: the symbol is the first of a word."""
-    while node > BOUND_ROOT:
+    while node >= len(rows):
         found = find_child(nodes, node, symbol)
         if found >= 0:
             return found
         node = nodes[node].fail
-    return int(rows[1 if begins_word else 0, symbol])
+    if node <= BOUND_ROOT:
+        node = BOUND_ROOT if begins_word else ROOT
+    return int(rows[node, symbol])
 
 
 @jit
@@ -220,6 +223,12 @@ def _link(
     for v in range(nodes[BOUND_ROOT].child, nodes[BOUND_ROOT + 1].child):
         nodes[v].fail = rows[0, nodes[v].label]
         rows[1, nodes[v].label] = v
+    for node in range(2, len(rows)):
+        in_word = classes[nodes[node].label] == WORD
+        for symbol in range(256):
+            rows[node, symbol] = step(nodes, rows, nodes[node].fail, symbol, classes[symbol] == WORD and not in_word)
+        for v in range(nodes[node].child, nodes[node + 1].child):
+            rows[node, nodes[v].label] = v
     for node in range(2, count):
         in_word = classes[nodes[node].label] == WORD
         fail = nodes[node].fail
@@ -263,11 +272,13 @@ def _is_sound(
             # A failure link to an earlier node keeps every chain finite.
             if fail < 0 or fail >= node or fail == BOUND_ROOT:
                 return False
-    for row in range(2):
+    for row in range(len(rows)):
+        # At most one level deeper than the row's own node: then no node is deeper than the symbols walked, and no
+        # match longer.
+        deepest = nodes[2].child if row <= BOUND_ROOT else nodes[nodes[2].child].child
         for symbol in range(256):
             target = rows[row, symbol]
-            # A root or a child of a root: then no node is deeper than the symbols walked, and no match longer.
-            if target < 0 or target == BOUND_ROOT or target >= nodes[2].child:
+            if target < 0 or target == BOUND_ROOT or target >= deepest:
                 return False
     marked = 0
     depth = 0

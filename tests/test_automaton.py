@@ -282,6 +282,8 @@ LAST = len(Automaton.build(MIXED))
         ("rows", 511, BOUND_ROOT),
         ("rows", 300, LAST),
         ("rows", 300, LAST - 1),
+        ("rows", -1, LAST - 1),
+        ("rows", 2 * 256, BOUND_ROOT),
         ("accepting", 0, 0),
         ("accepting", 0, -1),
         ("accepting", -1, LAST),
