@@ -17,7 +17,7 @@ from prod_decode.errors import ProdError
 from prod_decode.matcher import step_once
 from prod_decode.normalize import CLASSES, WORD, Normalization
 from tests import oracle
-from tests.strategies_text import normalizations, pattern_lists, planted
+from tests.strategies import normalizations, pattern_lists, planted
 
 AS_IS = Normalization("none")
 pattern_sets = pattern_lists(AS_IS, max_size=12)

@@ -16,7 +16,7 @@ from prod_decode.blocklist import DEFAULT_MAX_QUOTE, Blocklist, Entry, EntryInfo
 from prod_decode.errors import ProdError
 from prod_decode.normalize import Normalization
 from tests import oracle
-from tests.strategies_text import documents, normalizations, pieces_of, spaced, texts
+from tests.strategies import documents, normalizations, pieces_of, spaced, texts
 
 LINES = "def f(x):\n    return x + 1\n\nclass A:\n    y = [1, 2, 3]\n"  # 37 characters in mode code
 

@@ -21,7 +21,7 @@ from prod_decode.normalize import Normalization
 from prod_decode.vocabulary import Vocabulary
 from tests import oracle
 from tests.oracle import NaiveMatcher
-from tests.strategies_text import normalizations, pattern_lists, vocabularies
+from tests.strategies import normalizations, pattern_lists, vocabularies
 
 Pair = tuple[Matcher, NaiveMatcher, list[int]]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prod_decode.errors import ProdError
 from prod_decode.normalize import Normalization
 from tests import oracle
-from tests.strategies_text import SPACES, byte_strings, is_word_character, normalizations, pieces_of, spaced, texts
+from tests.strategies import SPACES, byte_strings, is_word_character, normalizations, pieces_of, spaced, texts
 
 
 @given(texts, normalizations)
