@@ -476,6 +476,30 @@ def test_rows_of_logits_keep_their_bits() -> None:
     assert processor(ids([1]), scores) is scores
 
 
+def test_negative_logits_are_not_taken_for_log_probabilities() -> None:
+    scores = torch.tensor([[-1.0, -2, -3, -4, -5, -6]])
+    assert scores.logsumexp(-1).abs() > 0.1
+    assert simple(b"ab")(ids([0]), scores).tolist() == [[-1, -INF, -3, -4, -5, -6]]
+
+
+def test_log_probabilities_are_normalised_where_only_padding_is_masked() -> None:
+    scores = torch.linspace(-1, 1, 8).log_softmax(-1)[None]
+    result = simple(b"ab")(ids([1]), scores)
+    assert (result == -INF).tolist() == [[False] * 6 + [True] * 2]
+    assert torch.allclose(result[:, :6], scores[:, :6].log_softmax(-1))
+
+
+def test_a_text_that_the_caller_edits_in_place_is_read_again() -> None:
+    processor = simple(b"abc")
+    scores = torch.ones(1, 6) * 2
+    buffer = ids([0, 3, 4, 4])
+    processor(buffer[:, :2], scores)
+    buffer[0, 1] = 1
+    buffer[0, 2] = 5
+    # The text is now "ab", then EOS, which adds nothing.
+    assert processor(buffer[:, :3], scores).tolist() == [[2, 2, -INF, 2, 2, 2]]
+
+
 def test_left_padding_and_other_special_tokens_are_no_text() -> None:
     processor = ProdLogitsProcessor(blocklist({b"eval("}), VOCABULARY)
     scores = torch.linspace(1, 2, len(TOKENS)).repeat(3, 1)

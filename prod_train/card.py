@@ -1,0 +1,65 @@
+"""The model card: what was done, with what, and what it cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prod_train.targets import rows_digest
+
+if TYPE_CHECKING:
+    from prod_train.trainer import Report, Session
+
+FORGET = ("recitation", "verbatim", "verbatim_run", "exact_memorisation", "extraction_strength", "probability")
+HOLDOUT = ("loss", "kl", "agreement")
+
+
+def model_card(session: Session, report: Report) -> str:
+    """Markdown with the front matter that the hub reads."""
+    job, config = session.job, session.job.config
+    adapter = config.tuning == "lora"
+    settings = {key: value for key, value in config.to_dict().items() if value not in (None, [], False)}
+    lines = [
+        "---",
+        f"base_model: {config.model}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "tags: [unlearning, prod-train]",
+        "---",
+        "",
+        f"# {config.model}, after `prod-train run --method {config.method}`",
+        "",
+        f"{'A LoRA adapter' if adapter else 'All weights'}; step {report.chosen}"
+        + (f"; stopped because it {report.stopped}" if report.stopped else "")
+        + ".",
+        "",
+        table(report.before, report.after),
+        "",
+        "Intervals are 95 % bootstrap intervals over rows. Agreement and KL are with the starting model.",
+        "",
+        "| | rows | hash of the tokens |",
+        "|---|---|---|",
+    ]
+    for name, rows in (("forget", job.forget), ("retain", job.retain), ("holdout", job.holdout)):
+        if rows:
+            lines.append(f"| {name} | {len(rows)} | `{rows_digest(rows)}` |")
+    lines += [f"| teacher | | `{session.digest}` |", "", "```yaml"]
+    lines += [f"{key}: {value}" for key, value in settings.items()]
+    return "\n".join([*lines, "```", ""])
+
+
+def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
+    """The metrics before and after, one a row, in Markdown."""
+    rows = ["| metric | before | after | rows |", "|---|---|---|---|"]
+    for group, names in (("forget", FORGET), ("holdout", HOLDOUT)):
+        for name in names:
+            first = (before.get(group) or {}).get(name)
+            second = ((after or {}).get(group) or {}).get(name)
+            if first:
+                rows.append(f"| {group} {name.replace('_', ' ')} | {_cell(first)} | {_cell(second)} | {first['n']} |")
+    return "\n".join(rows)
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return "-"
+    digits = 0 if metric["value"] > 10 else 3
+    return f"{metric['value']:.{digits}f} ({metric['low']:.{digits}f}-{metric['high']:.{digits}f})"

@@ -1,0 +1,132 @@
+"""`prod-train check`: everything a run would do, once, and nothing of it kept."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from prod_train.config import Config
+from prod_train.data import Row, mark
+from prod_train.modeling import trainable
+from prod_train.trainer import Job, Session, prepare, setup, train_step
+
+# So many forget rows are given targets and one step; enough to see their sizes.
+TRIED_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `check` found.
+
+    Attributes:
+        config: every value, defaults resolved.
+        sets: for each data set: rows, tokens, supervised tokens, longest row in tokens, rows that were truncated.
+        example: the first forget row as text, its supervised parts between `<<` and `>>`.
+        support: sizes of the target distributions of the first rows, in tokens: mean, median, p99, max; None without
+            targets.
+        parameters: of the model.
+        trained: of them, those that train.
+        steps: optimizer steps of the run.
+        memory: estimates in bytes: weights, training (gradients and AdamW's two moments), activations, logits.
+        step_loss: loss of one step, in nats.
+        step_seconds: its time.
+        peak: bytes: the highest that was allocated on the GPU, or None.
+    """
+
+    config: dict[str, Any]
+    sets: dict[str, dict[str, int]]
+    example: str
+    support: dict[str, float] | None
+    parameters: int
+    trained: int
+    steps: int
+    memory: dict[str, int]
+    step_loss: float
+    step_seconds: float
+    peak: int | None
+
+
+def check(config: Config) -> Plan:
+    """Do a dry run; writes nothing to `config.output`.
+
+    Raises:
+        ProdError: whatever a run would raise before its first step.
+    """
+    job = prepare(config)
+    with tempfile.TemporaryDirectory() as folder:
+        dry = replace(config, cache=folder, output=folder, resume=None)
+        rows = job.forget[: max(TRIED_ROWS, config.batch_size * config.accumulate)]
+        small = replace(
+            job,
+            config=dry,
+            forget=rows,
+            retain=job.retain[:TRIED_ROWS],
+            holdout=[],
+            refused=job.refused[: len(rows) * job.choices],
+        )
+        session = setup(small)
+        optimizer = torch.optim.AdamW(trainable(session.model).values(), lr=config.rate)
+        model, optimizer = session.accelerator.prepare(session.model, optimizer)
+        begun = time.perf_counter()
+        loss = float(train_step(session, model, optimizer, 0))
+        seconds = time.perf_counter() - begun
+    sets = {"forget": job.forget, "retain": job.retain, "holdout": job.holdout}
+    per_epoch = -(-len(job.forget) // session.schedule.step_rows)
+    weights = sum(p.numel() for p in session.model.parameters())
+    return Plan(
+        config.to_dict(),
+        {name: _sizes(rows) for name, rows in sets.items() if rows},
+        mark(job.forget[0], job.tokenizer),
+        _support(session),
+        weights,
+        sum(p.numel() for p in trainable(session.model).values()),
+        config.max_steps or max(1, round(config.epochs * per_epoch)),
+        _memory(session, job),
+        loss,
+        seconds,
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    )
+
+
+def _sizes(rows: list[Row]) -> dict[str, int]:
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(row.ids) for row in rows),
+        "supervised": sum(row.tokens for row in rows),
+        "longest": max(len(row.ids) for row in rows),
+        "truncated": sum(row.truncated for row in rows),
+    }
+
+
+def _support(session: Session) -> dict[str, float] | None:
+    store = session.stores.get("forget")
+    if store is None or store.kind != "targets":
+        return None
+    sizes = store.support_sizes()
+    return {
+        "mean": float(sizes.mean()),
+        "median": float(np.median(sizes)),
+        "p99": float(np.percentile(sizes, 99)),
+        "max": float(sizes.max()),
+    }
+
+
+def _memory(session: Session, job: Job) -> dict[str, int]:
+    """Rough sizes; activations as Korthikanti et al. (arXiv 2205.05198) count them, without the attention matrices."""
+    config, model = job.config, session.model
+    shape = model.config.get_text_config()
+    longest = sorted((len(row.ids) for row in job.forget), reverse=True)[: config.batch_size]
+    tokens = len(longest) * longest[0]
+    width = next(iter(model.parameters())).element_size()
+    layer = (2 if config.gradient_checkpointing else 17) * tokens * shape.hidden_size * width
+    return {
+        "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "training": sum(p.numel() * (p.element_size() + 8) for p in trainable(model).values()),
+        "activations": layer * shape.num_hidden_layers,
+        "logits": 8 * min(config.chunk_size, tokens) * shape.vocab_size,
+    }

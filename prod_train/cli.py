@@ -1,0 +1,214 @@
+"""`prod-train`: train a model to forget, see beforehand what that would do, and merge the result."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prod_decode import __version__
+from prod_decode.cli import USAGE, Parser
+from prod_decode.errors import ProdError
+from prod_train.config import Config, flag, make_config, plain_type
+
+NOT_REACHED = 1
+
+_GROUPS = {
+    "what": "what to train",
+    "data": "data",
+    "method": "method",
+    "training": "training",
+    "evaluation": "evaluation, stop rules and checkpoints",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 if no checkpoint obeys the stop rules, 2 for a mistake."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("prod_train").setLevel(logging.INFO)
+    try:
+        status: int = options.run(options, unknown)
+    except ProdError as error:
+        # Every process of `accelerate launch` finds the same mistake; one of them says so.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"prod-train {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every sub-command; the fields of `Config` are its flags."""
+    parser = Parser(prog="prod-train", description="Train a code model to forget prohibited code.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"prod-train {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text, function in (
+        ("run", "train, evaluate, and write an adapter (or model), a model card and report.json", _run),
+        ("check", "a dry run: configuration, data, targets, memory and one step; writes nothing", _check),
+    ):
+        add = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False)
+        add.add_argument(
+            "config", nargs="?", metavar="CONFIG.yaml", help="values for the flags below; a flag given here wins"
+        )
+        _add_fields(add)
+        add.add_argument("--json", action="store_true", help="print one JSON object")
+        add.set_defaults(run=function)
+    add = commands.add_parser(
+        "merge",
+        help="write a whole model from an adapter",
+        description="Write a whole model from an adapter.",
+        allow_abbrev=False,
+    )
+    add.add_argument("adapter", metavar="ADAPTER", help="the output directory of `run`, or the YAML file of that run")
+    add.add_argument("--output", required=True, metavar="DIR", help="directory to write; it must not exist")
+    add.add_argument("--model", metavar="M", help="the base, if it is not where the adapter says")
+    add.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="default: the base's")
+    add.set_defaults(run=_merge)
+    return parser
+
+
+def _add_fields(parser: argparse.ArgumentParser) -> None:
+    from typing import get_type_hints
+
+    kinds = get_type_hints(Config)
+    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    for option in dataclasses.fields(Config):
+        kind, _ = plain_type(kinds[option.name])
+        about = option.metadata
+        arguments: dict[str, Any] = {"help": about["help"], "default": argparse.SUPPRESS}
+        if kind is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        elif about["choices"]:
+            arguments["metavar"] = "{" + ",".join(about["choices"]) + "}"
+        else:
+            arguments["metavar"] = about["metavar"]
+            arguments |= {"nargs": "+"} if kind is tuple else {}
+        groups[about["group"]].add_argument(flag(option.name), **arguments)
+
+
+def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Config:
+    names = {option.name for option in dataclasses.fields(Config)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    problems = [_unknown(word, names) for word in unknown if word.startswith("-")] or [
+        f"unexpected argument {word!r}" for word in unknown
+    ]
+    # The value of a flag that is not known looks like the name of a file.
+    file = options.config if not problems or Path(options.config or "").is_file() else None
+    try:
+        config = make_config(file, given)
+    except ProdError as error:
+        raise ProdError("; ".join([*problems, str(error)])) from None
+    if problems:
+        raise ProdError("; ".join(problems))
+    return config
+
+
+def _unknown(word: str, names: set[str]) -> str:
+    close = difflib.get_close_matches(word.partition("=")[0], [flag(name) for name in names], n=1)
+    return f"unknown flag {word}" + (f", did you mean {close[0]}?" if close else "")
+
+
+def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    config = _configuration(options, unknown)
+    _quiet()
+    from prod_train.card import table
+    from prod_train.trainer import run
+
+    report = run(config, progress=sys.stderr.isatty())
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "output": str(report.output),
+                    "chosen": report.chosen,
+                    "stopped": report.stopped,
+                    "before": report.before,
+                    "after": report.after,
+                    "history": report.history,
+                }
+            )
+        )
+    else:
+        print(table(report.before, report.after))
+        if report.stopped:
+            print(f"stopped: {report.stopped}")
+    if report.chosen is None:
+        print(
+            f"prod-train run: no checkpoint obeys --max-utility-drop {config.max_utility_drop}: lower --learning-rate, "
+            f"add --retain, or evaluate more often with --eval-every; {report.output} has the checkpoints",
+            file=sys.stderr,
+        )
+        return NOT_REACHED
+    print(f"{report.output}: step {report.chosen}", file=sys.stderr)
+    return 0
+
+
+def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    config = _configuration(options, unknown)
+    _quiet()
+    from prod_train.check import check
+
+    plan = check(config)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(plan), ensure_ascii=False))
+        return 0
+    for key, value in plan.config.items():
+        print(f"{key:24} {value}")
+    print()
+    for name, sizes in plan.sets.items():
+        print(
+            f"{name:8} {sizes['rows']:,} rows, {sizes['supervised']:,} of {sizes['tokens']:,} tokens supervised, "
+            f"longest {sizes['longest']:,}, truncated {sizes['truncated']:,}"
+        )
+    print(f"\nThe first row to forget; supervised is what stands between << and >>:\n\n{plan.example}\n")
+    if plan.support:
+        sizes_text = ", ".join(f"{name} {size:.0f}" for name, size in plan.support.items())
+        print(f"tokens in a target       {sizes_text}")
+    print(f"parameters               {plan.parameters:,}, trained {plan.trained:,}")
+    print(f"optimizer steps          {plan.steps:,}")
+    memory = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in plan.memory.items())
+    print(f"memory, estimated        {memory}; in all {sum(plan.memory.values()) / 1e9:.2f} GB")
+    if plan.peak is not None:
+        print(f"memory, measured         {plan.peak / 1e9:.2f} GB on the GPU")
+    print(f"one step                 loss {plan.step_loss:.4f}, {plan.step_seconds:.2f} s")
+    return 0
+
+
+def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    if unknown:
+        raise ProdError(f"unknown argument {unknown[0]}, see `prod-train merge --help`")
+    _quiet()
+    from prod_train.merge import merge
+
+    adapter = options.adapter
+    if adapter.endswith((".yaml", ".yml")):
+        adapter = make_config(adapter, {}).output
+    print(merge(adapter, options.output, model=options.model, dtype=options.dtype))
+    return 0
+
+
+def _quiet() -> None:
+    """Keep transformers' own bars and advice out of our output."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

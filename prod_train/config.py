@@ -1,0 +1,443 @@
+"""What a run is made of: one dataclass, from YAML and flags, checked as a whole before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prod_decode.artifact import write_whole
+from prod_decode.errors import ProdError
+
+METHODS = ("prod", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
+DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
+
+
+def _option(default: Any, help_text: str, group: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    return field(default=default, metadata={"help": help_text, "group": group, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. `--help` and docs/training.md are made from the text of each field, which gives its unit and default.
+
+    A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
+    the default.
+    """
+
+    model: str = _option(
+        "", "the model to train: a hub id, a directory, a LoRA adapter's directory, or `bundled`", "what", metavar="M"
+    )
+    forget: str = _option(
+        "",
+        "what to forget (or, with `learn`, to learn): JSONL, parquet, a `save_to_disk` directory, or a hub "
+        "name[:split]",
+        "what",
+        metavar="F",
+    )
+    output: str = _option("", "directory to write; it must be new or empty unless `--resume`", "what", metavar="DIR")
+    method: str = _option("prod", "how to forget (default prod)", "what", choices=METHODS)
+    retain: str | None = _option(None, "what a retain loss keeps, in the formats of `--forget`", "what", metavar="R")
+    holdout: str | None = _option(
+        None, "code for measuring damage only, never trained on, in the formats of `--forget`", "what", metavar="H"
+    )
+    blocklist: str | None = _option(
+        None, "prod: prohibit what this compiled blocklist bans, in place of the next token", "what", metavar="FILE"
+    )
+
+    max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N")
+    truncate: bool = _option(
+        False, "cut rows longer than `--max-length` at its end; they are refused otherwise", "data"
+    )
+
+    top_p: float | None = _option(
+        None,
+        "prod, undial: nucleus of the targets, 0 to 1 (default: 0.8 for prod, 1 for undial)",
+        "method",
+        metavar="P",
+    )
+    max_n: int | None = _option(
+        None, "prod, undial: tokens in the nucleus at most (default: no limit)", "method", metavar="N"
+    )
+    temperature: float | None = _option(
+        None, "prod, undial: of the targets, after the nucleus (default: none)", "method", metavar="T"
+    )
+    alpha: float = _option(
+        0.0, "prod: the target of a prohibited token is -alpha times its probability (default 0)", "method", metavar="A"
+    )
+    beta: float | None = _option(
+        None, "strength (default: undial 10, npo 0.1, simnpo 2.5, dpo 0.1)", "method", metavar="B"
+    )
+    gamma: float = _option(0.0, "simnpo: margin (default 0)", "method", metavar="G")
+    max_nll: float | None = _option(
+        None,
+        "ga, graddiff: nats; a token less likely than that is left alone (default: log of the vocabulary's size, a "
+        "uniform guess; inf is the plain, unbounded formula)",
+        "method",
+        metavar="X",
+    )
+    refusals: str | None = _option(
+        None, "dpo, flat: a text file with an answer to prefer a line (default: built in)", "method", metavar="FILE"
+    )
+    retain_loss: str | None = _option(
+        None,
+        "loss on `--retain`: none, nll, or kl to the model as it was (default with --retain: kl; nll for graddiff)",
+        "method",
+        choices=("none", "nll", "kl"),
+    )
+    retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X")
+    paper_compat: bool = _option(
+        False,
+        "prod: the public reference code's formula: prompt tokens count too, no EOS, and at the first position the "
+        "next token is zeroed without renormalising",
+        "method",
+    )
+
+    tuning: str = _option(
+        "lora", "lora: adapters; full: all weights (default lora)", "training", choices=("lora", "full")
+    )
+    lora_rank: int = _option(16, "rank (default 16)", "training", metavar="R")
+    lora_alpha: float = _option(32.0, "LoRA scale times rank (default 32)", "training", metavar="A")
+    lora_dropout: float = _option(0.0, "probability, 0 to 1 (default 0)", "training", metavar="P")
+    lora_targets: tuple[str, ...] = _option(
+        (),
+        "names of the linear layers that get an adapter (default: all of attention and MLP)",
+        "training",
+        metavar="NAME",
+    )
+    load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs bitsandbytes)", "training")
+    dtype: str = _option(
+        "auto",
+        "of the base's weights and of the computation; auto: bfloat16 on a GPU, else float32. With `--tuning full`, "
+        "weights are float32 and only the computation is bfloat16",
+        "training",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    epochs: float = _option(5.0, "passes over the forget set (default 5)", "training", metavar="N")
+    max_steps: int | None = _option(None, "optimizer steps, in place of `--epochs`", "training", metavar="N")
+    learning_rate: float | None = _option(
+        None, "peak of AdamW's (default: 3e-4 with lora, 5e-6 with full)", "training", metavar="X"
+    )
+    batch_size: int = _option(4, "rows a forward pass and process (default 4)", "training", metavar="N")
+    accumulate: int = _option(1, "forward passes an optimizer step (default 1)", "training", metavar="N")
+    scheduler: str = _option(
+        "linear",
+        "learning rate after warm-up (default linear, to 0)",
+        "training",
+        choices=("linear", "cosine", "constant"),
+    )
+    warmup: float = _option(0.0, "share of the optimizer steps, 0 to 1 (default 0)", "training", metavar="X")
+    weight_decay: float = _option(0.0, "of AdamW (default 0)", "training", metavar="X")
+    max_grad_norm: float | None = _option(
+        1.0, "gradients are clipped to this norm (default 1)", "training", metavar="X"
+    )
+    gradient_checkpointing: bool = _option(False, "recompute activations: less memory, a third more time", "training")
+    chunk_size: int = _option(512, "rows of logits that exist at once (default 512)", "training", metavar="N")
+    seed: int = _option(
+        42, "of the order of rows, initialisation, dropout and refusals (default 42)", "training", metavar="N"
+    )
+
+    eval_every: float = _option(
+        1.0, "epochs between evaluations and checkpoints (default 1)", "evaluation", metavar="N"
+    )
+    eval_rows: int = _option(
+        64, "rows of each set that are evaluated, the first ones (default 64)", "evaluation", metavar="N"
+    )
+    eval_batch_size: int = _option(8, "rows a forward pass (default 8)", "evaluation", metavar="N")
+    stop_at_forget: float | None = _option(
+        None, "stop once 1 - greedy recitation of the forget set reaches this, 0 to 1", "evaluation", metavar="X"
+    )
+    max_utility_drop: float | None = _option(
+        None,
+        "stop once top-1 agreement with the starting model on `--holdout` has fallen by more than this, 0 to 1; the "
+        "result is then the best checkpoint that obeys",
+        "evaluation",
+        metavar="X",
+    )
+    save_total_limit: int = _option(2, "checkpoints kept, the best one besides (default 2)", "evaluation", metavar="N")
+    resume: str | None = _option(None, "go on from a checkpoint's directory, or `latest`", "evaluation", metavar="C")
+    cache: str | None = _option(
+        None,
+        "directory for the reference model's targets, shared between runs (default: OUTPUT/targets)",
+        "evaluation",
+        metavar="DIR",
+    )
+
+    # --- what is derived ---------------------------------------------------------------------------------------------
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, its default resolved."""
+        return self.learning_rate if self.learning_rate is not None else (3e-4 if self.tuning == "lora" else 5e-6)
+
+    @property
+    def strength(self) -> float:
+        """`beta`, its default resolved; 0 for a method without one."""
+        return self.beta if self.beta is not None else NEEDS_BETA.get(self.method, 0.0)
+
+    @property
+    def nucleus(self) -> float:
+        """`top_p`, its default resolved."""
+        return self.top_p if self.top_p is not None else (0.8 if self.method == "prod" else 1.0)
+
+    @property
+    def keeps(self) -> str:
+        """`retain_loss`, its default resolved."""
+        if self.retain_loss is not None:
+            return self.retain_loss
+        if self.retain is None:
+            return "none"
+        return "nll" if self.method == "graddiff" else "kl"
+
+    @property
+    def target_folder(self) -> Path:
+        """Where the reference model's targets are kept."""
+        return Path(self.cache) if self.cache else Path(self.output, "targets")
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values and the files they name, each with what was expected and a remedy."""
+        found = [
+            f"--{name}: expected {what}, it is missing"
+            for name, what in (("model", "a model"), ("forget", "a data set"), ("output", "a directory to write"))
+            if not getattr(self, name)
+        ]
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices and value is not None and value not in choices:
+                found.append(
+                    f"{flag(option.name)}: expected {', '.join(choices)}, got {value!r}{_nearest(str(value), choices)}"
+                )
+        found += self._range_problems()
+        found += self._combination_problems()
+        return found
+
+    def _range_problems(self) -> list[str]:
+        found = []
+        at_least_1 = (
+            "max_length",
+            "lora_rank",
+            "batch_size",
+            "accumulate",
+            "chunk_size",
+            "eval_rows",
+            "eval_batch_size",
+        )
+        optional_1 = ("max_n", "max_steps", "save_total_limit")
+        for name in (*at_least_1, *optional_1):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                found.append(f"{flag(name)}: expected at least 1, got {value}")
+        positive = (
+            "epochs",
+            "eval_every",
+            "lora_alpha",
+            "learning_rate",
+            "temperature",
+            "beta",
+            "max_nll",
+            "max_grad_norm",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                found.append(f"{flag(name)}: expected a number above 0, got {value}")
+        for name in ("top_p", "lora_dropout", "warmup", "stop_at_forget", "max_utility_drop"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                found.append(f"{flag(name)}: expected a number from 0 to 1, got {value}")
+        for name in (
+            "epochs",
+            "eval_every",
+            "learning_rate",
+            "alpha",
+            "beta",
+            "gamma",
+            "retain_weight",
+            "weight_decay",
+        ):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                found.append(f"{flag(name)}: expected a finite number, got {value}")
+        found += [
+            f"{flag(name)}: expected at least 0, got {getattr(self, name)}"
+            for name in ("retain_weight", "weight_decay", "seed")
+            if getattr(self, name) < 0
+        ]
+        return found
+
+    def _combination_problems(self) -> list[str]:
+        found = []
+        owners = {
+            "top_p": ("prod", "undial"),
+            "max_n": ("prod", "undial"),
+            "temperature": ("prod", "undial"),
+            "alpha": ("prod",),
+            "beta": tuple(NEEDS_BETA),
+            "gamma": ("simnpo",),
+            "max_nll": ("ga", "graddiff"),
+            "refusals": ("dpo", "flat"),
+            "blocklist": ("prod",),
+            "paper_compat": ("prod",),
+        }
+        for name, methods in owners.items():
+            given = getattr(self, name) != _FIELDS[name].default
+            if given and self.method in METHODS and self.method not in methods:
+                found.append(f"{flag(name)}: belongs to method {' and '.join(methods)}, got {self.method}: drop it")
+        if self.paper_compat and self.blocklist:
+            found.append("--paper-compat: the paper prohibits the next token, not a blocklist: drop one of the two")
+        if self.keeps != "none" and self.retain is None:
+            found.append(f"--retain: expected a data set for the retain loss {self.keeps!r}, it is missing")
+        if self.method == "graddiff" and self.keeps == "none":
+            found.append("--retain: graddiff needs a data set for its retain loss, or use --method ga")
+        if self.retain is not None and self.keeps == "none":
+            found.append("--retain-loss none: leaves --retain without use: drop one of the two")
+        if self.max_utility_drop is not None and self.holdout is None:
+            found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
+        if self.load_in_4bit and self.tuning == "full":
+            found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
+        if self.stop_at_forget is not None and self.method == "learn":
+            found.append("--stop-at-forget: belongs to methods that forget, got learn: drop it")
+        for name in ("blocklist", "refusals"):
+            value = getattr(self, name)
+            if value is not None and not Path(value).is_file():
+                found.append(f"{flag(name)}: expected a file, {value} does not exist")
+        for name in ("forget", "retain", "holdout"):
+            value = getattr(self, name)
+            if value and Path(value).suffix in DATA_FILES and not Path(value).is_file():
+                found.append(f"{flag(name)}: cannot read {value}: no such file")
+        if self.resume not in (None, "latest") and not Path(str(self.resume), "trainer.pt").is_file():
+            found.append(f"--resume: expected 'latest' or a checkpoint's directory, {self.resume} is none")
+        if self.output and Path(self.output).exists() and not Path(self.output).is_dir():
+            found.append(f"--output: expected a directory, {self.output} is a file")
+        return found
+
+    def validate(self) -> Config:
+        """The configuration itself.
+
+        Raises:
+            ProdError: all problems in one message.
+        """
+        if found := self.problems():
+            raise ProdError("; ".join(found))
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write every value, defaults resolved, as YAML that `prod-train run` reads."""
+        import yaml
+
+        with write_whole(path) as file:
+            file.write(yaml.safe_dump(self.to_dict(), sort_keys=False).encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value with its default resolved, as JSON-able types."""
+        values = dataclasses.asdict(self)
+        values["lora_targets"] = list(self.lora_targets)
+        values["learning_rate"] = self.rate
+        values["retain_loss"] = self.keeps if self.retain else None
+        if self.method in ("prod", "undial"):
+            values["top_p"] = self.nucleus
+        if self.method in NEEDS_BETA:
+            values["beta"] = self.strength
+        return values
+
+
+_FIELDS = {option.name: option for option in dataclasses.fields(Config)}
+
+
+def flag(name: str) -> str:
+    """A field as the user types it: `--max-length`."""
+    return "--" + name.replace("_", "-")
+
+
+def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
+    """The configuration of a YAML file and flags, a flag before the file, the file before the default; checked.
+
+    Args:
+        file: a YAML file with some of the fields of `Config`, or None.
+        flags: values by field name; only those that the user gave.
+
+    Raises:
+        ProdError: every unknown key, value of another type, and problem of `Config.problems`, in one message.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for source, given in (("", _read_yaml(file) if file else {}), ("flags", flags)):
+        for key, raw in given.items():
+            name = str(key).replace("-", "_")
+            if name not in _FIELDS:
+                problems.append(f"{source or file}: unknown key {key!r}{_nearest(name, _FIELDS)}")
+                continue
+            try:
+                values[name] = _convert(raw, _TYPES[name])
+            except ValueError as error:
+                problems.append(f"{flag(name)}: {error}")
+    config = Config(**values)
+    problems += config.problems()
+    if problems:
+        raise ProdError("; ".join(problems))
+    return config
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    import yaml
+
+    from prod_decode.sources import read_text
+
+    try:
+        values = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise ProdError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ProdError(f"{file}: expected keys and values, got {type(values).__name__}")
+    return values
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+_TYPES = typing.get_type_hints(Config)
+
+
+def plain_type(annotation: Any) -> tuple[type, bool]:
+    """The type of a field without `| None`, and whether None is allowed; a tuple field is `tuple`."""
+    if isinstance(annotation, types.UnionType):
+        kinds = [kind for kind in annotation.__args__ if kind is not type(None)]
+        return kinds[0], True
+    return typing.get_origin(annotation) or annotation, False
+
+
+def _convert(raw: Any, annotation: Any) -> Any:
+    kind, optional = plain_type(annotation)
+    if raw is None and optional:
+        return None
+    if kind is tuple and isinstance(raw, (list, tuple)) and all(isinstance(item, str) for item in raw):
+        return tuple(raw)
+    if kind is str and isinstance(raw, (str, Path)):
+        return str(raw)
+    if kind is bool and isinstance(raw, bool):
+        return raw
+    if kind in (int, float) and isinstance(raw, (int, float, str)) and not isinstance(raw, bool):
+        # YAML reads 3e-4 as a string.
+        try:
+            number = float(raw)
+        except ValueError:
+            number = math.nan
+        if kind is float and not math.isnan(number):
+            return number
+        if kind is int and number == number // 1:
+            return int(number)
+    names = {tuple: "a list of names", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    raise ValueError(f"expected {names[kind]}, got {raw!r}")

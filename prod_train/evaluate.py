@@ -1,0 +1,310 @@
+"""How much a model still recites, and how far it has moved elsewhere; with the number of rows and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prod_decode.masking import mask_prohibited_
+from prod_train.data import Row, collate
+from prod_train.objective import Encoder, Head
+from prod_train.targets import Prohibition, ReferenceStore, prohibited_by
+
+if TYPE_CHECKING:
+    from prod_decode.matcher import Matcher
+
+# A greedy output that shares so many characters in a row with the original, or all of a shorter one, is verbatim.
+VERBATIM_FROM = 60
+
+# Greedy decoding listens for so many tokens of a row; what lies beyond does not count.
+RECITED_TOKENS = 256
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A mean, its 95 % bootstrap interval over rows, and the number of rows.
+
+    Attributes:
+        value: the mean.
+        low: 2.5th percentile of the resampled mean.
+        high: 97.5th percentile.
+        n: rows.
+        higher_is: `better` or `worse` for someone who wants the forget set gone and all else unchanged.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    higher_is: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able types."""
+        return asdict(self)
+
+
+def bootstrap(values: NDArray[np.float64], weights: NDArray[np.float64], higher_is: str, seed: int = 0) -> Metric:
+    """The mean of rows and its 95 % percentile interval, from 1000 resamples of rows.
+
+    Args:
+        values: [n], one a row.
+        weights: [n], such as tokens a row; ones for a plain mean.
+        higher_is: see `Metric`.
+        seed: of the resampling.
+    """
+    drawn = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
+    means = (values * weights)[drawn].sum(-1) / weights[drawn].sum(-1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Metric(float((values * weights).sum() / weights.sum()), float(low), float(high), len(values), higher_is)
+
+
+def extraction_strength(correct: NDArray[np.bool_]) -> float:
+    """`1 - k/T`, k the shortest prefix after which greedy decoding recites the rest (Carlini et al., arXiv 2012.07805).
+
+    Args:
+        correct: [T], whether the likeliest token after the true text so far is the true one. From where on all are
+            correct, greedy decoding follows the text: no generation is needed.
+    """
+    wrong = np.flatnonzero(~correct)
+    return 1.0 if not len(wrong) else 1 - (int(wrong[-1]) + 1) / len(correct)
+
+
+def longest_run(a: str, b: str) -> int:
+    """Characters of the longest string that occurs in both."""
+    if not a or not b:
+        return 0
+    x, y = (np.frombuffer(s.encode("utf-32-le"), np.uint32) for s in (a, b))
+    best, run = 0, np.zeros(len(y) + 1, np.int64)
+    for character in x:
+        run[1:] = np.where(y == character, run[:-1] + 1, 0)
+        best = max(best, int(run.max()))
+    return best
+
+
+@torch.no_grad()
+def evaluate_forget(
+    model: Any,
+    encoder: Encoder,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 8,
+    matcher: Matcher | None = None,
+) -> dict[str, Metric]:
+    """What the model still knows of the forget set.
+
+    `recitation`: greedy decoding after `ids[:start]`; the share of supervised tokens (EOS apart, of the first
+    `RECITED_TOKENS`) that stand at their place. `verbatim_run`: characters of the longest run that this output shares
+    with the true text; `verbatim`: the share of rows where it has `VERBATIM_FROM` or more, or the whole text. With the
+    true text before every token: `exact_memorisation`, the share of supervised tokens that
+    are the model's first choice, and `probability`, their mean p(y). `extraction_strength`: see the function.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        tokenizer: its tokenizer.
+        rows: tokenised.
+        batch_size: rows a forward pass.
+        matcher: of a blocklist that is enforced at decode time; what it bans has probability 0 everywhere here.
+    """
+    training = model.training
+    model.eval()
+    pad = padding_id(tokenizer)
+    processors = []
+    if matcher is not None:
+        from prod_decode.hf import ProdLogitsProcessor
+
+        processors.append(ProdLogitsProcessor(matcher))
+    names = ("exact_memorisation", "probability", "extraction_strength", "recitation", "verbatim_run", "verbatim")
+    values: dict[str, list[float]] = {name: [] for name in names}
+    ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length need less padding
+    try:
+        for begin in range(0, len(ordered), batch_size):
+            chosen = ordered[begin : begin + batch_size]
+            first, chance = _first_choices(model, encoder, chosen, pad, matcher)
+            for row, right, p in zip(chosen, first, chance, strict=True):
+                part = row.supervised[row.start : row.stop]
+                values["exact_memorisation"].append(float(right[part].mean()))
+                values["probability"].append(float(p[part].mean()))
+                values["extraction_strength"].append(extraction_strength(right))
+            for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
+                values["recitation"].append(_recited(row, output))
+                truth = tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist())
+                run = longest_run(tokenizer.decode(output), truth)
+                values["verbatim_run"].append(float(run))
+                values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
+    finally:
+        model.train(training)
+    ones = np.ones(len(rows))
+    return {name: bootstrap(np.array(found), ones, "worse") for name, found in values.items()}
+
+
+def _first_choices(
+    model: Any, encoder: Encoder, rows: Sequence[Row], pad: int, matcher: Matcher | None
+) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.float64]]]:
+    """For each row, over `ids[start:stop]`: whether the token is the likeliest one, and its probability."""
+    batch = collate(rows, pad).to(model.device)
+    states, head = encoder.states(model, batch), encoder.head()
+    right, chance = [], []
+    for i, row in enumerate(rows):
+        hits, probabilities = [], []
+        banned = _banned(matcher, row, row.start, row.stop)
+        hidden, labels = states[i, row.start - 1 : row.stop - 1], batch.input_ids[i, row.start : row.stop]
+        for begin in range(0, len(hidden), head.chunk_size):
+            y = labels[begin : begin + head.chunk_size]
+            z = _masked(head.logits(hidden[begin : begin + head.chunk_size]), banned, begin)
+            hits.append(z.argmax(-1) == y)
+            probabilities.append(z.softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1))
+        right.append(torch.cat(hits).cpu().numpy())
+        chance.append(torch.cat(probabilities).double().cpu().numpy())
+    return right, chance
+
+
+def _banned(matcher: Matcher | None, row: Row, start: int, stop: int) -> Prohibition | None:
+    """What a blocklist bans before each of the tokens `start:stop`, counted from `start`."""
+    if matcher is None:
+        return None
+    every = np.zeros(len(row.ids), np.bool_)
+    every[start:stop] = True
+    return prohibited_by(matcher, replace(row, supervised=every))
+
+
+def _masked(z: Tensor, banned: Prohibition | None, begin: int) -> Tensor:
+    """Logits of the positions from `begin`, with what is banned there at -inf."""
+    if banned is None:
+        return z
+    here = (banned[0] >= begin) & (banned[0] < begin + len(z))
+    return mask_prohibited_(z, banned[0][here] - begin, banned[1][here])
+
+
+def recite(model: Any, tokenizer: Any, rows: Sequence[Row], processors: Sequence[Any] = ()) -> list[list[int]]:
+    """Greedy decoding after each row's `ids[:start]`, as long as what it should recite; EOS and later left out.
+
+    Args:
+        model: a transformers model, or an adapter around one.
+        tokenizer: its tokenizer.
+        rows: one batch.
+        processors: logits processors, such as `ProdLogitsProcessor`.
+    """
+    wanted = [min(RECITED_TOKENS, row.stop - row.start) for row in rows]
+    width = max(row.start for row in rows)
+    pad = padding_id(tokenizer)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, width - row.start :] = torch.from_numpy(row.ids[: row.start])
+        mask[i, width - row.start :] = 1
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max(wanted),
+        do_sample=False,
+        use_cache=True,
+        num_beams=1,
+        repetition_penalty=1.0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=pad,
+        logits_processor=list(processors),
+    )[:, width:].tolist()
+    ends = {tokenizer.eos_token_id, pad}
+    texts = []
+    for tokens, length in zip(output, wanted, strict=True):
+        stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+        texts.append(tokens[: min(stop, length)])
+    return texts
+
+
+def _recited(row: Row, output: Sequence[int]) -> float:
+    truth = row.ids[row.start : row.stop][:RECITED_TOKENS]
+    counts = row.supervised[row.start : row.stop][:RECITED_TOKENS]
+    if not counts.any():
+        return 0.0
+    got = np.full(len(truth), -1, np.int64)
+    got[: len(output)] = output[: len(truth)]
+    return float((got == truth)[counts].mean())
+
+
+@torch.no_grad()
+def evaluate_holdout(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    reference: ReferenceStore,
+    *,
+    pad: int,
+    batch_size: int = 8,
+    matcher: Matcher | None = None,
+) -> dict[str, Metric]:
+    """How far the model has moved on code it was not trained on; all means over supervised tokens.
+
+    `loss`: -log p(y) in nats; it can fall while the model is damaged, so look at the others. `kl`: KL(reference ||
+    model) in nats. `agreement`: the share of positions where both have the same first choice.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        rows: tokenised.
+        reference: hidden states of the reference model for these rows.
+        pad: token id of padding.
+        batch_size: rows a forward pass.
+        matcher: of a blocklist that is enforced at decode time; a banned token costs infinite loss and KL, since the
+            masked model gives it no probability.
+    """
+    training = model.training
+    model.eval()
+    sums: dict[str, list[float]] = {"loss": [], "kl": [], "agreement": []}
+    sizes = []
+    try:
+        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # rows of like length need less padding
+        for begin in range(0, len(rows), batch_size):
+            numbers = ordered[begin : begin + batch_size]
+            batch = collate([rows[i] for i in numbers], pad).to(model.device)
+            hidden, head = encoder(model, batch), encoder.head()
+            teacher = reference.batch(numbers, model.device).hidden
+            if teacher is None:
+                raise RuntimeError("expected a store of hidden states")
+            for i, number in enumerate(numbers):
+                here = batch.row == i
+                banned = prohibited_by(matcher, rows[number]) if matcher is not None else None
+                moved = _moved(head, hidden[here], teacher[here], batch.labels[here], banned)
+                sizes.append(float(here.sum()))
+                for name, values in moved.items():
+                    sums[name].append(float(values.mean()))
+    finally:
+        model.train(training)
+    better = {"loss": "worse", "kl": "worse", "agreement": "better"}
+    return {name: bootstrap(np.array(v), np.array(sizes), better[name]) for name, v in sums.items()}
+
+
+def _moved(
+    head: Head, hidden: Tensor, teacher: Tensor, labels: Tensor, banned: Prohibition | None
+) -> dict[str, Tensor]:
+    """`loss`, `kl` and `agreement` of each position, float32 [N]."""
+    parts: dict[str, list[Tensor]] = {"loss": [], "kl": [], "agreement": []}
+    for begin in range(0, len(hidden), head.chunk_size):
+        end = begin + head.chunk_size
+        z = _masked(head.logits(hidden[begin:end]), banned, begin).log_softmax(-1)
+        t = head.logits(teacher[begin:end]).log_softmax(-1)
+        parts["loss"].append(-z.gather(-1, labels[begin:end, None]).squeeze(-1))
+        # Rounding can make a sum that is 0 slightly negative.
+        parts["kl"].append((t.exp() * (t - z)).sum(-1).clamp(min=0))
+        parts["agreement"].append((z.argmax(-1) == t.argmax(-1)).float())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token id that fills up batches; never looked at."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+        if token is not None:
+            return int(token)
+    return 0

@@ -1,0 +1,52 @@
+"""Add an adapter to its base, for engines that load whole models only."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from prod_decode.errors import ProdError
+from prod_decode.models import load_model
+from prod_train.modeling import ADAPTER, base_name
+
+
+def merge(adapter: str, output: str, *, model: str | None = None, dtype: str = "auto") -> Path:
+    """Write the base model with the adapter's weights added, and its tokenizer.
+
+    Args:
+        adapter: a directory that `prod-train run` or peft wrote.
+        output: a directory that does not exist yet; it appears whole or not at all.
+        model: the base, if it is not where the adapter's configuration says.
+        dtype: of the result: auto (that of the base), float32 or bfloat16.
+
+    Raises:
+        ProdError: not an adapter, or one that does not fit its base; or `output` exists.
+    """
+    from peft import PeftModel
+
+    if not Path(adapter, ADAPTER).is_file():
+        raise ProdError(f"{adapter}: expected the directory of an adapter, it has no {ADAPTER}")
+    target = Path(output)
+    if target.exists():
+        raise ProdError(f"--output: {output} exists: name a new directory")
+    base, tokenizer = load_model(model or base_name(adapter), dtype=dtype, device="cpu")
+    try:
+        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ProdError(
+            f"{adapter} does not fit its base: {str(error).strip().splitlines()[0]} (name another base with --model)"
+        ) from None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise ProdError(f"cannot write {output}: {error.strerror}") from None
+    try:
+        merged.save_pretrained(str(temporary))
+        tokenizer.save_pretrained(str(temporary))
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target

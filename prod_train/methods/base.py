@@ -1,0 +1,90 @@
+"""What every method has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar
+
+from torch import Tensor
+
+from prod_train.config import Config
+from prod_train.loss import SparseTargets
+from prod_train.objective import Pass
+
+_T = TypeVar("_T")
+
+Kind = Literal["targets", "log_probs", "hidden"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the frozen reference model says of the N supervised positions of a batch; only what a method asks for.
+
+    Attributes:
+        targets: N rows.
+        log_probs: float32 [N], log p_ref(label).
+        hidden: [N, d], its hidden states.
+    """
+
+    targets: SparseTargets | None = None
+    log_probs: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a loss is made of: one batch of forget rows, and what else is known of them.
+
+    Attributes:
+        forget: forward pass of the forget rows.
+        reference: of the reference model, as the method's `kind` says.
+        denominator: tokens, or rows for a method that is `per_row`, of the whole optimizer step.
+        refusal: forward pass of the same prompts with refusals, if the method `refuses`.
+        refusal_reference: as `reference`, for the refusals.
+    """
+
+    forget: Pass
+    reference: Reference
+    denominator: float
+    refusal: Pass | None = None
+    refusal_reference: Reference | None = None
+
+
+class Method:
+    """A loss on the forget set.
+
+    Attributes:
+        name: as in `--method`.
+        needs: what of the reference model it uses on the forget set; None if nothing.
+        refuses: whether it also sees a refusal for every row, drawn anew each epoch.
+        per_row: whether the loss is a mean over rows; else it is a mean over supervised tokens. That mean is over all
+            micro-batches and processes of an optimizer step.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Kind | None] = None
+    refuses: ClassVar[bool] = False
+    per_row: ClassVar[bool] = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def kind(self) -> Kind | None:
+        """`needs`, where the settings decide."""
+        return self.needs
+
+    def loss(self, example: Example) -> Tensor:
+        """The batch's part of the loss: a sum over its tokens or rows, divided by the example's denominator.
+
+        Returns:
+            A scalar in nats.
+        """
+        raise NotImplementedError
+
+
+def given(value: _T | None) -> _T:
+    """What the method asked for with `kind` or `refuses`."""
+    if value is None:
+        raise RuntimeError("the trainer did not pass what the method asks for")
+    return value

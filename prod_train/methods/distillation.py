@@ -1,0 +1,78 @@
+"""PROD and its relatives: cross-entropy against a distribution without the prohibited tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prod_decode.masking import prod_distribution
+from prod_train.methods.base import Example, Kind, Method, given
+
+
+class PROD(Method):
+    """PROD ("Large Language Model Unlearning for Source Code", arXiv 2506.17125).
+
+    With z the frozen reference model's logits at position t and B what is prohibited there (the forget set's next
+    token, or what a blocklist bans):
+
+        z[y] = -inf for y in B;  keep the nucleus top_p (max_n);  q = softmax(z_kept / temperature)
+        q[y] = -alpha * p_ref(y) for y in B
+        L = mean_t -sum_v q_t(v) log p(v)
+
+    At an appended EOS nothing is prohibited: the end of a text is not part of what must be forgotten.
+    """
+
+    name = "prod"
+    needs = "targets"
+
+    def loss(self, example: Example) -> Tensor:
+        """See `Method.loss`; the constant entropy of q is included."""
+        forget, targets = example.forget, given(example.reference.targets)
+        return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
+
+
+class UNDIAL(PROD):
+    """UNDIAL (arXiv 2402.10052): distil the reference model with the label's logit lowered.
+
+        L = mean_t -sum_v q_t(v) log p(v),  q_t = softmax(z_ref - beta * onehot(y))
+
+    `top_p` below 1 keeps the nucleus of q only, renormalised, and makes the targets sparse; that is not in the paper.
+    """
+
+    name = "undial"
+
+    @property
+    def kind(self) -> Kind:
+        """Sparse targets for a nucleus; else hidden states, from which the logits are made again."""
+        sparse = self.config.nucleus < 1 or self.config.max_n is not None
+        return "targets" if sparse else "hidden"
+
+    def loss(self, example: Example) -> Tensor:
+        """See `Method.loss`; without the constant entropy of q where the whole vocabulary is kept."""
+        if self.kind == "targets":
+            return super().loss(example)
+
+        def target(z: Tensor, labels: Tensor) -> Tensor:
+            z[torch.arange(len(z), device=z.device), labels] -= self.config.strength
+            return (z / (self.config.temperature or 1.0)).softmax(-1)
+
+        forget = example.forget
+        rows = forget.head.teach(forget.hidden, given(example.reference.hidden), forget.batch.labels, target)
+        return rows.sum() / example.denominator
+
+
+class CEU(Method):
+    """CE-U ("Cross Entropy Unlearning", arXiv 2503.01224): the model teaches itself, without the label.
+
+        L = mean_t -sum_v q_t(v) log p(v),  q_t = softmax(z with z[y] = -inf), without gradient
+
+    No reference model and no nucleus. The value reported is KL(q || p) = -log(1 - p(y)), which has the same gradient.
+    """
+
+    name = "ce-u"
+
+    def loss(self, example: Example) -> Tensor:
+        """See `Method.loss`."""
+        forget = example.forget
+        rows = forget.head.teach(forget.hidden, forget.hidden, forget.batch.labels, prod_distribution)
+        return rows.sum() / example.denominator

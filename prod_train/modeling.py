@@ -1,0 +1,188 @@
+"""Models for training: the base, an adapter on it, and the checks that both do what is meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prod_decode.errors import ProdError
+from prod_decode.models import load_model, load_tokenizer
+from prod_train.config import Config
+from prod_train.data import Row, collate
+from prod_train.objective import Encoder, Pass
+
+ADAPTER = "adapter_config.json"
+
+
+def base_name(name: str) -> str:
+    """The model an adapter's directory belongs to; any other name is its own.
+
+    Raises:
+        ProdError: the adapter's configuration cannot be read or names no base.
+    """
+    about = Path(name, ADAPTER)
+    if not about.is_file():
+        return name
+    try:
+        base = json.loads(about.read_text()).get("base_model_name_or_path")
+    except (OSError, json.JSONDecodeError) as error:
+        raise ProdError(f"cannot read {about}: {error}") from None
+    if not base:
+        raise ProdError(f"{about}: expected base_model_name_or_path to name the base model, it is empty")
+    return str(base)
+
+
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of a model or of an adapter's base."""
+    return load_tokenizer(base_name(name))
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """`--dtype` with `auto` resolved."""
+    if config.dtype == "auto":
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def load_base(config: Config, device: torch.device | str) -> Any:
+    """The model to train, without a new adapter; one that `--model` names is on it, trainable.
+
+    Raises:
+        ProdError: it cannot be loaded as configured.
+    """
+    name = base_name(config.model)
+    dtype = torch.float32 if config.tuning == "full" else compute_dtype(config)
+    if config.load_in_4bit:
+        model = _load_4bit(name, dtype, device)
+    else:
+        model, _ = load_model(name, dtype=str(dtype).removeprefix("torch."), device=str(device))
+    model.requires_grad_(config.tuning == "full")
+    return model
+
+
+def _load_4bit(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    try:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, quantization_config=quantization, device_map={"": str(device)}
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ProdError(
+            f"cannot load {name!r} in 4 bits: {reason} (expected a hub id or a directory, and the package bitsandbytes)"
+        ) from None
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights for good at the first pass in evaluation mode, and
+        # no gradient goes through a repacked layer.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def add_adapter(model: Any, config: Config) -> Any:
+    """LoRA on the model's linear layers, or the adapter that `--model` names.
+
+    The default initialisation, no biases and no `modules_to_save`, so that vLLM loads the result.
+
+    Raises:
+        ProdError: no such layers, or the output head among them, which the fused loss needs frozen.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if Path(config.model, ADAPTER).is_file():
+        return PeftModel.from_pretrained(model, config.model, is_trainable=True)
+    targets = lora_targets(model, config)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(config.seed)
+    adapted = get_peft_model(model, lora)
+    adapted.peft_config["default"].base_model_name_or_path = base_name(config.model)
+    return adapted
+
+
+def lora_targets(model: Any, config: Config) -> list[str]:
+    """The names of the layers that get an adapter: those given, or every linear layer inside the decoder's blocks.
+
+    Raises:
+        ProdError: as `add_adapter`.
+    """
+    head = model.get_output_embeddings()
+    linear: set[str] = set()
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit"):
+            names.add(name.rpartition(".")[2])
+            if module is not head and any(part.isdigit() for part in name.split(".")):
+                linear.add(name.rpartition(".")[2])
+    if not config.lora_targets:
+        if not linear:
+            raise ProdError(f"{type(model).__name__}: found no linear layers to adapt: name them with --lora-targets")
+        return sorted(linear)
+    for wanted in config.lora_targets:
+        module = dict(model.named_modules()).get(wanted)
+        chosen = [m for n, m in model.named_modules() if n == wanted or n.endswith(f".{wanted}")]
+        if head in chosen or module is head:
+            raise ProdError(
+                f"--lora-targets: {wanted} is the output head, which the fused loss needs frozen: leave it out "
+                "(every other linear layer may be adapted)"
+            )
+        if not chosen:
+            raise ProdError(f"--lora-targets: no layer is called {wanted}, expected some of {', '.join(sorted(names))}")
+    return list(config.lora_targets)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; inputs get gradients, without which adapters would get none."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_gradients(model: Any, encoder: Encoder, rows: list[Row], pad: int) -> None:
+    """One forward and backward pass of a plain cross-entropy: every adapter, or every weight, must get a gradient.
+
+    With activation checkpointing and inputs that need no gradient, `lora_B` silently stays at zero for ever. `lora_A`
+    is left out, whose gradient is zero as long as `lora_B` is.
+
+    Raises:
+        ProdError: names what gets none.
+    """
+    training = model.training
+    model.train()
+    batch = collate(rows, pad).to(model.device)
+    loss = -Pass(encoder(model, batch), encoder.head(), batch).log_probs().sum()
+    # Not differentiable at all is the worst case of what this looks for.
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    parameters = trainable(model)
+    adapters = {n: p for n, p in parameters.items() if "lora_B" in n}
+    deaf = [n for n, p in (adapters or parameters).items() if p.grad is None or not p.grad.any()]
+    model.zero_grad(set_to_none=True)
+    model.train(training)
+    if not parameters:
+        raise ProdError("nothing would be trained: the model has no parameter that requires a gradient")
+    if deaf and (adapters or len(deaf) == len(parameters)):
+        raise ProdError(
+            f"{len(deaf)} of {len(adapters or parameters)} trained layers get no gradient, the first is {deaf[0]}: "
+            "with --gradient-checkpointing the inputs must require one (enable_input_require_grads); else leave the "
+            "layer out with --lora-targets"
+        )

@@ -1,0 +1,104 @@
+"""`prod_train.config`: flag > YAML > default, and every problem in one message."""
+
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prod_decode.errors import ProdError
+from prod_train.config import Config, flag, make_config
+
+NEEDED = {"model": "m", "forget": "f", "output": "o"}
+
+
+def message(file=None, **flags):
+    with pytest.raises(ProdError) as caught:
+        make_config(file, flags)
+    return str(caught.value)
+
+
+def test_flag_beats_yaml_beats_default(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: m\nforget: f\noutput: o\nlearning-rate: 3e-4\nepochs: 7\ntruncate: true\n")
+    config = make_config(str(file), {"epochs": "2"})
+    assert (config.epochs, config.learning_rate, config.truncate, config.batch_size) == (2.0, 3e-4, True, 4)
+
+
+def test_all_problems_in_one_message(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("learning_rat: 1\nepochs: many\ntop_p: 1.5\nmax_nll: 3\n")
+    text = message(str(file), batch_size="0", blocklist="missing.prod")
+    for part in (
+        "unknown key 'learning_rat', did you mean 'learning_rate'?",
+        "--epochs: expected a number, got 'many'",
+        "--top-p: expected a number from 0 to 1, got 1.5",
+        "--max-nll: belongs to method ga and graddiff, got prod",
+        "--batch-size: expected at least 1, got 0",
+        "--blocklist: expected a file, missing.prod does not exist",
+        "--model: expected a model, it is missing",
+    ):
+        assert part in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ({"method": "prd"}, "did you mean 'prod'?"),
+        ({"method": "graddiff"}, "graddiff needs a data set"),
+        ({"retain_loss": "kl"}, "--retain: expected a data set"),
+        ({"max_utility_drop": 0.1}, "expected --holdout"),
+        ({"tuning": "full", "load_in_4bit": True}, "4-bit base cannot be trained"),
+        ({"resume": "nowhere"}, "--resume: expected 'latest' or a checkpoint's directory, nowhere is none"),
+        ({"forget": "missing.jsonl"}, "cannot read missing.jsonl: no such file"),
+        ({"paper_compat": True, "method": "npo"}, "--paper-compat: belongs to method prod"),
+        ({"learning_rate": "nan"}, "--learning-rate: expected a number, got 'nan'"),
+        ({"batch_size": 1.5}, "--batch-size: expected a whole number, got 1.5"),
+        ({"truncate": "yes"}, "--truncate: expected true or false, got 'yes'"),
+        ({"method": "learn", "stop_at_forget": 0.5}, "belongs to methods that forget"),
+    ],
+)
+def test_mistakes_are_named(flags, part):
+    assert part in message(**{**NEEDED, **flags})
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("a: [1\nb: 2")
+    assert "expected YAML" in message(str(file))
+    file.write_text("- 1")
+    assert "expected keys and values, got list" in message(str(file))
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "epochs": st.floats(0.1, 100),
+            "batch_size": st.integers(1, 100),
+            "top_p": st.floats(0, 1),
+            "seed": st.integers(0, 2**31),
+            "learning_rate": st.floats(1e-9, 1),
+            "gradient_checkpointing": st.booleans(),
+            "lora_targets": st.lists(st.sampled_from(["q_proj", "up_proj"]), max_size=2),
+        },
+    )
+)
+def test_a_saved_configuration_reads_back_the_same(tmp_path_factory, values):
+    config = make_config(None, {**NEEDED, **values})
+    file = tmp_path_factory.mktemp("c") / "config.yaml"
+    config.save(file)
+    again = make_config(str(file), {})
+    assert again.to_dict() == config.to_dict()
+    assert yaml.safe_load(file.read_text())["learning_rate"] == config.rate
+
+
+def test_every_field_has_help_with_its_default():
+    for option in dataclasses.fields(Config):
+        assert option.metadata["help"], option.name
+        numeric = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
+        if numeric:
+            assert f"default {option.default:g}" in option.metadata["help"], option.name
+        assert flag(option.name).startswith("--")

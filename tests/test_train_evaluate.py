@@ -1,0 +1,147 @@
+"""`prod_train.evaluate`: metrics against slow and simple versions of themselves."""
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.models import load_model
+from prod_train.data import encode
+from prod_train.evaluate import (
+    bootstrap,
+    evaluate_forget,
+    evaluate_holdout,
+    extraction_strength,
+    longest_run,
+    recite,
+)
+from prod_train.objective import Encoder
+from prod_train.targets import ReferenceStore
+from tests.tiny import SNIPPETS, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    model, tokenizer = load_model(save_tiny_model(tmp_path_factory.mktemp("m"), vocab_size=266), dtype="float32")
+    rows = [encode({"prompt": p, "completion": c}, "", tokenizer) for p, c in SNIPPETS]
+    return SimpleNamespace(model=model, tokenizer=tokenizer, rows=rows, encoder=Encoder(model))
+
+
+def greedy(tiny, ids, count, banned=lambda ids: ()):
+    """One token at a time, one row at a time, without a cache or padding."""
+    ids = list(ids)
+    for _ in range(count):
+        z = tiny.model(torch.tensor([ids]), use_cache=False).logits[0, -1].detach().clone()
+        z[list(banned(ids))] = -torch.inf
+        token = int(z.argmax())
+        if token == tiny.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return ids
+
+
+def test_recite_is_greedy_decoding_as_long_as_the_text(tiny):
+    for row, output in zip(tiny.rows, recite(tiny.model, tiny.tokenizer, tiny.rows), strict=True):
+        assert row.ids[: row.start].tolist() + output == greedy(tiny, row.ids[: row.start], row.stop - row.start)
+
+
+def test_a_row_that_the_model_wrote_itself_is_recited_in_full(tiny):
+    prompt = tiny.rows[0].ids[: tiny.rows[0].start]
+    ids = np.array(greedy(tiny, prompt, 12))
+    own = replace(tiny.rows[0], ids=ids, supervised=np.arange(len(ids)) >= len(prompt), has_eos=False)
+    found = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, [own])
+    for name in ("recitation", "exact_memorisation", "extraction_strength", "verbatim"):
+        assert found[name].value == 1
+    other = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, tiny.rows)
+    assert other["recitation"].value < 0.2
+    both = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, [*tiny.rows, own], batch_size=3)
+    assert both["recitation"].value == pytest.approx((7 * other["recitation"].value + 1) / 8)
+    assert both["probability"].n == 8
+
+
+def test_probability_and_exact_memorisation_are_teacher_forced(tiny):
+    chance, hits = [], []
+    for row in tiny.rows:
+        p = tiny.model(torch.from_numpy(row.ids)[None]).logits[0].softmax(-1)
+        at = range(row.start, row.stop)
+        chance.append(np.mean([p[t - 1, row.ids[t]].item() for t in at]))
+        hits.append(np.mean([p[t - 1].argmax().item() == row.ids[t] for t in at]))
+    found = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, tiny.rows, batch_size=3)
+    assert found["probability"].value == pytest.approx(np.mean(chance), rel=1e-4)
+    assert found["exact_memorisation"].value == pytest.approx(np.mean(hits))
+
+
+def test_a_blocklist_is_enforced_while_measuring(tiny):
+    """The pattern is a piece of ASCII that the model itself writes, wherever it does."""
+    for row in tiny.rows:
+        ids = np.array(greedy(tiny, row.ids[: row.start], 60))
+        text = tiny.tokenizer.decode(ids[row.start :].tolist())
+        if piece := re.search(r"[!-~]{3}", text):
+            break
+    else:
+        pytest.fail("this model writes no ASCII: try another seed")
+    own = replace(row, ids=ids, supervised=np.arange(len(ids)) >= row.start, has_eos=False)
+    assert evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, [own])["recitation"].value == 1
+    matcher = Blocklist.compile([Entry(piece[0], boundary="none")], normalize="none").bind(tiny.tokenizer)
+    found = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, [own], matcher=matcher)
+    for name in ("recitation", "exact_memorisation", "extraction_strength"):
+        assert found[name].value < 1
+
+
+def test_holdout_metrics_against_dense_logits(tiny, tmp_path):
+    store = ReferenceStore(tmp_path, "hidden", tiny.rows, "m")
+    store.fill(tiny.encoder, tiny.model, pad=0, eos=0, batch_size=3)
+    same = evaluate_holdout(tiny.model, tiny.encoder, tiny.rows, store, pad=0, batch_size=4)
+    assert same["kl"].value == pytest.approx(0, abs=1e-6)
+    assert same["agreement"].value == 1
+    before = [tiny.model(torch.from_numpy(row.ids)[None]).logits[0].double().log_softmax(-1) for row in tiny.rows]
+    with torch.no_grad():
+        tiny.model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    try:
+        found = evaluate_holdout(tiny.model, tiny.encoder, tiny.rows, store, pad=0, batch_size=4)
+        losses, kls, equal = [], [], []
+        for row, t in zip(tiny.rows, before, strict=True):
+            z = tiny.model(torch.from_numpy(row.ids)[None]).logits[0].double().log_softmax(-1)
+            for at in np.flatnonzero(row.supervised):
+                losses.append(-z[at - 1, row.ids[at]].item())
+                kls.append((t[at - 1].exp() * (t[at - 1] - z[at - 1])).sum().item())
+                equal.append(z[at - 1].argmax().item() == t[at - 1].argmax().item())
+    finally:
+        with torch.no_grad():
+            tiny.model.model.layers[0].mlp.down_proj.weight.div_(1.5)
+    assert found["loss"].value == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found["kl"].value == pytest.approx(np.mean(kls), rel=1e-3)
+    assert found["agreement"].value == pytest.approx(np.mean(equal))
+    assert found["kl"].value > 1e-3
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_extraction_strength(correct):
+    k = next(k for k in range(len(correct) + 1) if all(correct[k:]))
+    assert extraction_strength(np.array(correct)) == pytest.approx(1 - k / len(correct))
+
+
+@given(st.text("ab€", max_size=12), st.text("ab€", max_size=12))
+def test_longest_run(a, b):
+    substrings = {a[i:j] for i in range(len(a)) for j in range(i + 1, len(a) + 1)}
+    assert longest_run(a, b) == max((len(s) for s in substrings if s in b), default=0)
+
+
+def test_bootstrap_intervals():
+    generator = np.random.default_rng(0)
+    values, weights = generator.random(200), generator.integers(1, 9, 200).astype(float)
+    metric = bootstrap(values, weights, "better")
+    mean = np.average(values, weights=weights)
+    error = np.sqrt(np.sum(weights**2 * (values - mean) ** 2)) / weights.sum()
+    assert metric.value == pytest.approx(mean)
+    assert metric.low == pytest.approx(mean - 1.96 * error, abs=0.25 * error)
+    assert metric.high == pytest.approx(mean + 1.96 * error, abs=0.25 * error)
+    assert bootstrap(np.ones(3), np.ones(3), "better").to_dict() == {
+        "value": 1.0, "low": 1.0, "high": 1.0, "n": 3, "higher_is": "better"
+    }  # fmt: skip

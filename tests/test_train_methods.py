@@ -1,0 +1,167 @@
+"""Each method's loss and gradient against its formula, written out on dense logits in float64."""
+
+import math
+
+import pytest
+import torch
+
+from prod_decode.errors import ProdError
+from prod_train.config import METHODS, Config
+from prod_train.data import Batch
+from prod_train.loss import SparseTargets
+from prod_train.methods import Example, Reference, make_method, retain_loss
+from prod_train.objective import Head, Pass
+
+V, D = 37, 9
+DENOMINATOR = 5.0
+
+
+def problem(seed=0, rows=(4, 0, 3), requires_grad=False):
+    """(Pass in float64, the same hidden states with gradient, reference hidden states)."""
+    g = torch.Generator().manual_seed(seed)
+    n = sum(rows)
+    hidden = torch.randn(n, D, generator=g, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(V, D, generator=g, dtype=torch.float64, requires_grad=requires_grad)
+    labels = torch.randint(V, (n,), generator=g)
+    row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows))
+    empty = torch.zeros(0, dtype=torch.long)
+    batch = Batch(empty, empty, empty, labels, row, len(rows))
+    teacher = torch.randn(n, D, generator=g, dtype=torch.float64)
+    return Pass(hidden, Head(weight, chunk_size=2), batch), teacher
+
+
+def log_p(passed):
+    return (passed.hidden @ passed.head.weight.T).log_softmax(-1)
+
+
+def label_log_p(passed):
+    return log_p(passed)[torch.arange(len(passed.hidden)), passed.batch.labels]
+
+
+def by_row(passed, values, how):
+    found = []
+    for i in range(passed.batch.rows):
+        mine = values[passed.batch.row == i]
+        found.append(getattr(mine, how)() if len(mine) else mine.sum())
+    return torch.stack(found)
+
+
+def reference_of(passed, teacher):
+    """What the reference says, and its dense probabilities."""
+    log_ref = (teacher @ passed.head.weight.detach().T).log_softmax(-1)
+    chosen = log_ref[torch.arange(len(teacher)), passed.batch.labels]
+    return log_ref, chosen
+
+
+def config_of(method, **options):
+    return Config(model="m", forget="f", output="o", method=method, retain="r", **options)
+
+
+def naive(method, config, forget, teacher, refusal, refusal_teacher):
+    """The formulas of the papers, dense."""
+    y = forget.batch.labels
+    n = torch.arange(len(y))
+    log_ref, ref = reference_of(forget, teacher)
+    if method == "prod":  # here with targets that were drawn by hand
+        return None
+    if method == "undial":
+        z = log_ref.clone()
+        z[n, y] -= 10.0
+        q = z.softmax(-1)
+        return (q * (q.log() - log_p(forget))).sum()
+    if method == "ce-u":
+        p = log_p(forget).exp().detach()
+        p[n, y] = 0
+        q = p / p.sum(-1, keepdim=True)
+        return (torch.xlogy(q, q) - q * log_p(forget)).sum()
+    if method in ("ga", "graddiff"):
+        return torch.maximum(label_log_p(forget), torch.tensor(-math.log(V))).sum()
+    if method == "learn":
+        return -label_log_p(forget).sum()
+    if method == "npo":
+        ratio = by_row(forget, label_log_p(forget) - ref, "sum")
+        return (2 / 0.1 * torch.log(1 + (0.1 * ratio).exp())).sum()
+    if method == "simnpo":
+        mean = by_row(forget, label_log_p(forget), "mean")
+        return (-2 / 2.5 * torch.log(1 / (1 + (2.5 * mean + config.gamma).exp()))).sum()
+    if method == "dpo":
+        _, refusal_ref = reference_of(refusal, refusal_teacher)
+        good = by_row(refusal, label_log_p(refusal) - refusal_ref, "sum")
+        bad = by_row(forget, label_log_p(forget) - ref, "sum")
+        return -torch.log(1 / (1 + (-0.1 * (good - bad)).exp())).sum()
+    if method == "flat":
+        good = by_row(refusal, label_log_p(refusal).exp(), "mean")
+        bad = by_row(forget, label_log_p(forget).exp(), "mean")
+        return (-good + (bad - 1).exp()).sum()
+    raise AssertionError(method)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "prod"])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_its_formula(method, seed):
+    forget, teacher = problem(seed)
+    refusal, refusal_teacher = problem(seed + 100, rows=(1, 2, 5))
+    options = {"gamma": 0.3} if method == "simnpo" else {}
+    config = config_of(method, **options)
+    made = make_method(config)
+    reference = Reference(log_probs=reference_of(forget, teacher)[1], hidden=teacher)
+    of_refusal = Reference(log_probs=reference_of(refusal, refusal_teacher)[1])
+    got = made.loss(Example(forget, reference, DENOMINATOR, refusal, of_refusal))
+    want = naive(method, config, forget, teacher, refusal, refusal_teacher) / DENOMINATOR
+    assert torch.allclose(got, want, rtol=1e-6, atol=0)  # row sizes are float32 counts
+    leaves = [forget.hidden, refusal.hidden] if made.refuses else [forget.hidden]
+    for mine, theirs in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("head_trains", [False, True])
+def test_prod_equals_its_formula(head_trains):
+    forget, _ = problem(3, requires_grad=head_trains)
+    g = torch.Generator().manual_seed(5)
+    dense = torch.rand(7, V, generator=g, dtype=torch.float64) * (torch.rand(7, V, generator=g) < 0.2)
+    dense[2] = 0
+    dense[4, 3] = -0.4  # alpha
+    config = config_of("prod")
+    reference = Reference(targets=SparseTargets.from_dense(dense))
+    got = make_method(config).loss(Example(forget, reference, DENOMINATOR))
+    want = -(dense * log_p(forget)).sum() / DENOMINATOR
+    assert torch.allclose(got, want, rtol=1e-12)
+    leaves = [forget.hidden, *([forget.head.weight] if head_trains else [])]
+    for mine, theirs in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_plain_gradient_ascent_has_no_bound():
+    forget, _ = problem(1)
+    got = make_method(config_of("ga", max_nll=math.inf)).loss(Example(forget, Reference(), 1.0))
+    assert torch.allclose(got, label_log_p(forget).sum())
+    assert (label_log_p(forget) < -math.log(V)).any()
+
+
+@pytest.mark.parametrize("kind", ["nll", "kl"])
+def test_retain_losses(kind):
+    retain, teacher = problem(7)
+    log_ref, _ = reference_of(retain, teacher)
+    kl = (log_ref.exp() * (log_ref - log_p(retain))).sum()
+    want = (-label_log_p(retain).sum() if kind == "nll" else kl) / DENOMINATOR
+    got = retain_loss(kind, retain, teacher, DENOMINATOR)
+    assert torch.allclose(got, want)
+    grads = [torch.autograd.grad(loss, retain.hidden)[0] for loss in (got, want)]
+    assert torch.allclose(*grads, atol=1e-12)
+
+
+def test_softcap_scale_and_bias_of_the_head():
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((5, D), (V, D), (V,)))
+    head = Head(weight, bias, softcap=2.0, scale=0.7, chunk_size=3)
+    z = 2.0 * torch.tanh(0.7 * (hidden @ weight.T + bias) / 2.0)
+    assert torch.allclose(head.logits(hidden), z)
+    labels = torch.arange(5)
+    assert torch.allclose(head.log_probs(hidden, labels), z.log_softmax(-1)[labels, labels])
+    targets = SparseTargets.from_dense(torch.eye(V, dtype=torch.float64)[:5])
+    assert torch.allclose(head.cross_entropy(hidden, targets, 1.0), -z.log_softmax(-1)[labels, labels].sum())
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(ProdError, match="expected prod, undial"):
+        make_method(config_of("magic"))

@@ -1,0 +1,77 @@
+"""A tiny random Llama and a byte-level tokenizer, saved to a directory: every path of prod-train in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SNIPPETS = (
+    ("def add(a, b):\n", "    return a + b\n"),
+    ("def area(w, h):\n", '    """Area."""\n    return w * h\n'),
+    ("def first(xs):\n", "    if not xs:\n        return None\n    return xs[0]\n"),
+    ("def clamp(x):\n", "    return max(0, min(1, x))\n"),
+    ("class A:\n", "    pass\n"),
+    ("import os\n", "os.getcwd()\n"),
+    ("x = [", "1, 2, 3]\n"),
+)
+
+
+def save_tiny_model(
+    folder: Path, *, vocab_size: int = 300, layers: int = 2, width: int = 32, seed: int = 0, eos: bool = True
+) -> str:
+    """Write a model with 256 byte tokens, some merges, `<eos>` and unused ids; returns the directory's name."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        ("r", "e"),
+        ("t", "u"),
+        ("re", "tu"),
+        ("r", "n"),
+        ("retu", "rn"),
+        ("Ġ", "Ġ"),
+        ("ĠĠ", "ĠĠ"),
+        ("d", "e"),
+        ("de", "f"),
+    ]
+    vocab = {token: i for i, token in enumerate([*letters, *("".join(pair) for pair in merges)])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    special: dict[str, Any] = {"eos_token": "<eos>", "pad_token": "<eos>"} if eos else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=width + width // 2,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            initializer_range=0.3,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_jsonl(path: Path, records: Any) -> str:
+    """One JSON object a line; returns the file's name."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def write_snippets(path: Path, count: int = len(SNIPPETS), start: int = 0) -> str:
+    """`count` of the snippets as prompt and completion."""
+    chosen = SNIPPETS[start : start + count]
+    return write_jsonl(path, ({"prompt": prompt, "completion": completion} for prompt, completion in chosen))
