@@ -143,6 +143,7 @@ def test_documentation_names_every_flag():
     assert not missing
 
 
+@pytest.mark.slow
 def test_stdlib_functions_are_the_same_every_time_and_share_no_module():
     rows = stdlib_functions(24)
     assert rows == stdlib_functions(24)
@@ -153,6 +154,7 @@ def test_stdlib_functions_are_the_same_every_time_and_share_no_module():
         compile(row["prompt"].split("\n", 1)[1] + row["completion"], "row", "exec")
 
 
+@pytest.mark.slow
 def test_the_protocol_in_small(files, tmp_path):
     """Taught, masked, unlearned, both, on the tiny model: the functions of the demo, and what the mask guarantees."""
     said = []
