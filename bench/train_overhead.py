@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 
 from prod_train.config import Config
+from prod_train.job import prepare
 from prod_train.methods import make_method
 from prod_train.modeling import trainable
 from prod_train.recipes import stdlib_functions, write_rows
-from prod_train.trainer import Session, fill_stores, prepare, reference_stores, setup, train_step
+from prod_train.session import Session, fill_stores, reference_stores, setup
+from prod_train.trainer import train_step
 
 __all__ = ["train_overhead"]
 

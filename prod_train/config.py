@@ -26,7 +26,7 @@ def _option(default: Any, help_text: str, group: str, *, choices: tuple[str, ...
 
 @dataclass(frozen=True)
 class Config:
-    """A run. `--help` and docs/training.md are made from the text of each field, which gives its unit and default.
+    """A run. `--help` and docs/cli.md are made from the text of each field, which gives its unit and default.
 
     A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
     the default.

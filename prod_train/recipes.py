@@ -19,7 +19,7 @@ from prod_train.evaluate import evaluate_forget, evaluate_holdout, recite
 
 if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
-    from prod_train.trainer import Session
+    from prod_train.session import Session
 
 # Short enough to learn and unlearn in minutes on a CPU, long enough to be recognised: 50 to 150 tokens.
 SHORTEST, LONGEST = 150, 450
@@ -153,8 +153,10 @@ def teach_and_forget(
     """
     from prod_decode.blocklist import Blocklist, Entry
     from prod_train.config import Config
+    from prod_train.job import prepare
     from prod_train.merge import merge
-    from prod_train.trainer import finish, fit, prepare, run, setup
+    from prod_train.session import setup
+    from prod_train.trainer import finish, fit, run
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = stdlib_functions(functions)

@@ -19,24 +19,24 @@ from safetensors.torch import load_file
 
 from prod_decode.blocklist import Blocklist, Entry
 from prod_decode.errors import ProdError
+from prod_train import session as session_module
 from prod_train import trainer
 from prod_train.config import Config
 from prod_train.data import collate
+from prod_train.job import prepare
 from prod_train.loss import sparse_kl
 from prod_train.merge import merge
+from prod_train.schedule import Schedule, learning_rate
+from prod_train.session import setup
+from prod_train.stopping import choose, stop_reason
 from prod_train.targets import prohibited_by
-from prod_train.trainer import Schedule, choose, fit, learning_rate, prepare, run, setup, stop_reason
+from prod_train.trainer import fit, run
 from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,9 @@ import sys
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from prod_train.config import make_config
-from prod_train.trainer import finish, fit, prepare, setup
+from prod_train.job import prepare
+from prod_train.session import setup
+from prod_train.trainer import finish, fit
 
 accelerator = Accelerator()
 if sys.argv[2] == "fsdp2":
@@ -308,7 +310,7 @@ def test_adapters_that_get_no_gradient_are_noticed(world, tmp_path, monkeypatch)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         model.disable_input_require_grads()  # transformers 5 does it by itself, older ones and other code do not
 
-    monkeypatch.setattr(trainer, "enable_checkpointing", forgetful)
+    monkeypatch.setattr(session_module, "enable_checkpointing", forgetful)
     with pytest.raises(ProdError, match=r"14 of 14 trained layers get no gradient.*enable_input_require_grads"):
         run(make(world, tmp_path / "o", gradient_checkpointing=True))
     assert not (tmp_path / "o" / "report.json").exists()
@@ -448,7 +450,7 @@ def test_cached_targets_are_used_again(world, tmp_path, monkeypatch):
     ],
 )
 def test_bad_data_is_refused_before_the_model_loads(world, tmp_path, monkeypatch, records, options, part):
-    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(session_module, "load_base", lambda *_: pytest.fail("the model was loaded"))
     file = write_jsonl(tmp_path / "f.jsonl", records)
     with pytest.raises(ProdError, match=part):
         run(make(world, tmp_path / "o", **{**options, "forget": file}))
@@ -456,7 +458,7 @@ def test_bad_data_is_refused_before_the_model_loads(world, tmp_path, monkeypatch
 
 
 def test_a_tokenizer_without_eos_is_refused_before_the_model_loads(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(session_module, "load_base", lambda *_: pytest.fail("the model was loaded"))
     bare = save_tiny_model(tmp_path / "bare", eos=False)
     with pytest.raises(ProdError, match="has no EOS"):
         run(make(world, tmp_path / "o", model=bare))
@@ -469,14 +471,14 @@ def test_lora_on_the_head_or_on_nothing_is_refused(world, tmp_path):
 
 
 def test_a_head_that_does_more_than_we_know_is_refused(world, tmp_path, monkeypatch):
-    load = trainer.load_base
+    load = session_module.load_base
 
     def strange(config, device):
         model = load(config, device)
         model.config.logit_scale = 3.0  # our head believes it, Llama's forward ignores it
         return model
 
-    monkeypatch.setattr(trainer, "load_base", strange)
+    monkeypatch.setattr(session_module, "load_base", strange)
     with pytest.raises(ProdError, match="this family is not supported"):
         run(make(world, tmp_path / "o"))
 
