@@ -7,7 +7,6 @@ SmolLM2-135M-Instruct. Everything printed is what it wrote and what was measured
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import html
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod_decode.blocklist import Blocklist, Entry, Match
-from prod_decode.cli import exit_status
+from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 
@@ -96,7 +95,7 @@ def cases() -> list[Case]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0 if mask and unlearning did what they are for, 1 if not, 2 for a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="python -m bench demo", description=__doc__)
+    parser = Parser(prog="python -m bench demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--model", default="bundled", metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`"
     )
