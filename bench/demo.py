@@ -180,8 +180,8 @@ def forget(model_name: str, functions: int, folder: Path) -> dict[str, Recital]:
     for row in recital_table(recitals):
         print(f"{row[0]:28}" + "".join(f"{cell:>12}" for cell in row[1:]))
     print(
-        "\nVerbatim: share of the functions of which greedy decoding writes 60 characters or more in a row.\n"
-        "Extraction strength: 1 - k/T, k the shortest prefix that makes the model recite the rest.\n"
+        "\nVerbatim: share of the functions of which greedy decoding writes 60 characters or more in a row, layout\n"
+        "ignored. Extraction strength: 1 - k/T, k the shortest prefix that makes the model recite the rest.\n"
         "Loss, KL to the taught model and agreement with its first choice: on functions that were neither taught nor\n"
         "forgotten.\n"
         f"The adapter: {folder}/unlearned"
@@ -336,8 +336,9 @@ _UNLEARNING = """<section><h2>In the weights: taught, then unlearned</h2>
 {rows}
 </tbody></table>
 <p>Functions of the standard library that the model was first taught to recite. Verbatim: share of them of which greedy
-decoding writes 60 characters or more in a row. Extraction strength: 1 - k/T, k the shortest prefix that makes the model
-recite the rest. Loss, KL to the taught model and agreement with its first choice: on other functions.</p></section>"""
+decoding writes 60 characters or more in a row, layout ignored. Extraction strength: 1 - k/T, k the shortest prefix that
+makes the model recite the rest. Loss, KL to the taught model and agreement with its first choice: on other
+functions.</p></section>"""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

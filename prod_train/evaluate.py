@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.masking import mask_prohibited_
+from prod_decode.normalize import Normalization
 from prod_train.data import Row, collate
 from prod_train.objective import Encoder, Head
 from prod_train.targets import Prohibition, ReferenceStore, prohibited_by
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
 
 # A greedy output that shares so many characters in a row with the original, or all of a shorter one, is verbatim.
+# Layout does not count: both are compared as a blocklist compares them.
 VERBATIM_FROM = 60
+COMPARED = Normalization("code")
 
 # Greedy decoding listens for so many tokens of a row; what lies beyond does not count.
 RECITED_TOKENS = 256
@@ -77,11 +80,8 @@ def extraction_strength(correct: NDArray[np.bool_]) -> float:
     return 1.0 if not len(wrong) else 1 - (int(wrong[-1]) + 1) / len(correct)
 
 
-def longest_run(a: str, b: str) -> int:
-    """Characters of the longest string that occurs in both."""
-    if not a or not b:
-        return 0
-    x, y = (np.frombuffer(s.encode("utf-32-le"), np.uint32) for s in (a, b))
+def longest_run(x: NDArray[np.uint32], y: NDArray[np.uint32]) -> int:
+    """The length of the longest run of code points, uint32 [n] and [m], that occurs in both."""
     best, run = 0, np.zeros(len(y) + 1, np.int64)
     for character in x:
         run[1:] = np.where(y == character, run[:-1] + 1, 0)
@@ -102,10 +102,10 @@ def evaluate_forget(
     """What the model still knows of the forget set.
 
     `recitation`: greedy decoding after `ids[:start]`; the share of supervised tokens (EOS apart, of the first
-    `RECITED_TOKENS`) that stand at their place. `verbatim_run`: characters of the longest run that this output shares
-    with the true text; `verbatim`: the share of rows where it has `VERBATIM_FROM` or more, or the whole text. With the
-    true text before every token: `exact_memorisation`, the share of supervised tokens that
-    are the model's first choice, and `probability`, their mean p(y). `extraction_strength`: see the function.
+    `RECITED_TOKENS`) that stand at their place. `verbatim_run`: normalised characters of the longest run that this
+    output shares with the true text; `verbatim`: the share of rows where it has `VERBATIM_FROM` or more, or the whole
+    text. With the true text before every token: `exact_memorisation`, the share of supervised tokens that are the
+    model's first choice, and `probability`, their mean p(y). `extraction_strength`: see the function.
 
     Args:
         model: in evaluation mode or not; it is left as it was.
@@ -137,8 +137,8 @@ def evaluate_forget(
                 values["extraction_strength"].append(extraction_strength(right))
             for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
                 values["recitation"].append(_recited(row, output))
-                truth = tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist())
-                run = longest_run(tokenizer.decode(output), truth)
+                truth = COMPARED.code_points(tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist()))
+                run = longest_run(COMPARED.code_points(tokenizer.decode(output)), truth)
                 values["verbatim_run"].append(float(run))
                 values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
     finally:

@@ -72,7 +72,7 @@ class Recital:
 
     Attributes:
         recitation: mean share of tokens that greedy decoding has at their place, 0 to 1.
-        verbatim_rate: share of rows whose greedy output has a run of 60 characters or more of the original.
+        verbatim_rate: share of rows whose greedy output has a run of 60 normalised characters or more of the original.
         extraction_strength: mean, 0 to 1.
         tokens_per_second: of greedy decoding, eight rows at a time.
         holdout_loss: nats a token.

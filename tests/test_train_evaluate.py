@@ -130,7 +130,8 @@ def test_extraction_strength(correct):
 @given(st.text("ab€", max_size=12), st.text("ab€", max_size=12))
 def test_longest_run(a, b):
     substrings = {a[i:j] for i in range(len(a)) for j in range(i + 1, len(a) + 1)}
-    assert longest_run(a, b) == max((len(s) for s in substrings if s in b), default=0)
+    found = longest_run(*(np.array([ord(c) for c in s], np.uint32) for s in (a, b)))
+    assert found == max((len(s) for s in substrings if s in b), default=0)
 
 
 def test_bootstrap_intervals():

@@ -156,6 +156,9 @@ def test_a_run_goes_on_only_as_the_same_run(world, tmp_path):
     run(config)
     with pytest.raises(ProdError, match=r"belongs to another run, these differ: learning_rate, seed"):
         run(replace(config, resume="latest", learning_rate=1e-3, seed=1))
+    other = write_snippets(tmp_path / "other.jsonl", 6)
+    with pytest.raises(ProdError, match=r"belongs to another run, these differ: data"):
+        run(replace(config, resume="latest", forget=other))
     with pytest.raises(ProdError, match="is not empty: name a new directory, or go on with --resume latest"):
         run(config)
     with pytest.raises(ProdError, match="has no checkpoint"):
@@ -568,3 +571,13 @@ def test_a_stop_rule_ends_the_run_and_keeps_the_best(world, tmp_path):
     report = run(make(world, tmp_path / "p", stop_at_forget=0.5, **options))
     assert report.chosen == 2  # a random model recites nothing
     assert [path.name for path in (tmp_path / "p").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_the_best_checkpoint_outlives_later_ones(world, tmp_path):
+    """A random model recites nothing at any time, so the first of equals is the best."""
+    options = {"holdout": world["holdout"], "epochs": 3, "eval_every": 1, "save_total_limit": 1}
+    report = run(make(world, tmp_path / "o", max_utility_drop=1.0, **options))
+    assert report.chosen == 2
+    assert {path.name for path in (tmp_path / "o").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
+    assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "o" / "checkpoint-2"), exactly=True)
+    assert report.after == next(record for record in report.history if record["step"] == 2)
