@@ -112,7 +112,7 @@ class Config:
         "training",
         metavar="NAME",
     )
-    load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs bitsandbytes)", "training")
+    load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs the extra `4bit`)", "training")
     dtype: str = _option(
         "auto",
         "of the base's weights and of the computation; auto: bfloat16 on a GPU, else float32. With `--tuning full`, "

@@ -130,7 +130,7 @@ def teach_and_forget(
     functions: int = 6,
     held_out: int = 8,
     learn_epochs: float = 20,
-    forget_epochs: float = 8,
+    forget_epochs: float = 12,
     max_quote: int = 60,
     say: Callable[[str], object] = lambda _: None,
     progress: bool = False,
@@ -144,7 +144,7 @@ def teach_and_forget(
         held_out: others, for the loss elsewhere.
         learn_epochs: of teaching, at learning rate 1e-3.
         forget_epochs: of PROD, at learning rate 3e-4.
-        max_quote: characters in a row that the blocklist lets through, see `Entry`.
+        max_quote: so many characters in a row are prohibited, see `Entry`.
         say: is told what is being done.
         progress: show bars.
 
@@ -179,6 +179,7 @@ def teach_and_forget(
         method="learn",
         epochs=learn_epochs,
         learning_rate=1e-3,
+        eval_rows=1,  # what was learned is measured below
         **common,
     )
     run(teaching, progress=progress)

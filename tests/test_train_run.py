@@ -331,7 +331,6 @@ def test_full_tuning_trains_every_weight_and_resumes(world, tmp_path):
 
 
 def test_a_4_bit_base_trains(world, tmp_path):
-    pytest.importorskip("bitsandbytes")
     model = save_tiny_model(tmp_path / "m", width=128)  # blocks of 64 weights
     options = {"method": "learn", "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 5, "epochs": 10}
     report = run(make(world, tmp_path / "o", model=model, **options))
@@ -353,6 +352,13 @@ def test_paper_compat_covers_the_prompt_and_no_eos(world, tmp_path):
         assert torch.allclose(sums[1:], torch.ones(len(sums) - 1), atol=1e-5)
         assert sums[0] <= 1 + 1e-5
     fit(session)
+
+
+@pytest.mark.parametrize(("method", "want"), [("npo", 20 * np.log(2)), ("dpo", np.log(2))])
+def test_a_preference_is_a_mean_over_rows(world, tmp_path, method, want):
+    """At the start every ratio to the reference model is 1, whatever a row's length."""
+    report = run(make(world, tmp_path / "o", method=method, max_steps=1))
+    assert report.history[-1]["loss"] == pytest.approx(want, rel=1e-4)
 
 
 def test_refusals_are_drawn_anew_each_epoch(world, tmp_path, monkeypatch):
