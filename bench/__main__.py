@@ -13,6 +13,7 @@ COMMANDS = {
         "bench.train_overhead",
         "an epoch with cached targets, without, and of plain cross-entropy",
     ),
+    "humaneval": ("bench.utility", "score completions of HumanEval in the sandbox"),
 }
 
 
