@@ -1,7 +1,7 @@
 """Run an untrusted Python program and say whether it passed its tests. Linux only; elsewhere it refuses.
 
 What a program gets: a fresh interpreter of the running Python with the standard library only, no input, an environment
-of four fixed variables, no file descriptor but its output and the two of the harness, an empty working directory in
+of four fixed variables, no file descriptor but its output and those of the harness, an empty working directory in
 memory, and limits on time, memory, output, files and processes (`Limits`). Two ways keep it from everything else:
 
 `namespaces` (preferred): its own processes, mounts, network, IPC and users. It sees a file system of read-only system
@@ -20,13 +20,19 @@ The limit on memory holds for each process by address space, and for all togethe
 
 A program passes only with proof that it came to its end after the tests: when both are through, the harness says so,
 is then given a nonce that was nowhere in its process before, and returns it. Ending early, with any status, by
-`os._exit`, `exec` or otherwise, or printing anything, is no proof. Before the tests run, built-in functions and the
-trace functions are as they were, and names of the program that hide built-ins are taken away.
+`os._exit`, `exec` or otherwise, or printing anything, is no proof. There are two ways to test:
 
-Not covered: tests run in the program's own process. A program written against this very harness can speak its protocol
-on its descriptors; one that changes modules which the tests use (`math.isclose`), returns objects that equal
-everything, or keeps a thread running beside the tests can satisfy asserts it should not. Such a program can lie about
-itself only; the limits above hold all the same. A kernel bug is beyond this sandbox: for code of attackers use a
+- A program with a `function` to call: the tests run in another process, which alone can give the proof, and see nothing
+  but the values that the function returns, as built-in types. Nothing that the program does to its own process helps
+  it: it has to return the right values. What is lost: arguments are copies, so tests cannot look at what a function
+  does to them in place; a value of any other type equals nothing.
+- A program as a whole, with tests in its process. Before they run, built-in functions and the trace functions are as
+  they were, and names of the program that hide built-ins are taken away. Not covered here: a program written against
+  this very harness can speak its protocol on its descriptors; one that changes modules which the tests use
+  (`math.isclose`), returns objects that equal everything, or keeps a thread running beside the tests can satisfy
+  asserts that it should not. Such a program lies about itself only; the limits hold all the same.
+
+A kernel bug is beyond this sandbox: for code of attackers use a
 virtual machine.
 """
 
@@ -47,6 +53,7 @@ from typing import Any, Literal
 from prod_decode.errors import ProdError
 
 _WARDEN = Path(__file__).with_name("warden.py")
+_HARNESS = Path(__file__).with_name("harness.py")
 _MACHINES = ("x86_64", "aarch64")
 # What setting up, tearing down and a busy machine may take beyond the program's own time before the warden is killed.
 _GRACE = 30.0
@@ -115,13 +122,25 @@ class Outcome:
     cpu_seconds: float
 
 
-def run(program: str, tests: str = "", limits: Limits | None = None, *, isolation: Isolation | None = None) -> Outcome:
-    """Run a program and then, in the same process and with its names, the tests.
+def run(
+    program: str,
+    tests: str = "",
+    limits: Limits | None = None,
+    *,
+    function: str | None = None,
+    setup: str = "",
+    isolation: Isolation | None = None,
+) -> Outcome:
+    """Run a program and its tests.
 
     Args:
         program: untrusted source.
         tests: trusted source, such as calls and asserts; empty: the program passes if it ends by itself.
         limits: default `Limits()`.
+        function: a name that the program defines and the tests call. With it the tests run in a process of their own;
+            arguments and results must be of built-in types. Without it they run in the program's process and have all
+            of its names.
+        setup: trusted source that defines what else the tests use; with `function` only.
         isolation: see the module; default the better of those that work here.
 
     Raises:
@@ -129,10 +148,12 @@ def run(program: str, tests: str = "", limits: Limits | None = None, *, isolatio
     """
     chosen = isolation or choose_isolation()
     _require(chosen)
-    return _run(program, tests, limits or Limits(), chosen)
+    return _run(program, tests, limits or Limits(), chosen, function, setup)
 
 
-def _run(program: str, tests: str, limits: Limits, isolation: Isolation) -> Outcome:
+def _run(
+    program: str, tests: str, limits: Limits, isolation: Isolation, function: str | None = None, setup: str = ""
+) -> Outcome:
     _require_linux()
     nonce = secrets.token_hex(32)
     # Of a virtual environment, the interpreter that it was made from.
@@ -142,6 +163,9 @@ def _run(program: str, tests: str, limits: Limits, isolation: Isolation) -> Outc
             "namespaces": isolation == "namespaces",
             "program": program,
             "tests": tests,
+            "function": function,
+            "setup": setup,
+            "harness": _HARNESS.read_text(encoding="utf-8"),
             "limits": asdict(limits),
             "root": root,
             "interpreter": interpreter,

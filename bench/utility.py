@@ -141,7 +141,8 @@ def load_completions(path: str) -> list[Completion]:
         truncated = record.get("truncated", False)
         if not isinstance(truncated, bool):
             raise ProdError(f"{place}: expected 'truncated' to be true or false, got {truncated!r}")
-        found.append(Completion(*_strings(record, place, ("task_id", "completion")), truncated))
+        task, text = _strings(record, place, ("task_id", "completion"))
+        found.append(Completion(task, text, truncated))
     return found
 
 
@@ -167,8 +168,9 @@ def stop_at(completion: str, stops: Sequence[str] = STOPS) -> str:
 def check(problem: Problem, completion: Completion, limits: Limits = LIMITS) -> Checked:
     """Run a completion with the tests of its problem.
 
-    The program is the prompt and the completion up to the first of `STOPS`; the tests, `check(entry_point)`, follow in
-    the same process with the program's names, as HumanEval means it. Only the standard library can be imported.
+    The program is the prompt and the completion up to the first of `STOPS`. The tests, `check(entry_point)`, call it
+    from a process of their own, where the prompt has defined what else they use; HumanEval's own script runs all in
+    one process, where a program can decide the outcome instead of the tests. Only the standard library can be imported.
 
     Raises:
         ProdError: programs cannot be isolated here.
@@ -177,7 +179,7 @@ def check(problem: Problem, completion: Completion, limits: Limits = LIMITS) -> 
     # A line of its own between body and tests, whatever the completion ends with.
     program = f"{problem.prompt}{filtered}\n"
     tests = f"{problem.test}\n\ncheck({problem.entry_point})\n"
-    outcome = run(program, tests, limits)
+    outcome = run(program, tests, limits, function=problem.entry_point, setup=problem.prompt)
     cut = completion.truncated and filtered == completion.completion
     return Checked(
         problem.task_id,
@@ -204,7 +206,7 @@ def check_all(
     *,
     limits: Limits = LIMITS,
     jobs: int | None = None,
-    done: Callable[[Checked], None] | None = None,
+    done: Callable[[Checked], object] | None = None,
 ) -> list[Checked]:
     """Check completions, several at a time, and return their records in the order of the completions.
 

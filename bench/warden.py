@@ -20,7 +20,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +34,8 @@ MS_NOSUID, MS_NODEV, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 
 MNT_DETACH = 2
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = -100, 0x8000, 442
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 1, 4, 22, 24, 36
+PR_SET_NO_NEW_PRIVS = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,9 +78,10 @@ EPERM, EROFS, ENOSYS = 1, 30, 38
 # Numbers above this one are newer than this table: the program gets ENOSYS, as from an older kernel.
 NEWEST_KNOWN = 462
 
-# For each machine: its number for seccomp; calls refused always; calls refused without namespaces; clone; calls that
-# open a file with the position of their flags. Memory that belongs to no process (shm, memfd, message queues) would
-# escape the limit on memory; the rest reaches other processes, the network or rarely used parts of the kernel.
+# For each machine: its number for seccomp; calls refused always; calls refused without namespaces; clone and prctl;
+# calls that open a file, with the position of their flags. Memory that belongs to no process (shm, memfd, message
+# queues) would escape the limit on memory; the rest reaches other processes, the network or rarely used parts of the
+# kernel.
 _MACHINES: dict[str, dict[str, Any]] = {
     "x86_64": {
         "audit": 0xC000003E,
@@ -93,6 +95,7 @@ _MACHINES: dict[str, dict[str, Any]] = {
             199, 200, 234, 235, 258, 259, 260, 261, 263, 264, 265, 266, 268, 280, 297, 302, 316, 322, 424, 452,
         ],
         "clone": 56,
+        "prctl": 157,
         "opens": {2: 1, 257: 2},
     },
     "aarch64": {
@@ -107,6 +110,7 @@ _MACHINES: dict[str, dict[str, Any]] = {
             281, 424, 452,
         ],
         "clone": 220,
+        "prctl": 167,
         "opens": {56: 2},
     },
 }  # fmt: skip
@@ -143,6 +147,10 @@ def system_call_filter(machine: str, *, alone: bool) -> bytes:
     if alone:
         lines.extend([(some_bit, 1, 0, CLONE_THREAD), (back, 0, 0, 0x00050000 | EPERM)])
     lines.append((back, 0, 0, allow))
+    if alone:  # the signal that ends a process with its parent stays
+        lines.extend([(equal, 0, 4, table["prctl"]), (load, 0, 0, 16)])
+        refuse(equal, PR_SET_PDEATHSIG, EPERM)
+        lines.append((back, 0, 0, allow))
     for number, position in table["opens"].items() if alone else ():
         lines.extend([(equal, 0, 4, number), (load, 0, 0, 16 + 8 * position)])
         refuse(some_bit, _O_WRITES, EROFS)
@@ -261,13 +269,13 @@ def drop_privileges(uid: int | None, capabilities: int) -> None:
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def set_limits(limits: dict[str, Any]) -> None:
-    """The limits that the kernel keeps for each process."""
+def set_limits(limits: dict[str, Any], *, more: bool) -> None:
+    """The limits that the kernel keeps for each process; with one process more, for the tests, where they have one."""
     for what, value in (
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
         (resource.RLIMIT_AS, limits["memory"]),
         (resource.RLIMIT_FSIZE, limits["file_size"]),
-        (resource.RLIMIT_NPROC, limits["processes"]),
+        (resource.RLIMIT_NPROC, limits["processes"] + more),
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -279,88 +287,81 @@ def set_limits(limits: dict[str, Any]) -> None:
 
 # ---- the program ----------------------------------------------------------------------------------------------------
 
-# What runs the program, in a fresh interpreter. All it needs later it takes before, as local names: what the program
-# changes in `os`, `sys` or `builtins` changes nothing here. There is no secret in this process until the tests are
-# through: then it says so, is given the nonce, and returns it.
-HARNESS = """
-def harness():
-    import builtins, marshal, os, sys, types
-    read, write, leave, trace, profile = os.read, os.write, os._exit, sys.settrace, sys.setprofile
-    size, parts = int.from_bytes(read(3, 8), "big"), b""
-    while len(parts) < size:
-        parts += read(3, size - len(parts))
-    program, tests, warden, rules = marshal.loads(parts)
-    os.set_inheritable(3, False), os.set_inheritable(4, False)
-    if rules:
-        space = {"__name__": "warden"}
-        exec(warden, space)
-        space["install_filter"](rules)
-    del parts, size, warden, rules
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.argv = ["program.py"]
-    space, known, names = vars(main), dict(vars(builtins)), vars(builtins)
-    run, prepare, keys = exec, compile, list
-    checks = prepare(tests, "tests.py", "exec") if tests else None
-    del tests
-    run(prepare(program, "program.py", "exec"), space)
-    if checks:
-        trace(None), profile(None)
-        for name in keys(names):
-            if name not in known:
-                del names[name]
-        names.update(known)
-        run(checks, {name: value for name, value in space.items() if name not in known or name[:2] == "__"})
-    write(4, b"end\\n")
-    write(4, read(3, 64))
-    leave(0)
-
-harness()
-"""
-
 # The hash seed is fixed so that a program that depends on the order of a set gives the same result every time; -I
 # would ignore it, and does no more than -s -P where this is the whole environment. No site-packages: -S.
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
 FLAGS = ["-s", "-P", "-S", "-B", "-u", "-c"]
 
+# As in `bench.harness`.
 _END, _NONCE = b"end\n", 64
 
 
-def _become_program(
-    config: dict[str, Any], pipes: tuple[int, int, int], uid: int | None, capabilities: int
-) -> NoReturn:
-    """The last steps in the program's process."""
-    output, answers, reports = pipes
+def _become(config: dict[str, Any], role: str, fds: Sequence[int], uid: int | None, capabilities: int) -> NoReturn:
+    """The last steps in a process that will run untrusted code, or tests.
+
+    Args:
+        config: of the request.
+        role: the function of `bench.harness` to run.
+        fds: become stdout and stderr, and then 3, 4 and so on.
+        uid: see `drop_privileges`.
+        capabilities: likewise.
+    """
     os.setsid()
     null = os.open("/dev/null", os.O_RDONLY)
-    # Descriptors above 9 first, so that none of the five is overwritten before it is used.
-    moved = [os.dup2(fd, 10 + i) for i, fd in enumerate((null, output, output, answers, reports))]
+    # To numbers above 19 first, so that none is overwritten before it is used.
+    moved = [os.dup2(fd, 20 + i) for i, fd in enumerate((null, fds[0], *fds))]
     for target, fd in enumerate(moved):
         os.dup2(fd, target)
         os.set_inheritable(fd, False)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # which Python ignores
-    set_limits(config["limits"])
+    set_limits(config["limits"], more=bool(config["function"]))
     drop_privileges(uid, capabilities)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if config["namespaces"]:
         install_filter(system_call_filter(platform.machine(), alone=False))
-    os.execve(config["interpreter"], [config["interpreter"], *FLAGS, HARNESS], ENVIRONMENT)
+    command = [config["interpreter"], *FLAGS, f"{config['harness']}\n{role}()\n"]
+    os.execve(config["interpreter"], command, ENVIRONMENT)
 
 
-def _be_init(config: dict[str, Any], start: Callable[[], NoReturn], setup: int) -> NoReturn:
-    """Process 1: it takes every process of the namespace with it, also those that have left the program's session."""
+def _be_init(config: dict[str, Any], pipes: tuple[int, int, int], setup: int, uid: int | None) -> NoReturn:
+    """Start the program, and the tests if they have a process of their own; end with the process that has the proof.
+
+    In namespaces this is process 1, which takes every process with it, also those that have left the session.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(PR_SET_DUMPABLE, 0)
-    build_root(config["root"], config["interpreter"], config["prefix"], config["limits"])
-    program = os.fork()
-    if program == 0:
-        _reporting(setup, start)
+    capabilities = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")) + 1
+    if config["namespaces"]:
+        build_root(config["root"], config["interpreter"], config["prefix"], config["limits"])
+
+    def start(role: str, *fds: int) -> int:
+        process = os.fork()
+        if process == 0:
+            _reporting(setup, lambda: _become(config, role, fds, uid, capabilities))
+        return process
+
+    output, answers, reports = pipes
+    program = None
+    if config["function"]:
+        calls, calls_end = os.pipe()
+        results, results_end = os.pipe()
+        program = start("serve", output, calls, results_end)
+        deciding = start("run_tests", output, answers, reports, results, calls_end)
+    else:
+        deciding = start("run_program", output, answers, reports)
     os.closerange(0, 64)
-    while True:
+    ended: dict[int, int] = {}
+    while deciding not in ended:
         process, status = os.wait()
-        if process == program:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
+        ended[process] = os.waitstatus_to_exitcode(status)
+    if program is not None and program not in ended:
+        # If the tests ended because the program did, it can be waited for by now.
+        process, status = os.waitpid(program, os.WNOHANG)
+        if process:
+            ended[program] = os.waitstatus_to_exitcode(status)
+    codes = [code if code >= 0 else 128 - code for code in (ended[deciding], ended.get(program or 0, 0))]
+    os._exit(codes[1] if codes[1] > 128 else codes[0])
 
 
 def _reporting(setup: int, start: Callable[[], NoReturn]) -> NoReturn:
@@ -398,7 +399,7 @@ def _confine(config: dict[str, Any]) -> dict[str, Any]:
     os.umask(0o022)
     with contextlib.suppress(OSError):  # it only makes the kernel choose well if the machine runs out of memory
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    capabilities = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")) + 1
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     uid: int | None = None
     if config["namespaces"] and not enter_namespaces():
         uid = _FIRST_UID + os.getpid()
@@ -406,16 +407,15 @@ def _confine(config: dict[str, Any]) -> dict[str, Any]:
     answers_end, answers = os.pipe()
     reports, reports_end = os.pipe()
     setup, setup_end = os.pipe()
-
-    def start() -> NoReturn:
-        _become_program(config, (output_end, answers_end, reports_end), uid, capabilities)
-
     begun = time.monotonic()
     process = os.fork()
     if process == 0:
         os.close(0)  # the nonce will come there
         os.open("/dev/null", os.O_RDONLY)
-        _reporting(setup_end, (lambda: _be_init(config, start, setup_end)) if config["namespaces"] else start)
+        for fd in (output, answers, reports, setup):
+            os.close(fd)
+        pipes = (output_end, answers_end, reports_end)
+        _reporting(setup_end, lambda: _be_init(config, pipes, setup_end, uid))
     for fd in (output_end, answers_end, reports_end, setup_end):
         os.close(fd)
     try:
@@ -425,10 +425,22 @@ def _confine(config: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.kill(process, signal.SIGKILL)
         _, status, usage = os.wait4(process, 0)  # of process 1: returns when its whole namespace is gone
+        seconds = usage.ru_utime + usage.ru_stime + _reap_orphans()
     code = os.waitstatus_to_exitcode(status)
     found["status"] = code if code >= 0 else 128 - code
-    found["cpu_seconds"] = usage.ru_utime + usage.ru_stime
+    found["cpu_seconds"] = seconds
     return found
+
+
+def _reap_orphans() -> float:
+    """Wait for what process 1 leaves where it has no namespace: the kernel kills it. Returns CPU seconds."""
+    seconds = 0.0
+    while True:
+        try:
+            _, _, usage = os.wait4(-1, 0)
+        except ChildProcessError:
+            return seconds
+        seconds += usage.ru_utime + usage.ru_stime
 
 
 def _watch(
@@ -436,8 +448,11 @@ def _watch(
 ) -> dict[str, Any]:
     limits = config["limits"]
     rules = b"" if config["namespaces"] else system_call_filter(platform.machine(), alone=True)
-    own = Path(__file__).read_text(encoding="utf-8") if rules else ""
-    parts = marshal.dumps((config["program"], config["tests"], own, rules))
+    install = (Path(__file__).read_text(encoding="utf-8"), rules) if rules else None
+    given = [config["program"], config["tests"]]
+    if config["function"]:
+        given += [config["setup"], config["function"]]
+    parts = marshal.dumps((given, install))
     os.set_blocking(answers, False)
     pending, ending = len(parts).to_bytes(8, "big") + parts, False
     said, report, proof, reason = bytearray(), bytearray(), "", "ended"
