@@ -16,7 +16,8 @@ memory, and limits on time, memory, output, files and processes (`Limits`). Two 
     there; it can read what the user can read, and can hand it to nobody but the captured output.
 
 Neither is taken on trust: the first `run` has a probe try what must not work, and refuses to go on if any of it does.
-The limit on memory holds for each process by address space, and for all together by a look every 0.1 s.
+The limits on memory (address space) and CPU time hold for each process by the kernel, and for all together by a look
+every 0.1 s.
 
 A program passes only with proof that it came to its end after the tests: when both are through, the harness says so,
 is then given a nonce that was nowhere in its process before, and returns it. Ending early, with any status, by
@@ -67,7 +68,7 @@ class Limits:
 
     Attributes:
         seconds: of wall time, start of the interpreter included.
-        cpu_seconds: of each process, a whole number.
+        cpu_seconds: a whole number, of each process, and of all together.
         memory: bytes of address space of each process, and of resident memory of all together.
         file_size: bytes a file.
         disk: bytes of all files together; they are in memory.

@@ -374,23 +374,30 @@ def _reporting(setup: int, start: Callable[[], NoReturn]) -> NoReturn:
         os._exit(1)
 
 
-def _resident(root: int, page: int) -> int:
-    """Bytes of memory that a process and its descendants have resident; shared pages count for each."""
-    parent: dict[int, int] = {}
-    size: dict[int, int] = {}
+def _usage(root: int) -> tuple[int, float]:
+    """What a process and its descendants use.
+
+    Returns:
+        Bytes of resident memory, shared pages counted for each; CPU seconds, with those of the dead that were waited
+        for.
+    """
+    page, tick = resource.getpagesize(), os.sysconf("SC_CLK_TCK")
+    found: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208 (a Path for each of hundreds, ten times a second)
         if entry.isdigit():
             try:
                 fields = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()
             except OSError:
                 continue
-            parent[int(entry)], size[int(entry)] = int(fields[1]), int(fields[21]) * page
+            # Of proc(5): ppid, rss, and utime, stime, cutime, cstime, each two places earlier without pid and name.
+            found[int(entry)] = [int(fields[1]), int(fields[21]), sum(map(int, fields[11:15]))]
     below, grew = {root}, True
     while grew:
-        more = {process for process, up in parent.items() if up in below} - below
+        more = {process for process, (parent, _, _) in found.items() if parent in below} - below
         below |= more
         grew = bool(more)
-    return sum(size.get(process, 0) for process in below)
+    used = [found[process] for process in below if process in found]
+    return sum(rss for _, rss, _ in used) * page, sum(ticks for _, _, ticks in used) / tick
 
 
 def _confine(config: dict[str, Any]) -> dict[str, Any]:
@@ -456,7 +463,7 @@ def _watch(
     os.set_blocking(answers, False)
     pending, ending = len(parts).to_bytes(8, "big") + parts, False
     said, report, proof, reason = bytearray(), bytearray(), "", "ended"
-    page, deadline, look = resource.getpagesize(), begun + limits["seconds"], begun + 0.2
+    deadline, look = begun + limits["seconds"], begun + 0.2
     ended = os.pidfd_open(process)
     with selectors.DefaultSelector() as selector:
         for fd in (output, reports, ended):
@@ -468,8 +475,9 @@ def _watch(
                 reason = "timeout"
                 break
             if now >= look:
-                if _resident(process, page) > limits["memory"]:
-                    reason = "memory"
+                resident, cpu = _usage(process)
+                if resident > limits["memory"] or cpu > limits["cpu_seconds"]:
+                    reason = "memory" if resident > limits["memory"] else "cpu"
                     break
                 look = now + 0.1
             ready = {key.fd for key, _ in selector.select(min(deadline, look) - now)}

@@ -66,7 +66,6 @@ def processes_of(mark: str) -> list[str]:
 
 HOSTILE = {
     "fork bomb": """
-        made = 0
         while True:
             try:
                 os.fork()
@@ -80,7 +79,6 @@ HOSTILE = {
     """,
     "memory of many": """
         import signal
-        children = 0
         for _ in range(6):
             if not os.fork():
                 block = b"x" * (90 << 20)
@@ -298,6 +296,7 @@ CANARY, PARENT = {str(canary)!r}, {os.getpid()}
 
 
 REASONS = {
+    "fork bomb": "cpu",
     "memory of many": "memory",
     "endless output": "output",
     "endless loop": "cpu",
