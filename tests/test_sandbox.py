@@ -635,7 +635,8 @@ def test_large_programs_and_texts_arrive(isolation: Isolation) -> None:
 def test_the_warden_dies_with_its_parent(tmp_path: Path, isolation: Isolation) -> None:
     """A killed benchmark leaves nothing running."""
     mark = f"orphan{os.getpid() % 10**6}"
-    program = f"import ctypes, time; ctypes.CDLL(None).prctl(15, {mark!r}.encode())\nwhile True: time.sleep(0.1)"
+    halves = f"{mark[:3]!r} + {mark[3:]!r}"  # the mark itself would stand among the parent's arguments
+    program = f"import ctypes, time; ctypes.CDLL(None).prctl(15, ({halves}).encode())\nwhile True: time.sleep(0.1)"
     script = f"from bench.sandbox import *\nrun({program!r}, limits=Limits(seconds=60), isolation={isolation!r})"
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(sandbox.__file__).parents[1])
     try:
