@@ -10,9 +10,10 @@ import torch
 
 from prod_decode.errors import ProdError
 from prod_train.config import Config
-from prod_train.evaluate import Metric, evaluate_forget, evaluate_holdout
+from prod_train.evaluate import evaluate_forget, evaluate_holdout
 from prod_train.job import Job
 from prod_train.methods import Method, make_method
+from prod_train.metric import Metric
 from prod_train.modeling import (
     add_adapter,
     check_gradients,

@@ -201,3 +201,11 @@ def pieces_of(text: str) -> list[str]:
 
 # Documents that repeat themselves, over few characters, one of them not ASCII.
 documents = st.text(st.sampled_from("abA_.( \n\u00e9"), min_size=50, max_size=400)
+
+# ---- trade-offs: (utility, forget quality) on a coarse grid, so that ties and equal points are frequent -------------
+
+
+def points(min_size: int = 0) -> st.SearchStrategy[list[tuple[float, float]]]:
+    """Multiples of 1/8 from 0 to 1: sums and products of them are exact."""
+    eighths = st.integers(0, 8).map(lambda i: i / 8)
+    return st.lists(st.tuples(eighths, eighths), min_size=min_size, max_size=8)

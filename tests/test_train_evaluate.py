@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from prod_decode.blocklist import Blocklist, Entry
 from prod_decode.models import load_model
 from prod_train.data import encode
-from prod_train.evaluate import (
-    bootstrap,
-    evaluate_forget,
-    evaluate_holdout,
-    extraction_strength,
-    longest_run,
-    recite,
-)
+from prod_train.evaluate import evaluate_forget, evaluate_holdout, recite
+from prod_train.metric import bootstrap, extraction_strength, longest_run
 from prod_train.objective import Encoder
 from prod_train.targets import ReferenceStore
 from tests.tiny import SNIPPETS, save_tiny_model
