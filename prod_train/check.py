@@ -61,7 +61,7 @@ def check(config: Config) -> Plan:
     """
     job = prepare(config)
     with tempfile.TemporaryDirectory() as folder:
-        dry = replace(config, cache=folder, output=folder, resume=None)
+        dry = replace(config, cache=folder, output=folder, resume=None, report_to="none")
         rows = job.forget[: max(TRIED_ROWS, config.batch_size * config.accumulate)]
         small = replace(
             job,

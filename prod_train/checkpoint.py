@@ -120,6 +120,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
     free = (
         "output",
         "resume",
+        "report_to",
         "cache",
         "save_total_limit",
         "eval_batch_size",

@@ -17,6 +17,8 @@ from prod_decode.errors import ProdError
 
 METHODS = ("prod", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+# The names that accelerate knows.
+TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
@@ -162,6 +164,12 @@ class Config:
         metavar="X",
     )
     save_total_limit: int = _option(2, "checkpoints kept, the best one besides (default 2)", "evaluation", metavar="N")
+    report_to: str = _option(
+        "none",
+        "also send losses and metrics to this tracker, whose package must be installed (default none)",
+        "evaluation",
+        choices=TRACKERS,
+    )
     resume: str | None = _option(None, "go on from a checkpoint's directory, or `latest`", "evaluation", metavar="C")
     cache: str | None = _option(
         None,

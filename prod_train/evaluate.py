@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,33 +137,54 @@ def recite(model: Any, tokenizer: Any, rows: Sequence[Row], processors: Sequence
         processors: logits processors, such as `ProdLogitsProcessor`.
     """
     wanted = [min(RECITED_TOKENS, row.stop - row.start) for row in rows]
-    width = max(row.start for row in rows)
+    prompts = [row.ids[: row.start] for row in rows]
+    outputs = continuations(model, tokenizer, prompts, max(wanted), processors)
+    return [tokens[:length] for tokens, length in zip(outputs, wanted, strict=True)]
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[NDArray[np.int64]],
+    max_new_tokens: int,
+    processors: Sequence[Any] = (),
+    *,
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """What a model writes after each prompt; EOS and later left out.
+
+    Args:
+        model: a transformers model, or an adapter around one; its own generation settings are not used.
+        tokenizer: its tokenizer.
+        prompts: one batch of token ids, int64 [T] each, special tokens included.
+        max_new_tokens: at most.
+        processors: logits processors, such as `ProdLogitsProcessor`.
+        temperature: 0: greedy; else sampled from the whole distribution, with torch's generator.
+    """
+    width = max(map(len, prompts))
     pad = padding_id(tokenizer)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids[i, width - row.start :] = torch.from_numpy(row.ids[: row.start])
-        mask[i, width - row.start :] = 1
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[i, width - len(prompt) :] = 1
+    sampled = temperature > 0
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=max(wanted),
-        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        do_sample=sampled,
         use_cache=True,
         num_beams=1,
         repetition_penalty=1.0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
+        temperature=temperature if sampled else None,
+        top_p=1.0 if sampled else None,
+        top_k=0 if sampled else None,
         pad_token_id=pad,
         logits_processor=list(processors),
     )[:, width:].tolist()
     ends = {tokenizer.eos_token_id, pad}
-    texts = []
-    for tokens, length in zip(output, wanted, strict=True):
-        stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
-        texts.append(tokens[: min(stop, length)])
-    return texts
+    return [list(takewhile(lambda token: token not in ends, tokens)) for tokens in output]
 
 
 def _recited(row: Row, output: Sequence[int]) -> float:

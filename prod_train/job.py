@@ -95,7 +95,9 @@ def prepare(config: Config) -> Job:
 
 def _check_output(config: Config) -> None:
     output = Path(config.output)
-    if config.resume is None and output.is_dir() and any(path.name != "targets" for path in output.iterdir()):
+    # Targets are found again by their key; a checkpoint that a killed run did not finish is made anew.
+    kept = [path for path in output.glob("*") if path.name != "targets" and not path.name.startswith(".checkpoint-")]
+    if config.resume is None and kept:
         raise ProdError(f"--output: {output} is not empty: name a new directory, or go on with --resume latest")
     if config.resume == "latest" and latest_checkpoint(output) is None:
         raise ProdError(f"--resume latest: {output} has no checkpoint: start without it")

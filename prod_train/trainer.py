@@ -67,15 +67,23 @@ def fit(session: Session, *, progress: bool = False) -> State:
         unit="step",
         disable=not (progress and accelerator.is_main_process),
     )
+    tracked = config.report_to != "none"
+    if tracked:
+        plain = {k: v for k, v in config.to_dict().items() if isinstance(v, (str, int, float))}
+        accelerator.init_trackers("prod-train", config=plain)
     losses: list[Tensor] = []
     begun = time.perf_counter()
     while state.step < schedule.steps and not state.stopped:
         losses.append(train_step(session, model, optimizer, state.step))
         state.step += 1
         bar.update()
+        if tracked:
+            rate = learning_rate(config, state.step - 1, schedule.steps)
+            mean = _mean_over_processes(accelerator, losses[-1:])
+            accelerator.log({"train/loss": mean, "train/learning_rate": rate}, step=state.step)
         if state.step in marks:
             seconds = time.perf_counter() - begun
-            mean = _mean_over_processes(accelerator, torch.stack(losses))
+            mean = _mean_over_processes(accelerator, losses)
             metrics = evaluate(session)
             record = {
                 "step": state.step,
@@ -87,12 +95,26 @@ def fit(session: Session, *, progress: bool = False) -> State:
             state.history.append(record)
             if accelerator.is_main_process:
                 _log.info("%s", _summary(record, schedule.steps))
+            if tracked:
+                accelerator.log(_flat(metrics), step=state.step)
             state.stopped = stop_reason(config, metrics)
             bar.set_postfix(loss=f"{mean:.3f}", recited=f"{1 - forgotten(metrics):.2f}")
             save_checkpoint(session, model, optimizer, state, output)
             losses, begun = [], time.perf_counter()
     bar.close()
+    if tracked:
+        accelerator.end_training()
     return state
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """Names such as `forget/recitation`, as trackers group them."""
+    return {
+        f"{group}/{name}": metric["value"]
+        for group, found in metrics.items()
+        if found
+        for name, metric in found.items()
+    }
 
 
 def _summary(record: dict[str, Any], steps: int) -> str:
@@ -197,9 +219,9 @@ def _reference(session: Session, name: str, rows: list[int]) -> Reference:
     return Reference() if store is None else store.batch(rows, session.accelerator.device)
 
 
-def _mean_over_processes(accelerator: Any, losses: Tensor) -> float:
+def _mean_over_processes(accelerator: Any, losses: list[Tensor]) -> float:
     """Mean over steps of the losses, of which each process has a part."""
-    return float(accelerator.reduce(losses.mean(), reduction="sum"))
+    return float(accelerator.reduce(torch.stack(losses).mean(), reduction="sum"))
 
 
 @dataclass(frozen=True)

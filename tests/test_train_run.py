@@ -104,9 +104,9 @@ def test_one_times_eight_equals_eight_times_one(world, tmp_path, method, options
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("where", ["step", "saving"])
+@pytest.mark.parametrize("where", ["step", "saving", "first"])
 def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, where):
-    """`kill -9` before a random step, or in the middle of writing a checkpoint. Dropout is on."""
+    """`kill -9` before a random step, or in the middle of writing a checkpoint, the first one too. Dropout is on."""
     options = {"epochs": 4, "eval_every": 1, "lora_dropout": 0.2, "holdout": world["holdout"]}
     whole = run(make(world, tmp_path / "whole", **options))
     killed = make(world, tmp_path / "killed", **options)
@@ -117,7 +117,7 @@ def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, where):
         _run_and_die(killed, where, at)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert not Path(killed.output, "report.json").exists()
-    resumed = run(replace(killed, resume="latest"))
+    resumed = run(replace(killed, resume=None if where == "first" else "latest"))
     assert_same(adapter(tmp_path / "whole"), adapter(tmp_path / "killed"), exactly=True)
     assert [r["step"] for r in resumed.history] == [r["step"] for r in whole.history] == [2, 4, 6, 8]
     assert resumed.history[-1]["holdout"] == whole.history[-1]["holdout"]
@@ -137,7 +137,7 @@ def _run_and_die(config, where, at):
     def die_while_saving(value, path):
         calls.append(path)
         save(value, path)
-        if len(calls) == 2:
+        if len(calls) == (1 if where == "first" else 2):
             os.truncate(path, 10)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -378,6 +378,33 @@ def test_refusals_are_drawn_anew_each_epoch(world, tmp_path, monkeypatch):
     assert choices[0] != choices[1] != choices[2]
 
 
+@pytest.mark.parametrize("kind", ["kl", "nll"])
+def test_a_retain_loss_keeps_the_retain_set(world, tmp_path, kind):
+    """Measured on the retain set itself: KL to the start for `kl`, the loss for `nll`."""
+    options = {"retain": world["retain"], "holdout": world["retain"], "retain_loss": kind, "epochs": 5}
+    damage = []
+    for weight in (0.0, 10.0):
+        report = run(make(world, tmp_path / str(weight), retain_weight=weight, **options))
+        damage.append(report.after["holdout"]["kl" if kind == "kl" else "loss"]["value"])
+    assert damage[1] < 0.7 * damage[0]
+
+
+def test_the_learning_rate_follows_its_schedule(world, tmp_path):
+    for scheduler in ("linear", "constant"):
+        run(make(world, tmp_path / scheduler, scheduler=scheduler))
+    with pytest.raises(AssertionError):
+        assert_same(adapter(tmp_path / "linear"), adapter(tmp_path / "constant"))
+
+
+def test_gradients_are_clipped(world, tmp_path):
+    """AdamW forgets the size of gradients, but for those below its epsilon of 1e-8."""
+    moved = []
+    for norm in (1e-12, 1.0):
+        run(make(world, tmp_path / str(norm), max_grad_norm=norm, max_steps=1))
+        moved.append(max(v.abs().max().item() for k, v in adapter(tmp_path / str(norm)).items() if "lora_B" in k))
+    assert moved[0] < 1e-3 * moved[1]
+
+
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
@@ -431,6 +458,17 @@ def test_the_model_card_has_figures_and_hashes(world, tmp_path):
                 assert metric["n"] == (7 if group == "forget" else 2)
     assert (tmp_path / "o" / "config.yaml").exists()
     assert (tmp_path / "o" / "checkpoint-4" / "config.yaml").exists()
+
+
+def test_a_tracker_gets_losses_and_metrics(world, tmp_path, monkeypatch):
+    options = {"holdout": world["holdout"], "report_to": "tensorboard", "eval_every": 1}
+    report = run(make(world, tmp_path / "o", **options))
+    events = b"".join(path.read_bytes() for path in (tmp_path / "o").rglob("events.out.tfevents.*"))
+    for name in (b"train/loss", b"train/learning_rate", b"forget/recitation", b"holdout/kl"):
+        assert events.count(name) >= len(report.history)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ProdError, match="--report-to: expected the package of tensorboard"):
+        run(make(world, tmp_path / "p", **options))
 
 
 def test_cached_targets_are_used_again(world, tmp_path, monkeypatch):
@@ -507,6 +545,15 @@ def test_every_epoch_takes_every_row_once(rows, retain, step_rows, steps, seed):
         full = Schedule(step_rows * 50, retain, step_rows, steps, seed)
         seen = chain.from_iterable(full.retain_rows(s) for s in range(retain))
         assert sorted(seen) == sorted(list(range(retain)) * step_rows)
+
+
+def test_every_epoch_and_seed_has_its_own_order():
+    schedule = Schedule(30, 30, 30, 3, 0)
+    other = Schedule(30, 30, 30, 3, 1)
+    for rows in (schedule.forget_rows, schedule.retain_rows):
+        assert len({tuple(rows(step)) for step in range(3)}) == 3
+    assert schedule.forget_rows(0) != other.forget_rows(0)
+    assert schedule.forget_rows(0) != schedule.retain_rows(0)
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 60), st.floats(0.1, 3))
