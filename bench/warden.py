@@ -78,39 +78,46 @@ EPERM, EROFS, ENOSYS = 1, 30, 38
 # Numbers above this one are newer than this table: the program gets ENOSYS, as from an older kernel.
 NEWEST_KNOWN = 462
 
-# For each machine: its number for seccomp; calls refused always; calls refused without namespaces; clone and prctl;
-# calls that open a file, with the position of their flags. Memory that belongs to no process (shm, memfd, message
-# queues) would escape the limit on memory; the rest reaches other processes, the network or rarely used parts of the
-# kernel.
+# Without namespaces, arguments that are refused. prctl: 1 takes back the signal that ends a process with its parent.
+# fcntl: F_SETOWN and F_SETOWN_EX make the kernel signal another process. ioctl: FIOSETOWN and SIOCSPGRP likewise;
+# FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR change a file that is only open for reading; TIOCSTI types into a terminal.
+_PRCTL, _FCNTL, _IOCTL = (1,), (8, 15), (0x8901, 0x8902, 0x40086602, 0x401C5820, 0x5412)
+
+# For each machine: its number for seccomp; calls refused always; calls refused without namespaces; clone; calls refused
+# for some values of the argument at a position; calls that open a file, with the position of their flags. Memory that
+# belongs to no process (shm, memfd, message queues) would escape the limit on memory; the rest reaches other processes,
+# the network or rarely used parts of the kernel.
 _MACHINES: dict[str, dict[str, Any]] = {
     "x86_64": {
         "audit": 0xC000003E,
         "never": [
-            29, 41, 64, 68, 101, 103, 134, 135, 153, 154, 155, 161, 163, 164, 165, 166, 167, 169, 172, 173, 175, 176,
-            179, 212, 227, 237, 238, 240, 246, 248, 249, 250, 256, 272, 279, 298, 300, 303, 304, 308, 310, 311, 312,
-            313, 319, 321, 323, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 442, 447,
+            29, 30, 31, 41, 64, 65, 66, 68, 69, 70, 71, 101, 103, 134, 135, 153, 154, 155, 161, 163, 164, 165, 166,
+            167, 169, 172, 173, 175, 176, 179, 212, 220, 227, 237, 238, 240, 246, 248, 249, 250, 256, 272, 279, 298,
+            300, 303, 304, 308, 310, 311, 312, 313, 319, 321, 323, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434,
+            438, 442, 443, 447,
         ],
         "alone": [
-            57, 58, 59, 62, 76, 82, 83, 84, 85, 86, 87, 88, 90, 91, 92, 93, 94, 129, 132, 133, 188, 189, 190, 197, 198,
-            199, 200, 234, 235, 258, 259, 260, 261, 263, 264, 265, 266, 268, 280, 297, 302, 316, 322, 424, 452,
+            57, 58, 59, 62, 76, 82, 83, 84, 85, 86, 87, 88, 90, 91, 92, 93, 94, 129, 132, 133, 141, 142, 144, 188, 189,
+            190, 197, 198, 199, 200, 203, 234, 235, 241, 251, 258, 259, 260, 261, 263, 264, 265, 266, 268, 280, 297,
+            302, 314, 316, 322, 424, 452,
         ],
         "clone": 56,
-        "prctl": 157,
+        "with": {157: (0, _PRCTL), 72: (1, _FCNTL), 16: (1, _IOCTL)},
         "opens": {2: 1, 257: 2},
     },
     "aarch64": {
         "audit": 0xC00000B7,
         "never": [
-            39, 40, 41, 51, 60, 89, 92, 97, 104, 105, 106, 112, 116, 117, 142, 170, 180, 186, 190, 194, 198, 217, 218,
-            219, 224, 235, 237, 238, 239, 241, 262, 264, 265, 268, 270, 271, 272, 273, 279, 280, 282, 425, 426, 427,
-            428, 429, 430, 431, 432, 433, 434, 438, 442, 447,
+            18, 39, 40, 41, 51, 58, 60, 89, 92, 97, 104, 105, 106, 112, 116, 117, 142, 170, 180, 186, 187, 188, 189,
+            190, 191, 192, 193, 194, 195, 196, 198, 217, 218, 219, 224, 235, 237, 238, 239, 241, 262, 264, 265, 268,
+            270, 271, 272, 273, 279, 280, 282, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 442, 443, 447,
         ],
         "alone": [
-            5, 6, 7, 14, 15, 16, 33, 34, 35, 36, 37, 38, 45, 52, 53, 54, 55, 88, 129, 130, 131, 138, 221, 240, 261, 276,
-            281, 424, 452,
+            5, 6, 7, 14, 15, 16, 30, 33, 34, 35, 36, 37, 38, 45, 52, 53, 54, 55, 88, 118, 119, 122, 129, 130, 131, 138,
+            140, 181, 221, 240, 261, 274, 276, 281, 424, 452,
         ],
         "clone": 220,
-        "prctl": 167,
+        "with": {167: (0, _PRCTL), 25: (1, _FCNTL), 29: (1, _IOCTL)},
         "opens": {56: 2},
     },
 }  # fmt: skip
@@ -147,9 +154,10 @@ def system_call_filter(machine: str, *, alone: bool) -> bytes:
     if alone:
         lines.extend([(some_bit, 1, 0, CLONE_THREAD), (back, 0, 0, 0x00050000 | EPERM)])
     lines.append((back, 0, 0, allow))
-    if alone:  # the signal that ends a process with its parent stays
-        lines.extend([(equal, 0, 4, table["prctl"]), (load, 0, 0, 16)])
-        refuse(equal, PR_SET_PDEATHSIG, EPERM)
+    for number, (position, values) in table["with"].items() if alone else ():
+        lines.extend([(equal, 0, 2 + 2 * len(values), number), (load, 0, 0, 16 + 8 * position)])
+        for value in values:
+            refuse(equal, value, EPERM)
         lines.append((back, 0, 0, allow))
     for number, position in table["opens"].items() if alone else ():
         lines.extend([(equal, 0, 4, number), (load, 0, 0, 16 + 8 * position)])
