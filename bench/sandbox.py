@@ -73,7 +73,7 @@ class Limits:
         file_size: bytes a file.
         disk: bytes of all files together; they are in memory.
         files: number of files and directories.
-        processes: processes and threads.
+        processes: processes and threads. With `filter` there is one process, and memory limits its threads.
         open_files: descriptors a process.
         output: bytes on stdout and stderr; the program is ended when it writes more.
     """

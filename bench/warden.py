@@ -277,13 +277,19 @@ def drop_privileges(uid: int | None, capabilities: int) -> None:
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def set_limits(limits: dict[str, Any], *, more: bool) -> None:
-    """The limits that the kernel keeps for each process; with one process more, for the tests, where they have one."""
+def set_limits(limits: dict[str, Any], processes: int | None) -> None:
+    """The limits that the kernel keeps for each process.
+
+    Args:
+        limits: see `bench.sandbox.Limits`.
+        processes: of the user in its namespace, threads included; None sets no limit.
+    """
+    if processes is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     for what, value in (
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
         (resource.RLIMIT_AS, limits["memory"]),
         (resource.RLIMIT_FSIZE, limits["file_size"]),
-        (resource.RLIMIT_NPROC, limits["processes"] + more),
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -323,7 +329,12 @@ def _become(config: dict[str, Any], role: str, fds: Sequence[int], uid: int | No
         os.set_inheritable(fd, False)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # which Python ignores
-    set_limits(config["limits"], more=bool(config["function"]))
+    processes = None
+    if config["namespaces"]:
+        # The tests' process comes on top; and in a user namespace the warden and process 1 are of the same user.
+        processes = config["limits"]["processes"] + bool(config["function"]) + (2 if uid is None else 0)
+    # Without namespaces all that the user runs would count, and the filter refuses new processes anyway.
+    set_limits(config["limits"], processes)
     drop_privileges(uid, capabilities)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if config["namespaces"]:
