@@ -1,0 +1,1 @@
+"""The three tasks: verbatim copying, insecure calls, deprecated interfaces."""
