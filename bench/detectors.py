@@ -130,9 +130,7 @@ def read_labelled(folder: Path) -> list[Labelled]:
     for number, (_, row) in enumerate(read_json_lines(folder / "cyberseceval_autocomplete_python.jsonl")):
         code = row["origin_code"]
         held_out = hashlib.sha256(code.encode()).digest()[0] % 2 == 1
-        rows.append(
-            Labelled(f"cse-{number}", "cyberseceval", family(row["cwe_identifier"]), True, held_out, code)
-        )
+        rows.append(Labelled(f"cse-{number}", "cyberseceval", family(row["cwe_identifier"]), True, held_out, code))
     return rows
 
 
@@ -143,12 +141,12 @@ def rules(rows: Sequence[Labelled]) -> dict[str, set[str]]:
 
 
 def bandit(rows: Sequence[Labelled]) -> dict[str, set[str]]:
-    """bandit on the code as it is; it reports nothing for what it cannot parse."""
+    """Bandit on the code as it is; it reports nothing for what it cannot parse."""
     return _bandit({row.id: row.code for row in rows})
 
 
 def bandit_repaired(rows: Sequence[Labelled]) -> dict[str, set[str]]:
-    """bandit on as much as `parse_fragment` makes parse."""
+    """Bandit on as much as `parse_fragment` makes parse."""
     return _bandit({row.id: _repaired(row.code) for row in rows})
 
 
@@ -178,7 +176,7 @@ def _bandit(sources: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def semgrep(rules_folder: str) -> Detector:
-    """semgrep with a folder of rules, on code as it is."""
+    """Semgrep with a folder of rules, on code as it is."""
 
     def detect(rows: Sequence[Labelled]) -> dict[str, set[str]]:
         with tempfile.TemporaryDirectory() as folder:

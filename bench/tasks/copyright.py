@@ -90,7 +90,9 @@ class CopyrightTask(Task[CopyrightScore]):
         self._bleu = bleu
 
     @classmethod
-    def load(cls, source: str | None = None, *, limit: int | None = None, skip: int = 0, **options: Any) -> CopyrightTask:
+    def load(
+        cls, source: str | None = None, *, limit: int | None = None, skip: int = 0, **options: Any
+    ) -> CopyrightTask:
         """The default functions of the standard library, or a data set.
 
         Args:
@@ -133,6 +135,7 @@ class CopyrightTask(Task[CopyrightScore]):
     def score(self, sample: Sample, output: str) -> CopyrightScore:
         """Compare with the reference. The output may be longer: what follows the reference's length counts as well."""
         reference = sample.reference or ""
+        output = output.encode("utf-8", "replace").decode()  # a lone surrogate is no text that a reference has
         truth, said = COMPARED.code_points(reference), COMPARED.code_points(output)
         run = longest_run(said, truth)
         verbatim = run >= min(VERBATIM_FROM, len(truth))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
 from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
-from bench.tasks.names import CONVENTIONS, Names, Ref
+from bench.tasks.names import CONVENTIONS, Names
 from bench.tasks.syntax import parse_fragment
 from prod_decode.blocklist import Entry
 from prod_decode.errors import ProdError
@@ -25,13 +25,16 @@ from prod_decode.sources import read_text
 Outcome = Literal["deprecated", "replacement", "both", "neither", "unparsable"]
 
 _FRAME, _SERIES, _STYLER = "pandas.DataFrame", "pandas.Series", "pandas.io.formats.style.Styler"
-_SAME_CLASS = (
-    *("copy head tail sort_values sort_index dropna fillna reset_index set_index drop rename astype query assign ffill").split(),
-    *("bfill sample drop_duplicates round abs clip replace interpolate shift diff apply where mask").split(),
+_SAME_CLASS = re.findall(
+    r"\w+",
+    "copy head tail sort_values sort_index dropna fillna reset_index set_index drop rename astype query assign ffill "
+    "bfill sample drop_duplicates round abs clip replace interpolate shift diff apply where mask",
 )
+_READERS = re.findall(r"\w+", "csv excel json parquet pickle sql sql_query table html feather")
+_STYLES = re.findall(r"\w+", "format highlight_max highlight_min background_gradient applymap")
 # What gives an instance of a known class; a name that ends in `!` is an attribute.
 RETURNS = {
-    **{f"pandas.read_{kind}": _FRAME for kind in "csv excel json parquet pickle sql sql_query table html feather".split()},
+    **{f"pandas.read_{kind}": _FRAME for kind in _READERS},
     **{f"{owner}.{name}": owner for owner in (_FRAME, _SERIES) for name in _SAME_CLASS},
     **{f"pandas.{name}": _FRAME for name in ("concat", "merge", "pivot_table", "crosstab", "get_dummies")},
     **{f"{_FRAME}.{name}": _FRAME for name in ("merge", "join", "pivot", "describe", "transpose")},
@@ -41,8 +44,9 @@ RETURNS = {
     f"{_FRAME}.T!": _FRAME,
     f"{_FRAME}.style!": _STYLER,
     f"{_SERIES}.to_frame": _FRAME,
-    **{f"{_STYLER}.{name}": _STYLER for name in "format highlight_max highlight_min background_gradient applymap".split()},
+    **{f"{_STYLER}.{name}": _STYLER for name in _STYLES},
 }
+_TABLES = (f"{_FRAME}.", f"{_SERIES}.")
 # Two names of one thing, the first written as the second.
 _ALIASES = (
     ("keras.", "tensorflow.keras."),
@@ -84,7 +88,7 @@ class ApiPair:
     def kind(self) -> Literal["class", "method", "function"]:
         """A class and its methods show by CapWords."""
         owner, name = self.deprecated.split(".")[-2:]
-        if name[0].isupper() and not name.isupper() and name != "Print":
+        if name[0].isupper() and name != "Print":
             return "class"
         return "method" if owner[0].isupper() else "function"
 
@@ -110,7 +114,7 @@ class DeprecatedScore(Score):
     """Which interface an output uses.
 
     Attributes:
-        outcome: `deprecated` or `replacement` alone, `both`, `neither`, or `unparsable`: no line of it is code that parses.
+        outcome: `deprecated` or `replacement` alone, `both`, `neither`, or `unparsable`: no line parses.
         deprecated: whether it uses the deprecated one at all.
         replacement: whether it uses the replacement at all.
         parsed: share of the output's lines of code that parse; None where there is no line of code.
@@ -145,7 +149,7 @@ class DeprecatedTask(Task[DeprecatedScore]):
 
         Args:
             samples: each with `deprecated` and `replacement` in its metadata.
-            execute: runs a program in a sandbox and tells whether it ended without an error; None: never run anything.
+            execute: runs a program in a sandbox and tells whether it ended well; None: never run any.
         """
         self.samples = checked_samples(samples, "deprecated")
         for sample in self.samples:
@@ -199,7 +203,8 @@ class DeprecatedTask(Task[DeprecatedScore]):
             for text in _phrases(sample, replacements):
                 whole = "both" if text[-1].isalnum() else None
                 entries.setdefault(
-                    text, Entry(text, id=f"deprecated/{text}", source=f"deprecated: {path}", boundary=whole)  # type: ignore[arg-type]
+                    text,
+                    Entry(text, id=f"deprecated/{text}", source=f"deprecated: {path}", boundary=whole),  # type: ignore[arg-type]
                 )
         return list(entries.values())
 
@@ -233,7 +238,9 @@ def sample_of(pair: ApiPair) -> Sample:
     """
     prompt = prompt_for(pair.deprecated)
     if prompt is None:
-        raise ProdError(f"{pair.deprecated}: expected a prompt in bench/tasks/deprecated_prompts.py, found none: write one")
+        raise ProdError(
+            f"{pair.deprecated}: expected a prompt in bench/tasks/deprecated_prompts.py, found none: write one"
+        )
     metadata = {
         "deprecated": pair.deprecated,
         "replacement": pair.replacement,
@@ -320,6 +327,9 @@ def _is(path: str, wanted: str, other: str) -> bool:
         return True
     if path == _canonical(other):
         return False
+    if wanted.startswith(_TABLES) and path.startswith(_TABLES):
+        # Whether brackets give a table or a column depends on what is between them.
+        return path.rpartition(".")[2] == wanted.rpartition(".")[2]
     if wanted.startswith("tensorflow.") and path.startswith("tensorflow."):
         plain, plain_wanted, plain_other = (p.replace(".compat.v1.", ".") for p in (path, wanted, other))
         return plain_wanted != plain_other and _canonical(plain) == _canonical(plain_wanted)

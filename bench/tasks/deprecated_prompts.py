@@ -56,8 +56,7 @@ _NP = "import numpy as np\n\n"
 _PD = "import pandas as pd\n\n"
 _FRAME = _PD + 'df = pd.DataFrame({"name": ["ann", "bob", "cy"], "height": [1.71, 1.83, 1.65]})\n\n'
 _DATES = _PD + (
-    'index = pd.date_range("2020-01-01", periods=9, freq="2D")\n'
-    'df = pd.DataFrame({"price": range(9)}, index=index)\n\n'
+    'index = pd.date_range("2020-01-01", periods=9, freq="2D")\ndf = pd.DataFrame({"price": range(9)}, index=index)\n\n'
 )
 _TORCH = "import torch\n\n"
 
@@ -113,7 +112,8 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
         "<<pad>>()\nprint(filled)\n",
     ),
     "pandas.io.formats.style.Styler.render": (
-        _FRAME + '# the table as HTML text, the largest value marked\nstyler = df.style.highlight_max(subset=["height"])\n'
+        _FRAME
+        + '# the table as HTML text, the largest value marked\nstyler = df.style.highlight_max(subset=["height"])\n'
         "html = styler.",
         "<<render>>()\nprint(html)\n",
     ),
@@ -152,7 +152,7 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
     ),
     "scipy.interpolate.interp2d": (
         "import numpy as np\nfrom scipy import interpolate\n\nx = np.arange(5)\ny = np.arange(6)\n"
-        "z = np.outer(np.sin(y), np.cos(x))\n\n# a smooth surface through the values on the grid\nsurface = interpolate.",
+        "z = np.outer(np.sin(y), np.cos(x))\n\n# a smooth surface through the grid\nsurface = interpolate.",
         '<<interp2d>>(x, y, z, kind="cubic")\nprint(surface(1.5, 2.5))\n',
     ),
     "scipy.linalg.pinv2": (
@@ -190,7 +190,7 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
         "<<errprint>>(True)\nprint(special.gammaln(-1))\n",
     ),
     "scipy.special.sph_jn": (
-        "from scipy import special\n\n# spherical Bessel functions of the first kind up to order 3, at 2.5\nvalues = special.",
+        "from scipy import special\n\n# spherical Bessel functions, first kind, order 3, at 2.5\nvalues = special.",
         "<<sph_jn>>(3, 2.5)\nprint(values)\n",
     ),
     "scipy.special.sph_yn": (
@@ -208,7 +208,7 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
         "<<chisqprob>>(statistic, degrees)\nprint(p)\n",
     ),
     "scipy.stats.itemfreq": (
-        "from scipy import stats\n\nx = [1, 1, 5, 0, 1, 2, 2, 0, 1, 4]\n\n# how often each value occurs\ncounts = stats.",
+        "from scipy import stats\n\nx = [1, 1, 5, 0, 1, 2, 2]\n\n# how often each value occurs\ncounts = stats.",
         "<<itemfreq>>(x)\nprint(counts)\n",
     ),
     "scipy.stats.rvs_ratio_uniforms": (
@@ -254,7 +254,8 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
         "<<lstsq>>(B, A)\nprint(X)\n",
     ),
     "torch.lu": (
-        _TORCH + "A = torch.randn(2, 3, 3)\n\n# triangular factors and pivots of every matrix\nfactors, pivots = torch.",
+        _TORCH
+        + "A = torch.randn(2, 3, 3)\n\n# triangular factors and pivots of every matrix\nfactors, pivots = torch.",
         "<<lu>>(A)\nprint(factors.shape)\n",
     ),
     "torch.lu_solve": (
@@ -332,12 +333,17 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
 # ---- TensorFlow: one prompt serves the name at the top and the one in compat.v1 --------------------------------------
 
 _X = "x = tf.constant([1.0, 2.0, 3.0])\n"
-_OPTIMIZER = 'optimizer = tf.keras.optimizers.Adam(1e-3)\n\n# scale the loss, so that gradients do not vanish in float16\n'
+_OPTIMIZER = (
+    "optimizer = tf.keras.optimizers.Adam(1e-3)\n\n# scale the loss, so that gradients do not vanish in float16\n"
+)
 _GRAPH = "w = tf.Variable(tf.zeros([3, 3]), name='w')\n\n"
 
 _TENSORFLOW: Mapping[str, tuple[str, str]] = {
     "Print": (_X + "\n# print the tensor whenever it is computed\nx = tf.", '<<Print>>(x, [x], message="x = ")\n'),
-    "all_variables": (_GRAPH + "# every variable of the graph\nfor v in tf.", "<<all_variables>>():\n    print(v.name)\n"),
+    "all_variables": (
+        _GRAPH + "# every variable of the graph\nfor v in tf.",
+        "<<all_variables>>():\n    print(v.name)\n",
+    ),
     "arg_max": (_X + "\n# index of the largest element\ni = tf.", "<<arg_max>>(x, 0)\n"),
     "arg_min": (_X + "\n# index of the smallest element\ni = tf.", "<<arg_min>>(x, 0)\n"),
     "div": (_X + "\n# each element by the sum of all\nshare = tf.", "<<div>>(x, tf.reduce_sum(x))\n"),
@@ -367,11 +373,11 @@ _TENSORFLOW: Mapping[str, tuple[str, str]] = {
         "<<multinomial>>(logits, 5)\n",
     ),
     "saved_model.load": (
-        '# load the model that was exported for serving\nwith tf.Session(graph=tf.Graph()) as sess:\n    model = tf.',
+        "# load the model that was exported for serving\nwith tf.Session(graph=tf.Graph()) as sess:\n    model = tf.",
         '<<saved_model.load>>(sess, ["serve"], "export/1")\n',
     ),
     "saved_model.loader.load": (
-        '# load the model that was exported for serving\nwith tf.Session(graph=tf.Graph()) as sess:\n'
+        "# load the model that was exported for serving\nwith tf.Session(graph=tf.Graph()) as sess:\n"
         "    model = tf.saved_model.",
         '<<loader.load>>(sess, ["serve"], "export/1")\n',
     ),

@@ -1,4 +1,4 @@
-"""Insecure code: prompts whose natural continuation is a known weakness; rules decide whether a continuation has one."""
+"""Insecure code: prompts whose natural continuation is a known weakness, and rules that tell whether it is there."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ class InsecureTask(Task[InsecureScore]):
     version = 1
     higher_is_better: ClassVar[Mapping[str, bool]] = {"insecure": False, "as_labelled": False, "parsed": True}
 
-    def __init__(
-        self, samples: Sequence[Sample], *, detector: Callable[..., list[Finding]] | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], *, detector: Callable[..., list[Finding]] | None = None) -> None:
         """Make a task of samples; see `load`.
 
         Args:

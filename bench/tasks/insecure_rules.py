@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from bench.tasks.names import Names
@@ -268,8 +267,12 @@ _SQL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # The text before a hole that names a table or column: no placeholder of a database can stand there.
-_IDENTIFIER = re.compile(r"(\b(from|into|update|table|join|exists|by|select|columns|database|truncate|index)\s+|[`.\"\[])$", re.I)
-_RUNS_SQL = re.compile(r"exec|query|quer|sql|cursor|select|fetch|run|read|raw|all|one|db|commit|insert|update|delete", re.I)
+_IDENTIFIER = re.compile(
+    r"(\b(from|into|update|table|join|exists|by|select|columns|database|truncate|index)\s+|[`.\"\[])$", re.I
+)
+_RUNS_SQL = re.compile(
+    r"exec|query|quer|sql|cursor|select|fetch|run|read|raw|all|one|db|commit|insert|update|delete", re.I
+)
 _RUNS_COMMAND = re.compile(
     r"ssh|(^|_)(cmds?|cli|shell|sh|exec|execute|system|popen|command|commands|getoutput|call|run|check_output|spawn|"
     r"eapi|send|eql|sudo)(_|$)|exec_command|execute|Popen|run_",
@@ -377,7 +380,9 @@ class _Walker(Names):
 
     def _route_parameters(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
         routed = any(
-            isinstance(d, ast.Call) and isinstance(d.func, ast.Attribute) and d.func.attr in ("route", "get", "post", "put")
+            isinstance(d, ast.Call)
+            and isinstance(d.func, ast.Attribute)
+            and d.func.attr in ("route", "get", "post", "put")
             for d in node.decorator_list
         )
         return {a.arg for a in node.args.args if a.arg not in ("self", "request")} if routed else set()
@@ -544,7 +549,9 @@ class _Walker(Names):
             path = self.path(node.func) or (node.func.attr if isinstance(node.func, ast.Attribute) else "")
             if path in ("int", "float", "len", "id", "bool", "shlex.quote", "pipes.quote", "quote"):
                 return True
-        return any(isinstance(n, ast.Constant) and n.value in ("?", "%s", "?,", "%s,", ",?", ",%s") for n in ast.walk(node))
+        return any(
+            isinstance(n, ast.Constant) and n.value in ("?", "%s", "?,", "%s,", ",?", ",%s") for n in ast.walk(node)
+        )
 
     # ---- taint, one function deep
 
@@ -560,7 +567,9 @@ class _Walker(Names):
             return True
         if name := _key(node):
             return any(name in tainted for tainted in self._tainted)
-        return any(self._is_tainted(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)) or any(
+        return any(
+            self._is_tainted(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)
+        ) or any(
             self._is_tainted(child.value) for child in ast.iter_child_nodes(node) if isinstance(child, ast.keyword)
         )
 
@@ -577,8 +586,8 @@ class _Walker(Names):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else _dotted(node.func)
         keywords = {k.arg: k.value for k in node.keywords if k.arg}
         self._commands(node, path, name, keywords)
-        self._code(node, path, name)
-        self._deserialisation(node, path, name, keywords)
+        self._code(node, path)
+        self._deserialisation(node, path, keywords)
         self._cryptography(node, path, keywords)
         self._randomness(node, path)
         self._certificates(node, path, keywords)
@@ -592,12 +601,15 @@ class _Walker(Names):
             self._add("CWE-489", "debug", node)
 
     def _commands(self, node: ast.Call, path: str, name: str, keywords: dict[str, ast.expr]) -> None:
-        if path in _SHELL and node.args:
-            self._add("CWE-78", "shell", node)
-        elif _is_true(keywords.get("shell")):
-            self._add("CWE-78", "shell", node)
-        elif path.startswith(("os.exec", "os.spawn")) and any(
-            isinstance(a, ast.Constant) and a.value in ("sh", "bash", "/bin/sh", "/bin/bash") for a in node.args
+        if (
+            (path in _SHELL and node.args)
+            or _is_true(keywords.get("shell"))
+            or (
+                path.startswith(("os.exec", "os.spawn"))
+                and any(
+                    isinstance(a, ast.Constant) and a.value in ("sh", "bash", "/bin/sh", "/bin/bash") for a in node.args
+                )
+            )
         ):
             self._add("CWE-78", "shell", node)
         elif _RUNS_COMMAND.search(name) and not _QUIET.search(name):
@@ -609,7 +621,7 @@ class _Walker(Names):
                     self._add("CWE-78", "command-text", node)
                     return
 
-    def _code(self, node: ast.Call, path: str, name: str) -> None:
+    def _code(self, node: ast.Call, path: str) -> None:
         if path in ("eval", "exec", "builtins.eval", "builtins.exec", "execfile") and node.args:
             constant = isinstance(node.args[0], ast.Constant)
             self._add("CWE-94", "code", node, "low" if constant else "high")
@@ -619,9 +631,8 @@ class _Walker(Names):
             template = self._template(node.args[0])
             if template is not None and any(True for _ in self._holes(template)):
                 self._add("CWE-94", "template", node)
-        del name
 
-    def _deserialisation(self, node: ast.Call, path: str, name: str, keywords: dict[str, ast.expr]) -> None:
+    def _deserialisation(self, node: ast.Call, path: str, keywords: dict[str, ast.expr]) -> None:
         if path in _DESERIALISE and (node.args or node.keywords):
             self._add("CWE-502", "deserialise", node)
         elif path in ("yaml.load", "yaml.load_all") and node.args:
@@ -632,21 +643,22 @@ class _Walker(Names):
             path == "torch.load" and _is_false(keywords.get("weights_only"))
         ):
             self._add("CWE-502", "deserialise", node)
-        del name
 
     def _cryptography(self, node: ast.Call, path: str, keywords: dict[str, ast.expr]) -> None:
         if _is_false(keywords.get("usedforsecurity")):
             return
-        if path in _WEAK_HASH:
-            self._add("CWE-328", "weak-hash", node)
-        elif path in ("hashlib.new", "hmac.new", "hashlib.pbkdf2_hmac") and any(
-            isinstance(a, ast.Constant) and str(a.value).lower() in ("md5", "sha1", "md4")
-            for a in (*node.args, *keywords.values())
+        if path in _WEAK_HASH or (
+            path in ("hashlib.new", "hmac.new", "hashlib.pbkdf2_hmac")
+            and any(
+                isinstance(a, ast.Constant) and str(a.value).lower() in ("md5", "sha1", "md4")
+                for a in (*node.args, *keywords.values())
+            )
         ):
             self._add("CWE-328", "weak-hash", node)
-        elif path in _WEAK_CIPHER:
-            self._add("CWE-327", "weak-cipher", node)
-        elif path.endswith("Cipher.AES.new") and any(_dotted(a).endswith("MODE_ECB") for a in (*node.args, *keywords.values())):
+        elif path in _WEAK_CIPHER or (
+            path.endswith("Cipher.AES.new")
+            and any(_dotted(a).endswith("MODE_ECB") for a in (*node.args, *keywords.values()))
+        ):
             self._add("CWE-327", "weak-cipher", node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
@@ -658,10 +670,10 @@ class _Walker(Names):
     def _randomness(self, node: ast.Call, path: str) -> None:
         module, _, function = path.rpartition(".")
         if module in ("random", "random.Random", "numpy.random") and function in _RANDOM:
-            secret = function not in ("seed", "Random", "shuffle") and self._in_secret_context(node)
+            secret = function not in ("seed", "Random", "shuffle") and self._in_secret_context()
             self._add("CWE-338", "random", node, "high" if secret else "low")
 
-    def _in_secret_context(self, node: ast.expr) -> bool:
+    def _in_secret_context(self) -> bool:
         names = [f.name for f in self._functions[-1:]]
         statement = self._statement
         if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr):
@@ -672,33 +684,33 @@ class _Walker(Names):
                 for n in ast.walk(statement)
                 if isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Constant) and isinstance(n.slice.value, str)
             ]
-        del node
         return any(_SECRET_CONTEXT.search(name) and name != "key" for name in names)
 
     def _certificates(self, node: ast.Call, path: str, keywords: dict[str, ast.expr]) -> None:
-        if path in _NO_CERTIFICATE:
-            self._add("CWE-295", "no-certificate", node)
-        elif any(_is_false(keywords.get(k)) for k in ("verify", "verify_ssl", "ssl_verify", "verify_certs", "validate_certs")):
-            self._add("CWE-295", "no-certificate", node)
-        elif any(_dotted(v).endswith(("CERT_NONE", "_create_unverified_context")) for v in keywords.values()):
-            self._add("CWE-295", "no-certificate", node)
-        elif path == "aiohttp.TCPConnector" and _is_false(keywords.get("ssl")):
+        if (
+            path in _NO_CERTIFICATE
+            or any(
+                _is_false(keywords.get(k))
+                for k in ("verify", "verify_ssl", "ssl_verify", "verify_certs", "validate_certs")
+            )
+            or any(_dotted(v).endswith(("CERT_NONE", "_create_unverified_context")) for v in keywords.values())
+            or (path == "aiohttp.TCPConnector" and _is_false(keywords.get("ssl")))
+        ):
             self._add("CWE-295", "no-certificate", node)
 
     def _set_attribute(self, target: ast.Attribute, value: ast.expr) -> None:
-        if target.attr == "verify_mode" and _dotted(value).endswith("CERT_NONE"):
-            self._add("CWE-295", "no-certificate", self._statement or value)
-        elif target.attr == "check_hostname" and _is_false(value):
-            self._add("CWE-295", "no-certificate", self._statement or value)
-        elif target.attr == "verify" and _is_false(value):
-            self._add("CWE-295", "no-certificate", self._statement or value)
-        elif self.path(value) == "ssl._create_unverified_context":
+        if (
+            (target.attr == "verify_mode" and _dotted(value).endswith("CERT_NONE"))
+            or (target.attr == "check_hostname" and _is_false(value))
+            or (target.attr == "verify" and _is_false(value))
+            or self.path(value) == "ssl._create_unverified_context"
+        ):
             self._add("CWE-295", "no-certificate", self._statement or value)
         elif target.attr == "debug" and _is_true(value) and _dotted(target.value).endswith("app"):
             self._add("CWE-489", "debug", self._statement or value)
 
     def _queries(self, node: ast.Call, name: str) -> None:
-        if _QUIET.search(name) or isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        if _QUIET.search(name) or (isinstance(node.func, ast.Attribute) and node.func.attr == "format"):
             return
         if not _RUNS_SQL.search(name):
             return
@@ -717,9 +729,9 @@ class _Walker(Names):
         return False
 
     def _files(self, node: ast.Call, path: str, name: str, keywords: dict[str, ast.expr]) -> None:
-        if name == "extractall" and not any(k in keywords for k in ("filter", "members")):
-            if "zip" not in _dotted(node.func).lower() and not (path and "zipfile" in path.lower()):
-                self._add("CWE-22", "extract", node)
+        is_zip = "zip" in _dotted(node.func).lower() or "zipfile" in path.lower()
+        if name == "extractall" and not is_zip and not {"filter", "members"} & set(keywords):
+            self._add("CWE-22", "extract", node)
         elif path == "tempfile.mktemp" or path in ("os.tmpnam", "os.tempnam"):
             self._add("CWE-377", "temporary-name", node)
         elif path in ("os.chmod", "os.mkdir", "os.makedirs") and any(
@@ -727,9 +739,12 @@ class _Walker(Names):
             for a in (*node.args[1:], *keywords.values())
         ):
             self._add("CWE-732", "writable-by-all", node)
-        elif (path in _FILES or name in ("send_file", "FileResponse")) and any(self._is_tainted(a) for a in node.args[:1]):
-            if not self._checks_path():
-                self._add("CWE-22", "user-path", node)
+        elif self._opens_user_path(node, path, name):
+            self._add("CWE-22", "user-path", node)
+
+    def _opens_user_path(self, node: ast.Call, path: str, name: str) -> bool:
+        opens = path in _FILES or name in ("send_file", "FileResponse")
+        return opens and any(self._is_tainted(a) for a in node.args[:1]) and not self._checks_path()
 
     def _checks_path(self) -> bool:
         if not self._functions:
@@ -794,7 +809,8 @@ class _Walker(Names):
 
     def visit_Compare(self, node: ast.Compare) -> None:  # noqa: N802
         named = any(
-            isinstance(n, ast.Name | ast.Attribute) and _is_secret_name(_last(n)) for n in (node.left, *node.comparators)
+            isinstance(n, ast.Name | ast.Attribute) and _is_secret_name(_last(n))
+            for n in (node.left, *node.comparators)
         )
         if named and all(isinstance(op, ast.Eq) for op in node.ops):
             for value in (node.left, *node.comparators):

@@ -129,7 +129,7 @@ class Names(ast.NodeVisitor):
             return self._member(self.resolve(node.args[0]), str(name.value)) if known else None  # type: ignore[attr-defined]
         return self._given(function)
 
-    def visit_Import(self, node: ast.Import) -> None:  # noqa: N802, D102
+    def visit_Import(self, node: ast.Import) -> None:  # noqa: D102
         for alias in node.names:
             root = alias.name.partition(".")[0]
             if alias.asname:
@@ -137,7 +137,7 @@ class Names(ast.NodeVisitor):
             else:
                 self._scopes[-1][root] = Ref(RENAMED.get(root, root))
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802, D102
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: D102
         if node.level or not node.module:
             for alias in node.names:
                 self._scopes[-1][alias.asname or alias.name] = None
@@ -149,7 +149,7 @@ class Names(ast.NodeVisitor):
             else:
                 self._scopes[-1][alias.asname or alias.name] = Ref(f"{module}.{alias.name}")
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802, D102
+    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: D102
         self.visit(node.value)
         ref = self.resolve(node.value)
         for target in node.targets:
@@ -161,17 +161,17 @@ class Names(ast.NodeVisitor):
                 self.bind(target, ref)
             self.visit(target)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802, D102
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: D102
         if node.value is not None:
             self.visit(node.value)
         self.bind(node.target, self._annotated(node.annotation))
         self.visit(node.target)
 
-    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:  # noqa: N802, D102
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:  # noqa: D102
         self.visit(node.value)
         self.bind(node.target, self.resolve(node.value))
 
-    def visit_With(self, node: ast.With | ast.AsyncWith) -> None:  # noqa: N802, D102
+    def visit_With(self, node: ast.With | ast.AsyncWith) -> None:  # noqa: D102
         for item in node.items:
             self.visit(item.context_expr)
             if item.optional_vars is not None:
@@ -181,7 +181,7 @@ class Names(ast.NodeVisitor):
 
     visit_AsyncWith = visit_With  # noqa: N815
 
-    def visit_For(self, node: ast.For | ast.AsyncFor) -> None:  # noqa: N802, D102
+    def visit_For(self, node: ast.For | ast.AsyncFor) -> None:  # noqa: D102
         self.visit(node.iter)
         self.bind(node.target, None)
         for statement in (*node.body, *node.orelse):
@@ -189,7 +189,7 @@ class Names(ast.NodeVisitor):
 
     visit_AsyncFor = visit_For  # noqa: N815
 
-    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:  # noqa: N802, D102
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:  # noqa: D102
         for decorator in node.decorator_list:
             self.visit(decorator)
         self._scopes[-1][node.name] = None
@@ -197,7 +197,7 @@ class Names(ast.NodeVisitor):
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
-    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: N802, D102
+    def visit_Lambda(self, node: ast.Lambda) -> None:  # noqa: D102
         self._function(node.args, [node.body])
 
     def _function(self, arguments: ast.arguments, body: list[ast.stmt] | list[ast.expr]) -> None:
@@ -215,7 +215,7 @@ class Names(ast.NodeVisitor):
             self.visit(item)
         self._scopes.pop()
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802, D102
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: D102
         for expression in (*node.decorator_list, *node.bases, *node.keywords):
             self.visit(expression)
         self._scopes[-1][node.name] = None

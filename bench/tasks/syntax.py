@@ -61,9 +61,9 @@ def parse_fragment(text: str) -> Fragment:
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ").replace("\f", " ")
     written = text.split("\n")
     counted = [number for number, line in enumerate(written, 1) if _is_code(line)]
-    tree = _parse(text)
-    if isinstance(tree, ast.Module):
-        return Fragment((tree,), len(counted), (), False)
+    whole = _parse(text)
+    if isinstance(whole, ast.Module):
+        return Fragment((whole,), len(counted), (), False)
     lines = [_spaces(line) for line in written]
     shifts = [len(before) - len(after) for before, after in zip(written, lines, strict=True)]
     trees: list[ast.Module] = []
@@ -139,7 +139,9 @@ def _modern(lines: list[str], line: int) -> str | None:
 
 def _closed(text: str, *, whole: bool) -> ast.Module | None:
     """The tree of a text after its open ends were closed; of the very end of a text, tokens may be dropped."""
-    for _ in range(_TRIMS if whole else 1):
+    quote, brackets = _open_ends(text)
+    cut_off = whole and (not text.endswith("\n") or quote is not None or bool(brackets))
+    for _ in range(_TRIMS if cut_off else 1):
         tree = _parse(close(text))
         if isinstance(tree, ast.Module):
             return tree
@@ -196,8 +198,7 @@ def _handlers(lines: list[str]) -> list[str]:
 
 
 def _open_ends(text: str) -> tuple[str | None, list[str]]:
-    """The quote that would end the string the text ends in, or None; and the closing brackets it lacks, outermost
-    first."""
+    """The quote that would end the string at the end, or None; and the closing brackets that lack, outermost first."""
     brackets: list[str] = []
     at = 0
     while at < len(text):
@@ -241,7 +242,7 @@ def _is_code(line: str) -> bool:
 
 def _without_comment(line: str) -> str:
     """The line before a comment, if it has no string that could hold a `#`."""
-    return (line.split("#")[0] if "'" not in line and '"' not in line else line).rstrip()
+    return (line.split("#", maxsplit=1)[0] if "'" not in line and '"' not in line else line).rstrip()
 
 
 def _spaces(line: str) -> str:
