@@ -334,6 +334,7 @@ class _Walker(Names):
         self._tainted: list[set[str]] = [set()]
         self._functions: list[ast.FunctionDef | ast.AsyncFunctionDef] = []
         self._statement: ast.stmt | None = None
+        self._called: set[int] = set()
 
     def walk(self, statement: ast.stmt) -> None:
         """Visit a statement of the top level; what nests deeper than Python recurses is left out."""
@@ -410,9 +411,6 @@ class _Walker(Names):
                 self._strings[-1][name] = (*before, *(self._template(node.value) or (_Hole(node.value),)))
             if self._is_tainted(node.value):
                 self._tainted[-1].add(name)
-
-    def visit_For(self, node: ast.For | ast.AsyncFor) -> None:  # noqa: N802
-        super().visit_For(node)
 
     def _assigned(self, target: ast.expr, value: ast.expr) -> None:
         name = _key(target)
@@ -577,6 +575,7 @@ class _Walker(Names):
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
         self._rules(node)
+        self._called.add(id(node.func))
         self.generic_visit(node)
 
     def _rules(self, node: ast.Call) -> None:
@@ -663,7 +662,11 @@ class _Walker(Names):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
         # A hash passed on without a call, as in hmac.new(key, message, hashlib.md5).
-        if self.path(node) in ("hashlib.md5", "hashlib.sha1") and isinstance(node.ctx, ast.Load):
+        if (
+            id(node) not in self._called
+            and self.path(node) in ("hashlib.md5", "hashlib.sha1")
+            and isinstance(node.ctx, ast.Load)
+        ):
             self._add("CWE-328", "weak-hash", node)
         self.generic_visit(node)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _TRIMS = 40
+_REWRITES = 3
 _CONTINUES = {"elif": "if 1: pass", "else": "if 1: pass", "except": "try: pass", "finally": "try: pass"}
 # What Python 2 wrote and Python 3 refuses, tried on the line that a SyntaxError names. Models trained on old code still
 # write it.
@@ -64,11 +65,24 @@ def parse_fragment(text: str) -> Fragment:
     whole = _parse(text)
     if isinstance(whole, ast.Module):
         return Fragment((whole,), len(counted), (), False)
-    lines = [_spaces(line) for line in written]
+    # An odd number of triple quotes: the text ends inside a string, or it begins inside one.
+    beginnings = ["", *(quote for quote in ('"""', "'''") if text.count(quote) % 2)]
+    return max((_pieces(begin + text, written, len(counted)) for begin in beginnings), key=_code_in)
+
+
+def _code_in(fragment: Fragment) -> int:
+    """How much of a text a reading makes code of."""
+    statements = sum(isinstance(node, ast.stmt) for tree in fragment.trees for node in ast.walk(tree))
+    return statements - 2 * len(fragment.skipped)
+
+
+def _pieces(text: str, written: list[str], count: int) -> Fragment:
+    """The fragment of a text, in positions of the lines that were written."""
+    lines = [_spaces(line) for line in text.split("\n")]
     shifts = [len(before) - len(after) for before, after in zip(written, lines, strict=True)]
     trees: list[ast.Module] = []
     skipped: list[int] = []
-    modernised: set[int] = set()
+    modernised: dict[int, int] = {}
     at = 0
     while at < len(lines):
         if not _is_code(lines[at]):
@@ -82,7 +96,7 @@ def parse_fragment(text: str) -> Fragment:
         _place(tree, lines, shifts, at)
         trees.append(tree)
         at = stop
-    return Fragment(tuple(trees), len(counted), tuple(skipped), True)
+    return Fragment(tuple(trees), count, tuple(skipped), True)
 
 
 def parses(text: str) -> bool:
@@ -101,21 +115,22 @@ def _parse(text: str) -> ast.Module | SyntaxError:
             return SyntaxError(str(error), ("", 1, 1, "", 1, 1))
 
 
-def _longest(lines: list[str], at: int, modernised: set[int]) -> tuple[ast.Module | None, int]:
+def _longest(lines: list[str], at: int, modernised: dict[int, int]) -> tuple[ast.Module | None, int]:
     """The tree of the longest piece that begins at line `at`, and where the next begins. Changes Python 2 `lines`."""
     indent = len(lines[at]) - len(lines[at].lstrip())
     word = re.match(r"\s*(\w*)", lines[at])
     opening = _CONTINUES.get(word[1] if word else "")
+    shallow = _shallow(lines, at)
     stop = len(lines)
     while stop > at:
-        piece = [line[indent:] if not line[:indent].strip() else line for line in lines[at:stop]]
+        piece = [line[indent:] if number < shallow else line for number, line in enumerate(lines[at:stop], at)]
         head = [opening] if opening else []
         tree = _parse("\n".join([*head, *piece]))
         if isinstance(tree, ast.Module):
             return _shifted(tree, at - len(head)), stop
         line = at + (tree.lineno or 1) - 1 - len(head)
-        if at <= line < stop and line not in modernised:
-            modernised.add(line)
+        if at <= line < stop and modernised.get(line, 0) < _REWRITES:
+            modernised[line] = modernised.get(line, 0) + 1
             if changed := _modern(lines, line):
                 lines[line] = changed
                 continue
@@ -126,6 +141,15 @@ def _longest(lines: list[str], at: int, modernised: set[int]) -> tuple[ast.Modul
         while stop > at and not _is_code(lines[stop - 1]):
             stop -= 1
     return None, at + 1
+
+
+def _shallow(lines: list[str], at: int) -> int:
+    """The first line of code behind line `at` that is less indented; the lines before it are moved to the left."""
+    indent = len(lines[at]) - len(lines[at].lstrip())
+    for number in range(at + 1, len(lines)):
+        if lines[number].strip() and lines[number][:indent].strip():
+            return number
+    return len(lines)
 
 
 def _modern(lines: list[str], line: int) -> str | None:
@@ -140,7 +164,7 @@ def _modern(lines: list[str], line: int) -> str | None:
 def _closed(text: str, *, whole: bool) -> ast.Module | None:
     """The tree of a text after its open ends were closed; of the very end of a text, tokens may be dropped."""
     quote, brackets = _open_ends(text)
-    cut_off = whole and (not text.endswith("\n") or quote is not None or bool(brackets))
+    cut_off = whole and (not text.endswith("\n") or text.endswith("\\\n") or quote is not None or bool(brackets))
     for _ in range(_TRIMS if cut_off else 1):
         tree = _parse(close(text))
         if isinstance(tree, ast.Module):
@@ -258,12 +282,12 @@ def _shifted(tree: ast.Module, lines: int) -> ast.Module:
 
 def _place(tree: ast.Module, lines: list[str], shifts: list[int], at: int) -> None:
     """Put back the columns that were cut off the front of the lines, or that tabs did not have."""
-    indent = len(lines[at]) - len(lines[at].lstrip())
+    indent, shallow = len(lines[at]) - len(lines[at].lstrip()), _shallow(lines, at)
 
     def moved(line: int, column: int) -> int:
         if not 1 <= line <= len(lines):
             return column
-        cut = indent if not lines[line - 1][:indent].strip() else 0
+        cut = indent if line - 1 < shallow else 0
         return max(0, column + cut + shifts[line - 1])
 
     for node in ast.walk(tree):
