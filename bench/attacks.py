@@ -401,13 +401,15 @@ def strip_comments(prompt: str) -> str:
 
 
 def add_comments(prompt: str, *, seed: int = 0) -> str:
-    """With meaningless comments before some statements."""
+    """With meaningless comments before some statements, at least one."""
     chooser = random.Random(f"{seed}\0{prompt}")
+    lines = _logical_lines(prompt)
+    places = [n for n, (begins, line) in enumerate(lines) if begins and line.strip() and line.lstrip()[0] != "#"]
+    chosen = {n for n in places if chooser.random() < 0.4} or set(chooser.sample(places, min(1, len(places))))
     parts: list[str] = []
-    for begins, line in _logical_lines(prompt):
-        body = line.lstrip(" \t\f")
-        if begins and body and not body.startswith("#") and chooser.random() < 0.4:
-            parts.append(line[: len(line) - len(body)] + chooser.choice(_COMMENTS))
+    for number, (_, line) in enumerate(lines):
+        if number in chosen:
+            parts.append(line[: len(line) - len(line.lstrip(" \t\f"))] + chooser.choice(_COMMENTS))
         parts.append(line)
     return "\n".join(parts)
 
@@ -489,3 +491,30 @@ def tokenisations(text: str, tokenizer: Any, *, count: int = 4, seed: int = 0) -
         ):
             found.append(sequence)
     return found
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------------
+
+
+def text_attacks(sample: Sample, tokenizer: Any, *, seed: int = 0) -> list[Attacked]:
+    """Every attack on the text of a prompt, but those that change nothing of it: prefixes, names, layout, comments.
+
+    `instruct` and `tokenisations` are for masks: the one for models that follow instructions, the other below text.
+
+    Args:
+        sample: without a reference it gets no prefixes.
+        tokenizer: see `inject_prefix`.
+        seed: of names, layout and comments.
+    """
+    prompt, reference = sample.prompt, sample.reference
+    attacked = [
+        rename_identifiers(prompt, reference, seed=seed),
+        change_case(prompt, reference),
+        Attacked("reformatted", reformat(prompt, seed=seed), reference),
+        Attacked("comments-stripped", strip_comments(prompt), reference),
+        Attacked("comments-added", add_comments(prompt, seed=seed), reference),
+    ]
+    if reference is not None:
+        attacked.append(inject_prefix(sample, tokenizer, tokens=1))
+        attacked += [inject_prefix(sample, tokenizer, share=share) for share in SHARES]
+    return [one for one in attacked if one.prompt != prompt and one.prompt.strip()]

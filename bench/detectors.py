@@ -194,6 +194,19 @@ def semgrep(rules_folder: str) -> Detector:
     return detect
 
 
+def once(detector: Detector) -> Detector:
+    """The detector, run a single time for one list of rows: bandit and semgrep take minutes."""
+    known: dict[tuple[str, ...], Mapping[str, set[str]]] = {}
+
+    def detect(rows: Sequence[Labelled]) -> Mapping[str, set[str]]:
+        key = tuple(row.id for row in rows)
+        if key not in known:
+            known[key] = detector(rows)
+        return known[key]
+
+    return detect
+
+
 def union(*detectors: Detector) -> Detector:
     """Whatever any finds."""
 
@@ -262,13 +275,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(data: Path, semgrep_rules: str | None, out: str | None) -> int:
     """See `main`."""
     rows = read_labelled(data)
-    detectors: dict[str, Detector] = {"rules": rules, "bandit": bandit, "bandit, repaired": bandit_repaired}
+    own, repaired = once(rules), once(bandit_repaired)
+    detectors: dict[str, Detector] = {"rules": own, "bandit": bandit, "bandit, repaired": repaired}
     if semgrep_rules is not None:
         if shutil.which("semgrep") is None:
             raise ProdError("--semgrep: expected the command semgrep on the PATH, found none: pip install semgrep")
-        detectors["semgrep"] = semgrep(semgrep_rules)
-        detectors["rules or semgrep"] = union(rules, semgrep(semgrep_rules))
-    detectors["rules or bandit"] = union(rules, bandit_repaired)
+        detectors["semgrep"] = with_semgrep = once(semgrep(semgrep_rules))
+        detectors["rules or semgrep"] = union(own, with_semgrep)
+    detectors["rules or bandit"] = union(own, repaired)
     figures = [figure for name, detector in detectors.items() for figure in measure(name, detector, rows)]
     for figure in figures:
         print(

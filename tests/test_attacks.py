@@ -19,6 +19,7 @@ from bench.attacks import (
     reformat,
     rename_identifiers,
     strip_comments,
+    text_attacks,
     to_camel,
     to_snake,
     tokenisations,
@@ -190,6 +191,9 @@ def test_prefix_injection_by_tokens(tokenizer: Any) -> None:
     total = sum(end > len(sample.prompt) for _, end in tokens)
     one = inject_prefix(sample, tokenizer, tokens=1)
     half = inject_prefix(sample, tokenizer, share=0.5)
+    ends = [end for _, end in tokens if end > len(sample.prompt)]
+    text = sample.prompt + (sample.reference or "")
+    assert (one.prompt, half.prompt) == (text[: ends[0]], text[: ends[round(total / 2) - 1]])
     for attacked in (one, half):
         assert attacked.prompt + (attacked.reference or "") == sample.prompt + (sample.reference or "")
         assert attacked.prompt.startswith(sample.prompt)
@@ -243,3 +247,22 @@ def test_the_standard_library_survives() -> None:
         assert tree(strip_comments(add_comments(text))) == tree(text)
         assert shape(rename_identifiers(text).prompt) == shape(text)
         assert shape(change_case(text).prompt) == shape(text)
+
+
+def test_all_text_attacks(tokenizer: Any) -> None:
+    prompt, rest = FUNCTION[: FUNCTION.index("    for")], FUNCTION[FUNCTION.index("    for") :]
+    names = [attacked.attack for attacked in text_attacks(Sample("s", prompt, rest), tokenizer)]
+    assert names == [
+        "renamed",
+        "case-camel",
+        "reformatted",
+        "comments-stripped",
+        "comments-added",
+        "prefix-1",
+        "prefix-25%",
+        "prefix-50%",
+        "prefix-75%",
+    ]
+    assert text_attacks(Sample("s", prompt, rest), tokenizer) == text_attacks(Sample("s", prompt, rest), tokenizer)
+    # What changes nothing is no attack, and without a reference there is no prefix.
+    assert [one.attack for one in text_attacks(Sample("s", "print("), tokenizer)] == ["comments-added"]
