@@ -94,6 +94,7 @@ def test_another_case_keeps_the_shape_and_is_consistent(program: str, style: Any
 
 @few
 @given(programs, SEEDS)
+@example("def f():\n    if x:\n        y = [  # c\n1,\n        ]\n        z = 2\n", 0)
 def test_reformatting_keeps_the_tree(program: str, seed: int) -> None:
     assume(parses(program))
     assert tree(reformat(program, seed=seed)) == tree(program)
@@ -161,6 +162,8 @@ def test_case_style_by_hand() -> None:
     camel = change_case(FUNCTION, style="camel").prompt
     assert "def readAll(folderName, limit=None)" in camel
     assert "totalSize += entry.size" in camel
+    # A name that is already there is not given to another.
+    assert change_case("row_count = rowCount = 1\n", style="camel").prompt == "row_count = rowCount = 1\n"
     snake = change_case(FUNCTION, style="snake").prompt
     assert "def read_all(folder_name, limit=None)" in snake
     assert (to_camel("a_b_c"), to_camel("A_B"), to_camel("_a_b"), to_camel("ab")) == ("aBC", "A_B", "_a_b", "ab")

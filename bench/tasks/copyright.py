@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -161,8 +163,14 @@ def stdlib_samples(count: int, *, skip: int = 0) -> list[Sample]:
             row["completion"],
             {"source": source},
         )
-        for row in stdlib_functions(count, skip=skip)
+        for row in _stdlib_rows()[skip : skip + count]
     ]
+
+
+@lru_cache(maxsize=1)
+def _stdlib_rows() -> list[dict[str, str]]:
+    # Parsing the library takes seconds, and a run asks for several slices.
+    return stdlib_functions(sys.maxsize)
 
 
 def sample_of(record: Mapping[str, Any], place: str, default_id: str) -> Sample:
