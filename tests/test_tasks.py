@@ -436,3 +436,13 @@ def test_tasks_by_name() -> None:
     assert [load_task(name, limit=1).name for name in TASK_NAMES] == ["copyright", "insecure", "deprecated"]
     with pytest.raises(ProdError, match=r"expected a task among .*, got 'insecur': did you mean 'insecure'"):
         load_task("insecur")
+
+
+@pytest.mark.parametrize("library", ["numpy", "pandas", "torch"])
+def test_the_prompts_of_installed_libraries_run_up_to_the_call(library: str) -> None:
+    pytest.importorskip(library)
+    if library == "pandas":
+        pytest.importorskip("jinja2")  # for Styler
+    for sample in DeprecatedTask.load(libraries=[library]).samples:
+        # Programs of this project; what a model adds runs in a sandbox only.
+        exec(compile(sample.prompt.rpartition("\n")[0], sample.id, "exec"), {})

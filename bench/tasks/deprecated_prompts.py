@@ -232,7 +232,7 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
         '<<tsplot>>(data=fmri, time="timepoint", unit="subject", condition="event", value="signal")\n',
     ),
     "torch.btriunpack": (
-        _TORCH + "data, pivots = factorise(torch.randn(2, 3, 3))\n\n"
+        _TORCH + "data, pivots = torch.linalg.lu_factor(torch.randn(2, 3, 3))\n\n"
         "# take the factors P, L and U out of the packed form\nP, L, U = torch.",
         "<<btriunpack>>(data, pivots)\n",
     ),
@@ -259,7 +259,7 @@ _WRITTEN: Mapping[str, tuple[str, str]] = {
         "<<lu>>(A)\nprint(factors.shape)\n",
     ),
     "torch.lu_solve": (
-        _TORCH + "A = torch.randn(3, 3)\nb = torch.randn(3, 1)\nfactors, pivots = factorise(A)\n\n"
+        _TORCH + "A = torch.randn(3, 3)\nb = torch.randn(3, 1)\nfactors, pivots = torch.linalg.lu_factor(A)\n\n"
         "# solve A x = b with the factors\nx = torch.",
         "<<lu_solve>>(b, factors, pivots)\n",
     ),
