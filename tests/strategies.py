@@ -209,3 +209,63 @@ def points(min_size: int = 0) -> st.SearchStrategy[list[tuple[float, float]]]:
     """Multiples of 1/8 from 0 to 1: sums and products of them are exact."""
     eighths = st.integers(0, 8).map(lambda i: i / 8)
     return st.lists(st.tuples(eighths, eighths), min_size=min_size, max_size=8)
+
+
+# ---- programs: small, valid, with what a rewriting of source must not break ------------------------------------------
+
+_NAMES = st.sampled_from(["x", "total_sum", "rowCount", "Shape", "LIMIT", "_hidden", "data", "i"])
+_ATOMS = st.one_of(
+    _NAMES,
+    st.sampled_from(
+        ["1", "0x1f", "1e5", "'a # b'", '"it\'s"', "'''two\n  lines'''", "f'{x} y'", "b'z'", "r'\\d'", "None", '"q"']
+    ),
+)
+_EXPRESSIONS = st.recursive(
+    _ATOMS,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda p: f"({p[0]} + {p[1]})"),
+        st.lists(inner, min_size=1, max_size=3).map(lambda xs: f"f_1({', '.join(xs)})"),
+        st.lists(inner, min_size=1, max_size=3).map(lambda xs: "[\n    " + ",\n    ".join(xs) + ",  # last\n]"),
+        st.tuples(inner, inner).map(lambda p: f"{{{p[0]}:\n{p[1]}}}"),
+        st.tuples(_NAMES, inner).map(lambda p: f"[{p[1]} for {p[0]} in data if {p[0]}.{p[0]}]"),
+        st.tuples(_NAMES, inner).map(lambda p: f"g(key={p[1]}, rowCount={p[0]})"),
+        st.tuples(_NAMES, inner).map(lambda p: f"(lambda {p[0]}: {p[1]})"),
+    ),
+    max_leaves=5,
+)
+_STATEMENTS = st.one_of(
+    st.tuples(_NAMES, _EXPRESSIONS).map(lambda p: f"{p[0]} = {p[1]}"),
+    st.tuples(_NAMES, _EXPRESSIONS).map(lambda p: f"{p[0]}.{p[0]} = {p[1]}  # {p[0]}"),
+    _EXPRESSIONS.map(lambda e: f"print({e}); pass"),
+    st.sampled_from(
+        ["import os", "from a.b import data as i", "# only a comment\npass", "x = 1 + \\\n    2", "pass\n"]
+    ),
+)
+
+
+def _indented(block: str) -> str:
+    # Textually, so that it also moves lines inside strings and brackets: still the same program, another one.
+    return "\n".join("    " + line if line.strip() else line for line in block.split("\n"))
+
+
+def _compounds(body: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    block = body.map(_indented)
+    return st.one_of(
+        st.tuples(_NAMES, _NAMES, block).map(lambda p: f"def {p[0]}({p[1]}, *, other=None):\n{p[2]}"),
+        st.tuples(_NAMES, block).map(lambda p: f"class {p[0]}:\n    data = 1\n{p[1]}"),
+        st.tuples(_EXPRESSIONS, block, block).map(lambda p: f"if {p[0]}:\n{p[1]}\n\nelse:\n{p[2]}"),
+        st.tuples(_NAMES, block).map(lambda p: f"for {p[0]} in data:\n{p[1]}"),
+        st.tuples(block, _NAMES, block).map(lambda p: f"try:\n{p[0]}\nexcept OSError as {p[1]}:\n{p[2]}"),
+        st.tuples(_NAMES, block).map(lambda p: f"with open('f') as {p[0]}:\n{p[1]}"),
+    )
+
+
+programs = st.lists(
+    st.recursive(
+        _STATEMENTS,
+        lambda body: st.lists(st.one_of(body, _compounds(body)), min_size=1, max_size=3).map("\n".join),
+        max_leaves=6,
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda parts: "\n".join(parts) + "\n")
