@@ -7,6 +7,8 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
+    "run": ("bench.run", "every method on every task: forgetting, utility, attacks"),
+    "report": ("bench.report", "a page and plots of runs"),
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
     "train": (

@@ -12,7 +12,7 @@ import keyword
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from bench.tasks.base import Sample
@@ -518,3 +518,24 @@ def text_attacks(sample: Sample, tokenizer: Any, *, seed: int = 0) -> list[Attac
         attacked.append(inject_prefix(sample, tokenizer, tokens=1))
         attacked += [inject_prefix(sample, tokenizer, share=share) for share in SHARES]
     return [one for one in attacked if one.prompt != prompt and one.prompt.strip()]
+
+
+def attack(name: str, sample: Sample, tokenizer: Any, *, seed: int = 0) -> Sample:
+    """A sample under an attack on its text; the sample itself where the attack changes nothing of it.
+
+    Args:
+        name: as `Attacked.attack` has it, without the style of `case`; any other name changes nothing.
+        sample: one sample.
+        tokenizer: see `inject_prefix`.
+        seed: see `text_attacks`.
+    """
+    for one in (*text_attacks(sample, tokenizer, seed=seed), *instruct(sample)):
+        if one.attack == name or (name == "case" and one.attack.startswith("case-")):
+            return replace(sample, prompt=one.prompt, reference=one.reference)
+    return sample
+
+
+def respelled(text: str, tokenizer: Any, *, seed: int = 0) -> list[int]:
+    """The text as other tokens than the usual ones; the usual ones where there are no others."""
+    found = tokenisations(text, tokenizer, count=1, seed=seed)
+    return found[0] if found else list(tokenizer(text)["input_ids"])

@@ -58,14 +58,19 @@ def load_base(config: Config, device: torch.device | str) -> Any:
     name = base_name(config.model)
     dtype = torch.float32 if config.tuning == "full" else compute_dtype(config)
     if config.load_in_4bit:
-        model = _load_4bit(name, dtype, device)
+        model = load_4bit(name, dtype, device)
     else:
         model, _ = load_model(name, dtype=str(dtype).removeprefix("torch."), device=str(device))
     model.requires_grad_(config.tuning == "full")
     return model
 
 
-def _load_4bit(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+def load_4bit(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """A model whose linear layers are kept in 4 bits (NF4), computing in `dtype`.
+
+    Raises:
+        ProdError: it cannot be loaded, or bitsandbytes is not installed.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     try:

@@ -14,7 +14,8 @@ from bench.tasks.base import Sample, Score, Task, checked_samples, limited
 from prod_decode.blocklist import Entry
 from prod_decode.errors import ProdError
 from prod_train.data import read_records
-from prod_train.evaluate import COMPARED, VERBATIM_FROM, longest_run
+from prod_train.evaluate import COMPARED, VERBATIM_FROM
+from prod_train.metric import longest_run
 from prod_train.recipes import stdlib_functions
 
 DEFAULT_FUNCTIONS = 64

@@ -1,0 +1,152 @@
+"""What a benchmark run measures, from a profile and flags; and on what machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.profiles import ATTACKS, DECODERS, ON_WEIGHTS, PROFILES, PROTOCOLS, TASKS, TRAINED, Profile
+from bench.records import Key
+from prod_decode import __version__
+from prod_decode.errors import ProdError
+
+# A method of `prod_train` with our decoder on top.
+DECODED = "+decode"
+
+METHODS = (*DECODERS, *TRAINED, *(method + DECODED for method in TRAINED))
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        profile: the sizes, with the flags' changes.
+        model: as for `prod-train run --model`.
+        tasks: names.
+        dtype: of the model's weights.
+        sources: flag -> file or hub name, for data that is not the default.
+    """
+
+    profile: Profile
+    model: str
+    tasks: tuple[str, ...]
+    dtype: str = "float32"
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able types."""
+        profile = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.profile).items()}
+        named = {"model": self.model, "tasks": list(self.tasks), "dtype": self.dtype, "sources": self.sources}
+        return {**profile, **named}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` was called on.
+
+        Raises:
+            ProdError: it comes from another version.
+        """
+        profile = {f.name: values[f.name] for f in fields(Profile) if f.name in values}
+        try:
+            profile = {name: tuple(v) if isinstance(v, list) else v for name, v in profile.items()}
+            return cls(
+                Profile(**profile), values["model"], tuple(values["tasks"]), values["dtype"], dict(values["sources"])
+            )
+        except (KeyError, TypeError) as error:
+            raise ProdError(f"expected the plan of this version, got one without {error}: run it again") from None
+
+    def all_keys(self) -> Iterator[Key]:
+        """Every cell."""
+        for task in self.tasks:
+            for protocol in self.profile.protocols:
+                for seed in self.profile.seeds:
+                    yield from self.keys(task, protocol, seed)
+
+    def keys(self, task: str, protocol: str, seed: int) -> Iterator[Key]:
+        """Every cell of a task under a protocol."""
+        for method in self.profile.methods:
+            *_, last = epochs = self.epochs(method)
+            for epoch in epochs:
+                yield Key(task, protocol, method, epoch, "none", seed)
+            for attack in self.attacks(method):
+                yield Key(task, protocol, method, last, attack, seed)
+
+    def epochs(self, method: str) -> list[int]:
+        """The epochs of a method's cells: 0 for what is not trained."""
+        if method in DECODERS:
+            return [0]
+        marks = range(self.profile.every, self.profile.epochs + 1, self.profile.every)
+        return sorted({*marks, self.profile.epochs})
+
+    def attacks(self, method: str) -> list[str]:
+        """The attacks that concern a method, on its last epoch: only adapters can be relearned or quantised."""
+        return [attack for attack in self.profile.attacks if method not in DECODERS or attack not in ON_WEIGHTS]
+
+
+def make_plan(options: Any) -> Plan:
+    """The plan of a command line.
+
+    Args:
+        options: with the flags of `python -m bench run` as attributes.
+
+    Raises:
+        ProdError: unknown names and files that are not there; all of them at once.
+    """
+    profile = PROFILES[options.profile]
+    problems: list[str] = []
+
+    def names(flag: str, known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
+        given = getattr(options, flag)
+        if given is None:
+            return default
+        found = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+        problems.extend(
+            f"--{flag}: unknown {name!r}, expected some of {', '.join(known)}" for name in found if name not in known
+        )
+        if not found and flag != "attacks":
+            problems.append(f"--{flag}: expected at least one of {', '.join(known)}, got none")
+        return found
+
+    profile = replace(
+        profile,
+        methods=names("methods", METHODS, profile.methods),
+        protocols=names("protocols", PROTOCOLS, profile.protocols),
+        attacks=names("attacks", ATTACKS, profile.attacks),
+        samples=options.samples or profile.samples,
+    )
+    tasks = names("tasks", TASKS, TASKS)
+    given = {name: getattr(options, name) for name in ("copyright", "insecure", "humaneval")}
+    sources = {name: value for name, value in given.items() if value is not None}
+    problems += [
+        f"--{name}: cannot read {value}: no such file"
+        for name, value in sources.items()
+        if Path(value).suffix in (".jsonl", ".json", ".parquet") and not Path(value).is_file()
+    ]
+    if options.samples is not None and options.samples < 1:
+        problems.append(f"--samples: expected at least 1, got {options.samples}")
+    if problems:
+        raise ProdError("; ".join(problems))
+    return Plan(profile, options.model, tasks, options.dtype, sources)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the manifest; never part of the plan."""
+    found: dict[str, Any] = {"prod": __version__, "python": platform.python_version(), "system": platform.system()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {**found, "commit": done.stdout.strip() or None, "cores": os.cpu_count()}

@@ -1,0 +1,289 @@
+"""Measure every method on every task, cell by cell; a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.decoders import MAKERS
+from bench.plan import DECODED, METHODS, Plan, environment, make_plan
+from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS
+from bench.records import FORGET, Cell, Key, Sample, Store, Value
+from bench.training import Trainer
+from prod_decode.cli import Parser, exit_status
+from prod_train.metric import bootstrap
+
+if TYPE_CHECKING:
+    from bench.subject import Subject
+    from bench.tasks.base import Sample as TaskSample
+    from bench.tasks.base import Task
+    from prod_train.data import Row
+    from prod_train.targets import ReferenceStore
+
+_log = logging.getLogger(__name__)
+
+SAMPLING_TEMPERATURE = 0.8
+
+# As in the paper's protocol (arXiv 2506.17125).
+HUMANEVAL_TOKENS = 300
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what a profile asks for; returns 0, or 2 for a mistake of the user."""
+    parser = Parser(prog="python -m bench run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--profile", choices=list(PROFILES), default="smoke", help="how much; default smoke")
+    parser.add_argument("--model", default="bundled", metavar="M", help="as for `prod-train run --model`")
+    for flag, known in (("tasks", TASKS), ("methods", METHODS), ("protocols", PROTOCOLS), ("attacks", ATTACKS)):
+        parser.add_argument(f"--{flag}", metavar="X,...", help=f"some of {', '.join(known)}".replace("%", "%%"))
+    parser.add_argument("--copyright", metavar="DATA", help="documents for the copyright task; default: library code")
+    parser.add_argument("--insecure", metavar="FILE", help="CyberSecEval's rows for the insecure task; default: ours")
+    parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
+    parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
+    parser.add_argument("--out", default="out/bench", metavar="DIR", help="default out/bench")
+    options = parser.parse_args(argv)
+    return exit_status("bench run", lambda: _run(options))
+
+
+def _run(options: Any) -> int:
+    from prod_decode.models import quiet
+
+    plan = make_plan(options)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("bench").setLevel(logging.INFO)
+    quiet()
+    Runner(plan, Path(options.out), progress=sys.stderr.isatty()).run()
+    return 0
+
+
+class Runner:
+    """Goes through a plan's cells and measures those that are missing."""
+
+    def __init__(self, plan: Plan, out: Path, *, progress: bool = False) -> None:
+        """Open the directory.
+
+        Args:
+            plan: what to measure.
+            out: where; what is there already is not measured again.
+            progress: show bars.
+
+        Raises:
+            ProdError: `out` holds a run of another plan.
+        """
+        self.plan = plan
+        self.store = Store(out, {"plan": plan.to_dict(), "environment": environment()})
+        self.trainer = Trainer(out / "models", plan.dtype, progress=progress)
+
+    def run(self) -> None:
+        """Measure every cell.
+
+        Raises:
+            ProdError: data or model cannot be read.
+        """
+        for name in self.plan.tasks:
+            task = make_task(name, self.plan)
+            for protocol in self.plan.profile.protocols:
+                for seed in self.plan.profile.seeds:
+                    missing = [key for key in self.plan.keys(name, protocol, seed) if not self.store.has(key)]
+                    if missing:
+                        Bed(self, task, protocol, seed).measure(missing)
+
+
+def make_task(name: str, plan: Plan) -> Task[Any]:
+    """A task with the plan's data and as many samples as the profile wants.
+
+    Raises:
+        ProdError: the data cannot be read.
+    """
+    from bench.metrics import sentence_bleu
+    from bench.tasks import load_task
+    from prod_decode.models import load_tokenizer
+
+    options: dict[str, Any] = {"limit": plan.profile.samples}
+    if name in plan.sources:
+        options["source"] = plan.sources[name]
+    if name == "copyright":
+        tokenizer = load_tokenizer(plan.model)
+        options["tokenize"] = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        options["bleu"] = lambda truth, output: sentence_bleu(output, truth)
+    return load_task(name, **options)
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What most cells of a bed share: the start as a model, tokenised rows, and what it says of those held out."""
+
+    subject: Subject
+    forget: list[Row]
+    held_out: list[Row]
+    reference: ReferenceStore
+
+
+class Bed:
+    """One task under one protocol with one seed: the model that everything starts from, and what is measured on it."""
+
+    def __init__(self, runner: Runner, task: Task[Any], protocol: str, seed: int) -> None:
+        """Teach the model, if the protocol says so."""
+        self.plan, self.store, self.trainer = runner.plan, runner.store, runner.trainer
+        self.task, self.protocol, self.seed = task, protocol, seed
+        self.name = f"{task.name}.{protocol}.s{seed}"
+        self.forget = self.trainer.rows(task.name, task.forget_rows())
+        self.start = self.plan.model
+        if protocol == "learn":
+            epochs = self.plan.profile.learn_epochs
+            self.start = str(self.trainer.taught(self.start, self.forget, name=self.name, epochs=epochs, seed=seed))
+
+    def measure(self, missing: Sequence[Key]) -> None:
+        """Measure cells: first what is not trained, then one training after the other."""
+        trained = dict.fromkeys(key.method.removesuffix(DECODED) for key in missing if key.method not in DECODERS)
+        for key in missing:
+            if key.method in DECODERS:
+                self._cell(key, None)
+        for method in trained:
+            adapters = self._adapters(method)
+            for key in missing:
+                if key.method.removesuffix(DECODED) == method:
+                    self._cell(key, adapters[key.epoch])
+
+    def _adapters(self, method: str) -> dict[int, Path]:
+        profile = self.plan.profile
+        options = {"retain": self.trainer.retained(profile.held_out)} if method == "graddiff" else {}
+        return self.trainer.unlearned(
+            self.start,
+            self.forget,
+            name=self.name,
+            method=method,
+            epochs=profile.epochs,
+            every=profile.every,
+            seed=self.seed,
+            **options,
+        )
+
+    def _cell(self, key: Key, adapter: Path | None) -> None:
+        from bench.attacks import attack, respelled
+
+        subject = self._subject(key, adapter)
+        decoder = key.method if key.method in DECODERS else "decode" if key.method.endswith(DECODED) else "base"
+        processors, matcher = MAKERS[decoder](self.task.entries(), subject.tokenizer)
+        given = [attack(key.attack, sample, subject.tokenizer, seed=self.seed) for sample in self.task.samples]
+        prompts: list[str | list[int]] = [sample.prompt for sample in given]
+        if key.attack == "tokenised":
+            prompts = [respelled(sample.prompt, subject.tokenizer, seed=self.seed) for sample in given]
+        sampled = key.attack == "sampled"
+        samples: list[Sample] = []
+        seconds = 0.0
+        for trial in range(self.plan.profile.trials if sampled else 1):
+            writing = subject.write(
+                prompts,
+                self.plan.profile.max_new_tokens,
+                processors,
+                temperature=SAMPLING_TEMPERATURE if sampled else 0.0,
+                seed=self.seed * 1000 + trial,
+            )
+            seconds += writing.seconds
+            for sample, output, tokens in zip(given, writing.outputs, writing.tokens, strict=True):
+                scores = self._scores(sample, output)
+                target = sample.target_hash or ""
+                samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
+        metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True})
+        if key.attack == "none":
+            metrics |= self._of_the_model(subject, decoder, matcher) | self._humaneval(subject, processors)
+        tokens_per_second = sum(sample.tokens for sample in samples) / seconds if seconds else 0.0
+        cell = Cell(key, metrics, seconds, tokens_per_second, self.task.version)
+        self.store.put(cell, samples)
+        _log.info("%s", one_line(cell))
+
+    def _scores(self, sample: TaskSample, output: str) -> dict[str, float | None]:
+        """The task's scores, and forget quality: 1 - BLEU for copyright, else whether the bad thing is not there."""
+        scores: dict[str, float | None] = self.task.score(sample, output).values()
+        if self.task.name in scores:
+            bad = scores[self.task.name]
+            scores[FORGET] = None if bad is None else 1 - bad
+        return scores
+
+    def _subject(self, key: Key, adapter: Path | None) -> Subject:
+        """The model of a cell: the start with an adapter on it, or in 4 bits, merged."""
+        from bench.subject import Subject
+
+        if adapter is not None and key.attack == "4bit":
+            merged = self.trainer.merged(self.start, adapter)
+            return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
+        if adapter is not None and key.attack == "relearned":
+            steps = round(self.plan.profile.epochs * len(self.task.samples) / self.trainer.batch_size)
+            adapter = self.trainer.relearned(adapter, self.forget, steps=max(1, steps), seed=self.seed)
+        self._common.subject.adapt(adapter)
+        return self._common.subject
+
+    @cached_property
+    def _common(self) -> _Common:
+        """Loaded at the first cell, before any adapter."""
+        from bench.subject import Subject
+        from prod_train.data import load_rows
+
+        subject = Subject(self.start, dtype=self.plan.dtype)
+
+        def rows(file: str) -> list[Row]:
+            return load_rows(file, subject.tokenizer, max_length=1024, truncate=True)
+
+        held_out = rows(self.trainer.held_out(self.plan.profile.held_out))
+        reference = subject.reference(held_out, self.trainer.folder / "targets")
+        return _Common(subject, rows(self.forget), held_out, reference)
+
+    def _of_the_model(self, subject: Subject, decoder: str, matcher: Any) -> dict[str, Value]:
+        """What needs no task: recall of the forget set, and distance from the start on held-out code."""
+        if decoder not in ("base", "decode"):
+            return {}  # they look at generated text, which is not what these metrics are made of
+        found = subject.recall(self._common.forget, matcher)
+        return found | subject.moved(self._common.held_out, self._common.reference, matcher)
+
+    def _humaneval(self, subject: Subject, processors: Sequence[Any]) -> dict[str, Value]:
+        """pass@1 on HumanEval, greedy, with the processors; nothing where the plan has no problems."""
+        from bench.utility import Completion, check_all, load_humaneval, pass_rate
+
+        source = self.plan.sources.get("humaneval")
+        if source is None or self.plan.profile.humaneval == 0:
+            return {}
+        problems = load_humaneval(source)[: self.plan.profile.humaneval]
+        written = subject.write([problem.prompt for problem in problems], HUMANEVAL_TOKENS, processors)
+        completions = [
+            Completion(problem.task_id, output, tokens == HUMANEVAL_TOKENS)
+            for problem, output, tokens in zip(problems, written.outputs, written.tokens, strict=True)
+        ]
+        return {"humaneval": Value.of(pass_rate(check_all(problems, completions)))}
+
+
+def summarise(samples: Sequence[Sample], higher_is_better: Mapping[str, bool]) -> dict[str, Value]:
+    """Means with intervals. Of several trials of a prompt the worst counts, as it does for who tries k times."""
+    metrics = {}
+    for name, better in higher_is_better.items():
+        side = "better" if better else "worse"
+        worst: dict[str, float] = {}
+        for sample in samples:
+            value = sample.scores.get(name)
+            if value is not None:
+                pick = min if better else max
+                worst[sample.id] = pick(worst.get(sample.id, value), value)
+        if not worst:
+            metrics[name] = Value.missing(side, "no sample has a score")
+            continue
+        values = np.array(list(worst.values()))
+        metrics[name] = Value.of(bootstrap(values, np.ones(len(values)), side))
+    return metrics
+
+
+def one_line(cell: Cell) -> str:
+    """A cell for the log."""
+    shown = ("forget_quality", "verbatim", "insecure", "deprecated", "recitation", "holdout_kl", "holdout_agreement")
+    values = ", ".join(
+        f"{name.replace('_', ' ')} {value.value:.3f}"
+        for name in shown
+        if (value := cell.metrics.get(name)) is not None and value.value is not None
+    )
+    return f"{cell.key.name}: {values}; {cell.tokens_per_second:.0f} tokens/s"

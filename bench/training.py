@@ -1,0 +1,106 @@
+"""Adapters for the benchmark: taught, unlearned at several epochs, taught again; each made once and found again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.tasks.copyright import DEFAULT_FUNCTIONS
+from prod_train.config import Config
+from prod_train.merge import merge
+from prod_train.recipes import stdlib_functions, write_rows
+
+_log = logging.getLogger(__name__)
+
+# Learning rates of the protocol: teaching, and everything that starts from the taught model.
+LEARN_RATE, FORGET_RATE = 1e-3, 3e-4
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains with `prod_train` under one directory.
+
+    Attributes:
+        folder: of adapters and models.
+        dtype: of weights and computation.
+        batch_size: rows a forward pass.
+        accumulate: forward passes a step.
+        progress: show bars.
+    """
+
+    folder: Path
+    dtype: str = "float32"
+    batch_size: int = 2
+    accumulate: int = 1
+    progress: bool = False
+
+    def rows(self, name: str, rows: Sequence[dict[str, Any]]) -> str:
+        """Write rows to a file; returns its name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return write_rows(self.folder / f"{name}.jsonl", rows)
+
+    def held_out(self, count: int) -> str:
+        """Functions that are neither forgotten nor retained: for distance from the start."""
+        return self.rows(f"held-out-{count}", stdlib_functions(count, skip=DEFAULT_FUNCTIONS))
+
+    def retained(self, count: int) -> str:
+        """Functions for methods that need a retain set, none of them held out."""
+        return self.rows(f"retained-{count}", stdlib_functions(count, skip=DEFAULT_FUNCTIONS + count))
+
+    def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int) -> Path:
+        """A whole model that has learned the rows."""
+        merged = self.folder / f"{name}.taught"
+        if not merged.is_dir():
+            adapter = self.folder / f"{name}.taught-adapter"
+            self._run(adapter, model=model, forget=forget, method="learn", epochs=epochs, seed=seed, every=1e6)
+            merge(str(adapter), str(merged))
+        return merged
+
+    def unlearned(
+        self, model: str, forget: str, *, name: str, method: str, epochs: int, every: int, seed: int, **options: Any
+    ) -> dict[int, Path]:
+        """The adapters of one training, by epoch."""
+        output = self.folder / f"{name}.{method}.s{seed}"
+        self._run(output, model=model, forget=forget, method=method, epochs=epochs, seed=seed, every=every, **options)
+        found = {int(path.name.rpartition("-")[2]): path for path in output.glob("checkpoint-*")}
+        steps = max(found)
+        return {round(step * epochs / steps): path for step, path in sorted(found.items())}
+
+    def merged(self, model: str, adapter: Path) -> Path:
+        """The whole model that an adapter makes of its base."""
+        output = self._beside(adapter, "merged")
+        return output if output.is_dir() else merge(str(adapter), str(output), model=model)
+
+    def relearned(self, adapter: Path, forget: str, *, steps: int, seed: int) -> Path:
+        """An unlearned adapter trained on the rows again, for as many steps."""
+        output = self._beside(adapter, "relearned")
+        self._run(output, model=str(adapter), forget=forget, method="learn", max_steps=steps, seed=seed, every=1e6)
+        return output
+
+    def _beside(self, adapter: Path, what: str) -> Path:
+        return self.folder / f"{adapter.parent.name}.{adapter.name}.{what}"
+
+    def _run(self, output: Path, *, every: float, **options: Any) -> None:
+        from prod_train.checkpoint import latest_checkpoint
+        from prod_train.trainer import run
+
+        if (output / "report.json").is_file():
+            return
+        config = Config(
+            output=str(output),
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            learning_rate=LEARN_RATE if options["method"] == "learn" else FORGET_RATE,
+            eval_every=every,
+            eval_rows=1,  # the benchmark measures for itself
+            save_total_limit=10**6,
+            cache=str(self.folder / "targets"),
+            resume="latest" if latest_checkpoint(output) is not None else None,
+            **options,
+        )
+        _log.info("training %s", output.name)
+        run(config, progress=self.progress)

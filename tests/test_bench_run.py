@@ -1,0 +1,215 @@
+"""`bench run` and `bench report` from end to end on a tiny model, and what they are made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.__main__ import main
+from bench.decoders import MemFree, bad_words
+from bench.plan import Plan, make_plan
+from bench.profiles import PROFILES
+from bench.records import Cell, Key, Sample, Store, Value, read_run
+from bench.report import points, report
+from bench.run import Runner, summarise
+from prod_decode.blocklist import Entry
+from prod_decode.errors import ProdError
+from tests.tiny import save_tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model"), width=64)
+
+
+def small_plan(model: str, **changes: object) -> Plan:
+    profile = replace(
+        PROFILES["smoke"],
+        samples=2,
+        held_out=2,
+        learn_epochs=1,
+        epochs=2,
+        every=1,
+        max_new_tokens=8,
+        methods=("base", "decode", "memfree", "prod", "prod+decode"),
+        attacks=("prefix-25%", "sampled"),
+        trials=2,
+    )
+    return Plan(replace(profile, **changes), model, ("copyright",))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(model)
+    Runner(plan, tmp_path / "whole").run()
+    _, whole = read_run(tmp_path / "whole")
+    assert {cell.key for cell in whole} == set(plan.all_keys())
+
+    put, calls = Store.put, []
+
+    def stop(self: Store, cell: Cell, samples: list[Sample]) -> None:
+        calls.append(cell.key)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        put(self, cell, samples)
+
+    monkeypatch.setattr(Store, "put", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(plan, tmp_path / "o").run()
+    page = report(tmp_path / "o").read_text()
+    assert f"{len(whole) - 7} planned cells are missing" in page
+    assert calls[-1].name in page
+    Runner(plan, tmp_path / "o").run()
+    _, cells = read_run(tmp_path / "o")
+    assert [cell.key for cell in cells] == [cell.key for cell in whole]
+    for mine, theirs in zip(cells, whole, strict=True):
+        assert mine.metrics == theirs.metrics, mine.key.name
+        mine_text, their_text = (
+            (tmp_path / run / "samples" / f"{mine.key.name}.jsonl").read_text() for run in ("o", "whole")
+        )
+        assert mine_text == their_text
+    assert "are missing" not in report(tmp_path / "o").read_text()
+    for name in ("copyright-pareto.png", "copyright-epochs.png"):
+        assert (tmp_path / "o" / name).read_bytes()[:4] == b"\x89PNG"
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "cells").iterdir()}
+    Runner(plan, tmp_path / "o").run()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "cells").iterdir()} == times
+    with pytest.raises(ProdError, match="holds a run with another max_new_tokens"):
+        Runner(small_plan(model, max_new_tokens=9), tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["run", "--tasks", "copyright,x", "--methods", "prood"],
+            ["--methods: unknown 'prood'", "--tasks: unknown 'x'"],
+        ),
+        (["run", "--methods", ""], ["--methods: expected at least one of base"]),
+        (["run", "--humaneval", "/no/such.jsonl"], ["--humaneval: cannot read /no/such.jsonl: no such file"]),
+        (["run", "--samples", "0"], ["--samples: expected at least 1, got 0"]),
+        (["report", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], messages: list[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for message in messages:
+        assert message in error
+
+
+def test_a_plan_survives_its_manifest() -> None:
+    flags = dict.fromkeys(("methods", "protocols", "attacks", "tasks", "copyright", "insecure", "humaneval", "samples"))
+    for name in PROFILES:
+        plan = make_plan(SimpleNamespace(profile=name, model="m", dtype="float32", **flags))
+        again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+        assert again == plan
+        keys = list(plan.all_keys())
+        assert len(keys) == len(set(keys))
+
+
+# --- decoders --------------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """A tokenizer of one token a letter, a to f."""
+
+    eos_token_id = 6
+
+    def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+        del options
+        return {"input_ids": ["abcdef".index(letter) for letter in text if letter in "abcdef"]}
+
+
+@given(
+    st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=1, max_size=3),
+    st.text("abcdef", max_size=8),
+    st.integers(2, 4),
+)
+def test_memfree_bans_what_completes_an_n_gram(texts: list[str], said: str, n: int) -> None:
+    grams = {text[i : i + n] for text in texts for i in range(len(text) - n + 1)} | {t for t in texts if len(t) < n}
+    ids = torch.tensor([Letters()(said)["input_ids"]], dtype=torch.int64).reshape(1, -1)
+    scores = MemFree(texts, Letters(), n)(ids, torch.zeros(1, 7))
+    for token, letter in enumerate("abcdef"):
+        banned = any((said + letter).endswith(gram) for gram in grams)
+        assert bool(scores[0, token] == -torch.inf) == banned
+    assert scores[0, 6] == 0
+
+
+def test_bad_words_are_phrases_and_lines_of_documents() -> None:
+    document = "ab\n    abcdefabcdefabcdefabcdef\n"
+    (processor,), _ = bad_words([Entry("ef"), Entry(document, policy="quote", max_quote=20)], Letters())
+    scores = processor(torch.tensor([[0, 4]]), torch.zeros(1, 7))
+    assert scores[0].tolist() == [0, 0, 0, 0, 0, -torch.inf, 0]
+    line = torch.tensor([[*range(6)] * 4])
+    assert processor(line[:, :-1], torch.zeros(1, 7))[0, 5] == -torch.inf
+    assert processor(line[:, :2], torch.zeros(1, 7)).isfinite().all()
+    with pytest.raises(ProdError, match="a document with a line of 20 characters"):
+        bad_words([Entry("short", policy="quote", max_quote=20)], Letters())
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def sample(name: str, trial: int = 0, **scores: float | None) -> Sample:
+    return Sample(name, "", "", "", 1, scores, trial)
+
+
+def test_of_several_trials_the_worst_counts() -> None:
+    samples = [
+        sample("a", 0, good=1.0, bad=0.0, none=None),
+        sample("a", 1, good=0.0, bad=1.0, none=None),
+        sample("b", 0, good=1.0, bad=0.5, none=None),
+        sample("b", 1, good=1.0, bad=None, none=None),
+    ]
+    found = summarise(samples, {"good": True, "bad": False, "none": True})
+    assert (found["good"].value, found["good"].n, found["good"].higher_is) == (0.5, 2, "better")
+    assert (found["bad"].value, found["bad"].higher_is) == (0.75, "worse")
+    assert (found["none"].value, found["none"].reason) == (None, "no sample has a score")
+
+
+def test_cells_survive_the_disk_and_infinity_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path, {"plan": {}})
+    values = {"kl": Value(float("inf"), 0.1, float("inf"), 3, "worse"), "x": Value(0.5, 0.1, 0.9, 3, "better")}
+    cell = Cell(Key("copyright", "learn", "prod", 2), values, 1.5, 20.0, 1, {"a": [1]})
+    assert not store.has(cell.key)
+    store.put(cell, [sample("a", good=1.0)])
+    assert store.has(cell.key)
+    _, (again,) = read_run(tmp_path)
+    assert again.metrics["kl"] == Value(None, None, None, 3, "worse", "infinite")
+    assert replace(again, metrics=values) == cell
+    damaged = next((tmp_path / "cells").iterdir())
+    damaged.write_text("{}")
+    with pytest.raises(ProdError, match="expected a cell of this version"):
+        read_run(tmp_path)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 1), st.floats(0, 1)), max_size=5, unique_by=lambda x: x[0]))
+def test_points_come_by_epoch_and_without_attacks(found: list[tuple[int, float, float]]) -> None:
+    def cell(epoch: int, attack: str, utility: float, quality: float | None) -> Cell:
+        metrics = {
+            "u": Value(utility, 0, 1, 1, "better"),
+            "forget_quality": Value(quality, 0, 1, 1, "better"),
+        }
+        return Cell(Key("copyright", "learn", "prod", epoch, attack), metrics, 1, 1, 1)
+
+    cells = [cell(e, "none", u, q) for e, u, q in found]
+    extra = [cell(9, "renamed", 0, 0), cell(8, "none", 0, None)]
+    order = np.random.default_rng(0).permutation(len(cells) + 2)
+    mixed = [[*cells, *extra][i] for i in order]
+    assert points(mixed, "prod", "u") == [(u, q) for _, u, q in sorted(found)]
