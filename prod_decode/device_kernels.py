@@ -359,7 +359,8 @@ def ban(
         while (at < limit) & (alive == 0):
             column = at + tl.arange(0, block)
             score = tl.load(scores + column, mask=column < limit, other=float("-inf"))
-            alive = tl.max((score > float("-inf")).to(tl.int32), axis=0)
+            # Triton's interpreter keeps bfloat16 as bits, which do not compare; float64 holds every dtype.
+            alive = tl.max((score.to(tl.float64) > float("-inf")).to(tl.int32), axis=0)
             at += block
         if alive == 0:
             tl.debug_barrier()
