@@ -21,7 +21,7 @@ from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
 from prod_decode.matcher import Matcher, _advance_inline
 from prod_decode.normalize import AFTER_OTHER, CLASSES
-from prod_decode.vocabulary import SPECIAL, UNKNOWN
+from prod_decode.vocabulary import UNKNOWN
 
 # What is found for a row: `length << _STATE_BITS | state`, which fits as nodes are below 2**31 and lengths below 2**30;
 # or one of the two other values. A slot remembers a number of the first kind; 0 is the state of the empty text.
@@ -93,7 +93,7 @@ class DeviceMatcher:
             if not isinstance(value, int | np.integer) or not low <= value <= high:
                 raise ProdError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
         self.bit = int(bit)
-        self.eos_ids = _eos_ids(matcher, eos_token_id)
+        self.eos_ids = matcher.end_ids(eos_token_id)
         self.backend = _backend(backend, self.device)
         self._slots, self._rows = int(slots), int(slots) * (int(max_drafts) + 1)
         where = self.device if self.backend == "triton" else torch.device("cpu")
@@ -361,23 +361,6 @@ def _backend(backend: str | None, device: torch.device) -> Literal["triton", "ho
     return "triton" if backend == "triton" or (installed and device.type in ("cuda", "xpu")) else "host"
 
 
-def _eos_ids(matcher: Matcher, given: int | Sequence[int] | None) -> list[int]:
-    """At least one id, all special, so that ending a row adds no text."""
-    ids = list(matcher.vocabulary.eos_ids) if given is None else [given] if isinstance(given, int) else list(given)
-    for token_id in ids:
-        if not 0 <= token_id < len(matcher) or matcher.vocabulary.kinds[token_id] != SPECIAL:
-            raise ProdError(
-                f"eos_token_id: expected ids of special tokens, got {token_id!r}, which adds text or does not exist; "
-                "use the id of a special token, since text could complete a pattern"
-            )
-    if not ids:
-        raise ProdError(
-            "expected an EOS token to end rows whose every token is banned, got none in the tokenizer: pass "
-            "eos_token_id=..."
-        )
-    return ids
-
-
 def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str, Tensor]:
     """The arrays of the matcher on the device, records as int32 words and offsets as int32."""
     table, automaton = matcher._table, matcher._automaton
@@ -448,8 +431,8 @@ def _follow(
         known = True
         while first > covered and seen <= longest and known:
             first -= 1
-            token = np.int64(token_ids[slot, first])
-            known = 0 <= token < len(kinds) and kinds[token] != UNKNOWN
+            token = int(token_ids[slot, first])
+            known = bool(0 <= token < len(kinds) and kinds[token] != UNKNOWN)
             if known:
                 seen += starts[AFTER_OTHER, token + 1] - starts[AFTER_OTHER, token]
         if not known:
@@ -457,7 +440,7 @@ def _follow(
         if first > covered:
             state = 0
         for i in range(first, length):
-            token = np.int64(token_ids[slot, i])
+            token = int(token_ids[slot, i])
             state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
         for at in range(row - draft + 1, row + 1):
             if state >= 0:

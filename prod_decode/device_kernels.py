@@ -16,6 +16,7 @@ were one kernel, the warps of a program, and the programs of the draft rows of o
 and part ways.
 """
 
+# The language of the kernels is not Python's: its operations on scalars and blocks have no types that mypy knows.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ _STATE_BITS = tl.constexpr(STATE_BITS)
 _STATE_MASK = tl.constexpr((1 << STATE_BITS) - 1)
 _UNREADABLE = tl.constexpr(UNREADABLE)
 _NOT_OURS = tl.constexpr(NOT_OURS)
+
+# So many tokens below an accepting child, or fewer, are masked for all lanes together, more for each child in turn.
+_SHORT = tl.constexpr(4)
 
 # Larger than any node.
 _NO_NODE = tl.constexpr(1 << 40)
@@ -252,9 +256,16 @@ def _mask_continuations(
             from_token = tl.load(token_nodes + 4 * low + 1, mask=paired, other=0).to(tl.int64)
             to_token = tl.load(token_nodes + 4 * low + 2, mask=paired, other=0).to(tl.int64)
             flags = (about >> 8) & 255
+            short = paired & ((flags & _ACCEPT) != 0) & (to_token - from_token <= _SHORT)
+            if tl.max(short.to(tl.int32), axis=0) > 0:
+                for i in range(_SHORT):
+                    inside = short & (from_token + i < to_token)
+                    token = tl.load(order + from_token + i, mask=inside, other=0).to(tl.int64)
+                    tl.store(scores + token, float("-inf"), mask=inside & (token < width))
             goes_on = ((about >> 16) & 255) <= ((theirs_about >> 8) & 255)
             ends_first = ((flags & _ACCEPT_END) != 0) & (from_token >= cursor)
-            wanted = paired & (to_token > cursor) & (((flags & _ACCEPT) != 0) | goes_on | ends_first)
+            wanted = paired & (short == 0) & (to_token > cursor)
+            wanted = wanted & (((flags & _ACCEPT) != 0) | goes_on | ends_first)
             nearest = tl.min(tl.where(wanted, v, _NO_NODE), axis=0)
             partner = tl.max(tl.where(wanted & (v == nearest), low, -1), axis=0)
             pick = tl.where(nearest < _NO_NODE, nearest, -1)
