@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,9 +157,8 @@ class Step:
         return times[WARM_UP:]
 
     def _events(self, step: Callable[[int], Tensor]) -> list[float]:
-        marks = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(self.steps)
-        ]
+        event: Callable[..., Any] = torch.cuda.Event
+        marks = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(self.steps)]
         for i, (before, after) in enumerate(marks):
             # Half a millisecond for the GPU, so that the host is ahead and launching is not what is timed.
             torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]

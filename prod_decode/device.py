@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode._jit import jit
+from prod_decode.automaton import BOUND_ROOT
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
-from prod_decode.matcher import Matcher, _advance_inline
+from prod_decode.matcher import Matcher, _advance_inline, _continuations
 from prod_decode.normalize import AFTER_OTHER, CLASSES
 from prod_decode.vocabulary import UNKNOWN
 
@@ -27,6 +28,9 @@ from prod_decode.vocabulary import UNKNOWN
 # or one of the two other values. A slot remembers a number of the first kind; 0 is the state of the empty text.
 _STATE_BITS, _UNREADABLE, _NOT_OURS = 33, -1, -2
 _STATE_MASK = (1 << _STATE_BITS) - 1
+
+# Which nodes get a list of their tokens on the device, and how many tokens the lists of a trie may have (256 MB).
+_LIST_ABOVE, _MOST_LISTED = 64, 1 << 26
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -294,6 +298,10 @@ class DeviceMatcher:
             size,
             arrays["fixed"],
             arrays["fixed_starts"],
+            arrays["listed"],
+            arrays["list_of_trie"],
+            arrays["list_starts"],
+            arrays["list_tokens"],
             arrays["ends"],
             len(self.eos_ids),
             lanes=kernels.LANES,
@@ -363,13 +371,33 @@ def _backend(backend: str | None, device: torch.device) -> Literal["triton", "ho
 
 def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str, Tensor]:
     """The arrays of the matcher on the device, records as int32 words and offsets as int32."""
+    from prod_decode.device_kernels import LISTED
+
     table, automaton = matcher._table, matcher._automaton
 
     def words(records: NDArray[Any]) -> NDArray[Any]:
         return records.view(np.int32).reshape(len(records), -1)
 
+    nodes = words(automaton.nodes.copy())
+    lists = []
+    for trie in range(int(table.roots.max()) + 1):
+        listed, counts, tokens = _list_tokens(
+            automaton.nodes,
+            table.nodes,
+            trie,
+            table.order,
+            CLASSES,
+            matcher._stamps,
+            matcher._scratch,
+            matcher._stack,
+            _LIST_ABOVE,
+            _MOST_LISTED,
+        )
+        nodes[listed, 2] |= LISTED << trie
+        lists.append((listed, counts, tokens))
+    listed, counts, tokens = (np.concatenate(parts) for parts in zip(*lists, strict=True))
     arrays: dict[str, NDArray[Any]] = {
-        "nodes": words(automaton.nodes),
+        "nodes": nodes,
         "rows": automaton.rows,
         "classes": CLASSES,
         "symbols": table.symbols,
@@ -381,10 +409,64 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
         "order": table.order,
         "fixed": matcher._fixed,
         "fixed_starts": matcher._fixed_starts,
+        "listed": listed,
+        "list_of_trie": np.cumsum([0, *(len(part[0]) for part in lists)]),
+        "list_starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "list_tokens": tokens,
         "ends": np.array(ends, np.int32),
     }
     # `torch.tensor` copies, which `torch.from_numpy` would not: the arrays of a mapped file are read-only.
     return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+
+
+@jit
+def _list_tokens(
+    nodes: NDArray[Any],
+    token_nodes: NDArray[Any],
+    trie: int,
+    order: NDArray[np.int32],
+    classes: NDArray[np.uint8],
+    stamps: NDArray[np.int64],
+    scratch: NDArray[np.int32],
+    stack: NDArray[np.int64],
+    above: int,
+    most: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """The nodes whose continuations a kernel should not look for, how many tokens each has, and the tokens.
+
+    A node is listed if its failure chain has more than `above` descendants, of those nodes from which one token can
+    complete a pattern: where many patterns begin alike, or one repeats itself, like a line of dashes. Shallow nodes
+    come first; no list begins once there are more than `most` tokens.
+    """
+    count = len(nodes) - 1
+    below = np.zeros(count, np.int64)
+    for node in range(count - 1, BOUND_ROOT, -1):
+        for v in range(nodes[node].child, nodes[node + 1].child):
+            below[node] += 1 + below[v]
+    longest_token = token_nodes[trie].height
+    listed = np.empty(count, np.int32)
+    counts = np.empty(count, np.int64)
+    tokens = np.empty(1024, np.int32)
+    lists = 0
+    total = 0
+    for node in range(BOUND_ROOT + 1, count):
+        if nodes[node].below > longest_token:
+            below[node] = 0
+        if nodes[node].fail > BOUND_ROOT:
+            below[node] += below[nodes[node].fail]
+        if nodes[node].near > longest_token or below[node] <= above or total > most:
+            continue
+        found = _continuations(nodes, token_nodes, trie, order, classes, stamps, scratch, stack, node)
+        if total + found > len(tokens):
+            grown = np.empty(2 * (total + found), np.int32)
+            grown[:total] = tokens[:total]
+            tokens = grown
+        tokens[total : total + found] = scratch[:found]
+        total += found
+        listed[lists] = node
+        counts[lists] = found
+        lists += 1
+    return listed[:lists].copy(), counts[:lists].copy(), tokens[:total].copy()
 
 
 @jit

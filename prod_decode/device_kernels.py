@@ -1,12 +1,15 @@
 """The Triton kernels of `device.py`. Importing this imports triton; `device.py` does so only where they run.
 
-They do what `matcher.py` does on the host, with two differences that a GPU asks for.
+They do what `matcher.py` does on the host, with three differences that a GPU asks for.
 
 *No stack.* Triton has no local arrays, and a stack in memory would need a barrier after every push. Tokens are sorted,
 so the descent needs only a cursor instead: the first token, in that order, that has not been decided. It begins at the
 pair of roots, follows the first pair of equal children below which a token at or after the cursor is, and when a pair
 has none left, moves the cursor behind it and begins again. A path has as many nodes as a token has symbols, so a new
 beginning costs no more than writing what was found.
+
+*Lists for what is expensive.* Nodes from which that would take long have their tokens listed beforehand
+(`device._list_tokens`): a program visits one pair after another, each at the price of several waits for memory.
 
 *Children in lanes.* A node's children are a contiguous range sorted by label. A lane takes one of them and finds its
 partner in the other trie by bisection, so that a pair costs about the same with one child and with thirty.
@@ -44,6 +47,11 @@ _NOT_OURS = tl.constexpr(NOT_OURS)
 
 # So many tokens below an accepting child, or fewer, are masked for all lanes together, more for each child in turn.
 _SHORT = tl.constexpr(4)
+
+# A flag of the copy of a node on the device, in the word of label, flags and distances: there is a list for the first
+# trie. The next two bits are those of the other two.
+LISTED = 16 << 8
+_LISTED = tl.constexpr(LISTED)
 
 # Larger than any node.
 _NO_NODE = tl.constexpr(1 << 40)
@@ -316,6 +324,10 @@ def ban(
     size,
     fixed,
     fixed_starts,
+    listed,
+    list_of_trie,
+    list_starts,
+    list_tokens,
     ends,
     end_count,
     lanes: tl.constexpr,
@@ -344,22 +356,36 @@ def ban(
         node = state >> 2
         about = tl.load(nodes + 3 * node + 2)
         while (node > _BOUND_ROOT) & (((about >> 24) & 255) <= longest_token):
-            if ((about >> 16) & 255) <= longest_token:
-                _mask_continuations(
-                    scores,
-                    limit,
-                    node,
-                    root,
-                    nodes,
-                    token_nodes,
-                    order,
-                    classes,
-                    symbols,
-                    starts + text_state * (size + 1),
-                    lanes,
-                    block,
-                )
-            node = tl.load(nodes + 3 * node + 1).to(tl.int64)
+            if (about & (_LISTED << root)) != 0:
+                low = tl.load(list_of_trie + root).to(tl.int64)
+                high = tl.load(list_of_trie + root + 1).to(tl.int64)
+                while high - low > 1:
+                    middle = (low + high) >> 1
+                    right = tl.load(listed + middle) <= node
+                    low = tl.where(right, middle, low)
+                    high = tl.where(right, high, middle)
+                from_token = tl.load(list_starts + low)
+                to_token = tl.load(list_starts + low + 1)
+                _mask_tokens(scores, limit, list_tokens, from_token, to_token, block)
+                # The list has what the rest of the chain completes as well.
+                node = node * 0
+            else:
+                if ((about >> 16) & 255) <= longest_token:
+                    _mask_continuations(
+                        scores,
+                        limit,
+                        node,
+                        root,
+                        nodes,
+                        token_nodes,
+                        order,
+                        classes,
+                        symbols,
+                        starts + text_state * (size + 1),
+                        lanes,
+                        block,
+                    )
+                node = tl.load(nodes + 3 * node + 1).to(tl.int64)
             about = tl.load(nodes + 3 * node + 2)
         # Other threads of the program wrote what this one reads next.
         tl.debug_barrier()

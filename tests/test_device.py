@@ -21,8 +21,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench import device, overhead
+from bench import device as bench_device
+from bench import overhead
 from bench.__main__ import main as bench_main
+from prod_decode import device
 from prod_decode.automaton import Automaton, Pattern
 from prod_decode.blocklist import Blocklist, Entry
 from prod_decode.device import DeviceMatcher
@@ -255,12 +257,15 @@ def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
     play(case, "host")
 
 
-# The interpreter takes seconds for some examples.
+# The interpreter takes seconds for some examples. Small as they are, few would have lists of tokens by themselves.
 @needs_kernels
-@settings(max_examples=40 if INTERPRETED else 300, phases=[Phase.explicit, Phase.generate])
-@given(case=cases())
-def test_the_kernels_mask_what_the_matcher_bans(case: Case) -> None:
-    play(case, "triton")
+@settings(max_examples=60 if INTERPRETED else 300, phases=[Phase.explicit, Phase.generate])
+@given(case=cases(), list_above=st.sampled_from([0, 3, 64]), most_listed=st.sampled_from([2, 1 << 26]))
+def test_the_kernels_mask_what_the_matcher_bans(case: Case, list_above: int, most_listed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_LIST_ABOVE", list_above)
+        patch.setattr(device, "_MOST_LISTED", most_listed)
+        play(case, "triton")
 
 
 # ---- what is larger than a warp, a block, or the distances kept ------------------------------------------------------
@@ -279,7 +284,9 @@ def engine_of(
 
 
 @both_backends
-def test_nodes_with_many_children(backend: Backend) -> None:
+@pytest.mark.parametrize("list_above", [64, 10**9])
+def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
     every = range(256)
     tokens = [b"<eos>", *(bytes([i]) for i in every), *(bytes([i, 122]) for i in every)]
     tokens += [b"(" + bytes([i]) + b"z!" for i in every]
@@ -600,8 +607,8 @@ def test_the_benchmark_runs_on_a_gpu_that_is_not_there(
         return {"input_ids": [byte + 1 for byte in written.encode()]}
 
     material = overhead.Material(tokenize, lines, text, text, tokenize(text)["input_ids"][:200])
-    monkeypatch.setattr(device, "GPU", "cpu")
-    monkeypatch.setattr(device, "WARM_UP", 1)
+    monkeypatch.setattr(bench_device, "GPU", "cpu")
+    monkeypatch.setattr(bench_device, "WARM_UP", 1)
     monkeypatch.setattr(overhead, "gather", lambda name, count, steps: material)
     monkeypatch.setattr(overhead, "_bind", lambda patterns, tokenizer: overhead._compile(patterns).bind(vocabulary))
     for name, fake in {
