@@ -29,8 +29,8 @@ from prod_decode.vocabulary import UNKNOWN
 _STATE_BITS, _UNREADABLE, _NOT_OURS = 33, -1, -2
 _STATE_MASK = (1 << _STATE_BITS) - 1
 
-# Which nodes get a list of their tokens on the device, and how many tokens the lists of a trie may have (256 MB).
-_LIST_ABOVE, _MOST_LISTED = 64, 1 << 26
+# Which nodes get a list of their tokens on the device, and how many tokens the lists of a trie may have (64 MB).
+_LIST_ABOVE, _MOST_LISTED = 64, 1 << 24
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -434,9 +434,9 @@ def _list_tokens(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
     """The nodes whose continuations a kernel should not look for, how many tokens each has, and the tokens.
 
-    A node is listed if its failure chain has more than `above` descendants, of those nodes from which one token can
-    complete a pattern: where many patterns begin alike, or one repeats itself, like a line of dashes. Shallow nodes
-    come first; no list begins once there are more than `most` tokens.
+    A node is listed if the nodes from it to the next listed one on its failure chain have more than `above` descendants
+    together, of those nodes from which one token can complete a pattern: where many patterns begin alike, or one
+    repeats itself, like a line of dashes. Shallow nodes come first; no list begins after `most` tokens.
     """
     count = len(nodes) - 1
     below = np.zeros(count, np.int64)
@@ -454,7 +454,7 @@ def _list_tokens(
             below[node] = 0
         if nodes[node].fail > BOUND_ROOT:
             below[node] += below[nodes[node].fail]
-        if nodes[node].near > longest_token or below[node] <= above or total > most:
+        if nodes[node].near > longest_token or below[node] <= above or total >= most:
             continue
         found = _continuations(nodes, token_nodes, trie, order, classes, stamps, scratch, stack, node)
         if total + found > len(tokens):
@@ -466,6 +466,7 @@ def _list_tokens(
         listed[lists] = node
         counts[lists] = found
         lists += 1
+        below[node] = 0
     return listed[:lists].copy(), counts[:lists].copy(), tokens[:total].copy()
 
 

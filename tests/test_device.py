@@ -260,7 +260,7 @@ def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
 # The interpreter takes seconds for some examples. Small as they are, few would have lists of tokens by themselves.
 @needs_kernels
 @settings(max_examples=60 if INTERPRETED else 300, phases=[Phase.explicit, Phase.generate])
-@given(case=cases(), list_above=st.sampled_from([0, 3, 64]), most_listed=st.sampled_from([2, 1 << 26]))
+@given(case=cases(), list_above=st.sampled_from([0, 3, 64]), most_listed=st.sampled_from([2, 1 << 24]))
 def test_the_kernels_mask_what_the_matcher_bans(case: Case, list_above: int, most_listed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "_LIST_ABOVE", list_above)
