@@ -305,10 +305,12 @@ def test_more_tokens_than_a_block(backend: Backend) -> None:
     numbers = [str(i).encode() for i in range(700)]
     tokens = [b"<eos>", b"ab", *(b"cd" + n for n in numbers), *(b"ef" + n for n in numbers)]
     tokens += [b"ef." + n for n in numbers] + [b"abc" + n for n in numbers] + [b"ef", b"cd", b"ab"]
-    patterns = [Pattern(False, b"abc", False), Pattern(False, b"abef", True)]
+    # Below "ij" are a few tokens, one more than are masked together with those below other children.
+    tokens += [b"ij" + n for n in numbers[:5]]
+    patterns = [Pattern(False, b"abc", False), Pattern(False, b"abef", True), Pattern(False, b"abij", False)]
     matcher = matcher_of(tokens, patterns, Normalization(), {0})
-    engine, visits = engine_of(matcher, backend, [[], [1], [len(tokens) - 1]], len(tokens) + 1100)
-    assert len(matcher.banned(matcher.state_of([1]))) == 700 + 1 + 700 + 700 + 1
+    engine, visits = engine_of(matcher, backend, [[], [1], [1, 0]], len(tokens) + 1100)
+    assert len(matcher.banned(matcher.state_of([1]))) == 700 + 1 + 700 + 700 + 1 + 5
     engine.mask(visits)
     for last in (0, 5, 900, len(tokens) - 2):
         logits = torch.full((3, engine.width), -torch.inf)
