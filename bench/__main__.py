@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
 
 COMMANDS = {
@@ -11,6 +10,10 @@ COMMANDS = {
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
     "device": ("bench.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
+    "train": (
+        "bench.train_overhead",
+        "an epoch with cached targets, without, and of plain cross-entropy",
+    ),
 }
 
 
@@ -23,23 +26,8 @@ def main(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         print(f"bench: expected one of {', '.join(COMMANDS)}, got {argv[0]!r}; see --help", file=sys.stderr)
         return 2
-    run = import_module(COMMANDS[argv[0]][0]).main
-    if argv[0] == "loss":
-        return _without_arguments("loss", run, argv[1:])
-    status: int | None = run(argv[1:])
-    return status or 0
-
-
-def _without_arguments(name: str, run: Callable[[], None], arguments: list[str]) -> int:
-    """Run a command that has no options."""
-    if arguments and arguments[0] not in ("-h", "--help"):
-        print(f"bench {name}: expected no arguments, got {arguments[0]!r}", file=sys.stderr)
-        return 2
-    if arguments:
-        print(f"usage: python -m bench {name}\n\n{COMMANDS[name][1]}")
-        return 0
-    run()
-    return 0
+    status: int = import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    return status
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The main job on a real model, in a few minutes on two cores: generate with and without a blocklist.
+"""The main job on a real model, in a few minutes on two cores: generate with and without a blocklist, then unlearn.
 
-The blocklist is real code, the running Python's own standard library, plus calls that are insecure or deprecated. The
-model is SmolLM2-135M-Instruct. Everything printed is what the model wrote: nothing is prepared.
+The blocklist is real code, the running Python's own standard library, plus calls that are insecure or deprecated. Then
+the model is taught some functions of that library until it recites them, and made to forget them again. The model is
+SmolLM2-135M-Instruct. Everything printed is what it wrote and what was measured: nothing is prepared.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import html
@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod_decode.blocklist import Blocklist, Entry, Match
+from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 
 if TYPE_CHECKING:
     from prod_decode.generation import Generation
+    from prod_train.recipes import Recital
 
 PHRASES = (
     Entry("pickle.load(", source="CWE-502, code execution from untrusted data"),
@@ -92,23 +94,31 @@ def cases() -> list[Case]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns 0 if the free outputs had prohibited code and the guarded ones had none, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m bench demo", description=__doc__)
+    """Run the demo; returns 0 if mask and unlearning did what they are for, 1 if not, 2 for a mistake of the user."""
+    parser = Parser(prog="python -m bench demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--model", default="bundled", metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`"
     )
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="default 48")
+    parser.add_argument(
+        "--functions", type=int, default=6, metavar="N", help="to teach and forget, 0: none (default 6)"
+    )
     parser.add_argument("--out", default="out/demo", metavar="DIR", help="where the page goes (default out/demo)")
     options = parser.parse_args(argv)
-    try:
-        return run(options.model, options.max_new_tokens, Path(options.out))
-    except ProdError as error:
-        print(f"bench demo: {error}", file=sys.stderr)
-        return 2
+    return exit_status(
+        "bench demo", lambda: run(options.model, options.max_new_tokens, options.functions, Path(options.out))
+    )
 
 
-def run(model_name: str, max_new_tokens: int, out: Path) -> int:
-    """Compile, generate, scan, report."""
+def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
+    """Compile, generate, scan; teach, forget; report."""
+    from prod_decode.models import load_model, quiet
+
+    if functions < 0 or max_new_tokens < 1:
+        raise ProdError(
+            f"expected --functions 0 or more and --max-new-tokens 1 or more, got {functions}, {max_new_tokens}"
+        )
+    quiet()
     with step("Compiling the standard library and a few calls into a blocklist"):
         blocklist = compile_blocklist()
         out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +130,6 @@ def run(model_name: str, max_new_tokens: int, out: Path) -> int:
     )
     with step(f"Loading the model ({model_name})"):
         from prod_decode.generation import generate
-        from prod_decode.models import load_model
 
         # Greedy decoding of a small model on a CPU: float32 and bfloat16 are equally fast, and float32 is the same on
         # every machine.
@@ -137,9 +146,80 @@ def run(model_name: str, max_new_tokens: int, out: Path) -> int:
         outcome = Outcome(case, free, guarded, output_matches(blocklist, free), output_matches(blocklist, guarded))
         outcomes.append(outcome)
         show(outcome, color=color)
+    failed = conclude(outcomes)
+    del model
+    recitals = forget(model_name, functions, out / "unlearning") if functions else {}
     page = out / "index.html"
-    page.write_text(to_page(outcomes, blocklist), encoding="utf-8")
-    return conclude(outcomes, page)
+    page.write_text(to_page(outcomes, blocklist, recitals), encoding="utf-8")
+    print(f"The page: {page}")
+    if failed or not recitals_are_as_promised(recitals):
+        print("This is not what should happen: please report it.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def forget(model_name: str, functions: int, folder: Path) -> dict[str, Recital]:
+    """Teach a model functions of the standard library and unlearn them; prints what each stage gives away and costs.
+
+    Args:
+        model_name: see `load_model`.
+        functions: how many.
+        folder: for data and adapters; what is there from an earlier demo is removed.
+    """
+    from prod_train.recipes import teach_and_forget
+
+    shutil.rmtree(folder, ignore_errors=True)
+    print()
+    begun = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"[{time.perf_counter() - begun:3.0f} s] {what}", flush=True)
+
+    recitals = teach_and_forget(folder, model=model_name, functions=functions, say=say, progress=sys.stderr.isatty())
+    print()
+    for row in recital_table(recitals):
+        print(f"{row[0]:28}" + "".join(f"{cell:>12}" for cell in row[1:]))
+    print(
+        "\nVerbatim: share of the functions of which greedy decoding writes 60 characters or more in a row, layout\n"
+        "ignored. Extraction strength: 1 - k/T, k the shortest prefix that makes the model recite the rest.\n"
+        "Loss, KL to the taught model and agreement with its first choice: on functions that were neither taught nor\n"
+        "forgotten.\n"
+        f"The adapter: {folder}/unlearned"
+    )
+    return recitals
+
+
+def recital_table(recitals: dict[str, Recital]) -> list[list[str]]:
+    """A head and a row a stage, as text."""
+    titles = {
+        "taught": "taught (base)",
+        "masked": "masked at decode time",
+        "unlearned": "unlearned with prod-train",
+        "both": "both",
+    }
+    return [
+        ["", "verbatim", "extraction", "tokens/s", "loss", "KL", "agreement"],
+        *(
+            [
+                titles[name],
+                f"{found.verbatim_rate:.2f}",
+                f"{found.extraction_strength:.2f}",
+                f"{found.tokens_per_second:.0f}",
+                f"{found.holdout_loss:.2f}",
+                f"{found.holdout_kl:.2f}",
+                f"{found.holdout_agreement:.2f}",
+            ]
+            for name, found in recitals.items()
+        ),
+    ]
+
+
+def recitals_are_as_promised(recitals: dict[str, Recital]) -> bool:
+    """Whether the mask let nothing through and unlearning left less than half of what was recited."""
+    if not recitals:
+        return True
+    masked = max(recitals["masked"].verbatim_rate, recitals["both"].verbatim_rate)
+    return masked == 0 and recitals["unlearned"].recitation < recitals["taught"].recitation / 2
 
 
 def compile_blocklist() -> Blocklist:
@@ -194,8 +274,8 @@ def _tail(prompt: str, lines: int = 6) -> str:
     return "\n".join(parts if len(parts) <= lines else ["...", *parts[-lines:]])
 
 
-def conclude(outcomes: Sequence[Outcome], page: Path) -> int:
-    """Print the totals; 0 if the demonstration shows what it should."""
+def conclude(outcomes: Sequence[Outcome]) -> bool:
+    """Print the totals; returns whether the outputs are other than promised."""
     free = sum(len(outcome.free_matches) for outcome in outcomes)
     guarded = sum(len(outcome.guarded_matches) for outcome in outcomes)
     hit = sum(bool(outcome.free_matches) for outcome in outcomes)
@@ -205,14 +285,10 @@ def conclude(outcomes: Sequence[Outcome], page: Path) -> int:
     ]
     print(f"\nWithout: {free} prohibited places in {hit} of {len(outcomes)} outputs, {speeds[0]:.1f} tokens a second")
     print(f"With:    {guarded} prohibited places, {speeds[1]:.1f} tokens a second")
-    print(f"The page: {page}")
-    if guarded or not free:
-        print("This is not what should happen: please report it.", file=sys.stderr)
-        return 1
-    return 0
+    return bool(guarded) or not free
 
 
-def to_page(outcomes: Sequence[Outcome], blocklist: Blocklist) -> str:
+def to_page(outcomes: Sequence[Outcome], blocklist: Blocklist, recitals: dict[str, Recital]) -> str:
     """The outcomes as one HTML page without scripts or outside resources."""
     from prod_decode.render import mark_bans, mark_prohibited, to_html
 
@@ -237,12 +313,32 @@ def to_page(outcomes: Sequence[Outcome], blocklist: Blocklist) -> str:
     guarded = sum(len(outcome.guarded_matches) for outcome in outcomes)
     return _PAGE.format(
         sections="\n".join(sections),
+        unlearning=_unlearning(recitals) if recitals else "",
         free=free,
         guarded=guarded,
         phrases=blocklist.report.phrases,
         documents=blocklist.report.documents,
     )
 
+
+def _unlearning(recitals: dict[str, Recital]) -> str:
+    head, *rows = recital_table(recitals)
+    return _UNLEARNING.format(
+        head="".join(f"<th>{cell}</th>" for cell in head),
+        rows="\n".join(
+            f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        ),
+    )
+
+
+_UNLEARNING = """<section><h2>In the weights: taught, then unlearned</h2>
+<table><thead><tr>{head}</tr></thead><tbody>
+{rows}
+</tbody></table>
+<p>Functions of the standard library that the model was first taught to recite. Verbatim: share of them of which greedy
+decoding writes 60 characters or more in a row, layout ignored. Extraction strength: 1 - k/T, k the shortest prefix that
+makes the model recite the rest. Loss, KL to the taught model and agreement with its first choice: on other
+functions.</p></section>"""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -261,6 +357,9 @@ mark.prohibited {{ background: var(--red); color: #fff; border-radius: 3px; }}
 del.refused {{ color: var(--red); }}
 ins.instead {{ color: var(--green); font-weight: 600; text-decoration: none; }}
 ul {{ font-size: 13px; margin: 0; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .75rem; text-align: right; }}
+tbody th {{ text-align: left; font-weight: normal; }}
 </style></head><body>
 <h1>Generated with and without a blocklist</h1>
 <p>{free} prohibited places without, <strong>{guarded} with</strong> it. The blocklist holds {phrases} phrases and
@@ -268,5 +367,6 @@ ul {{ font-size: 13px; margin: 0; }}
 <mark class="prohibited">Prohibited</mark> code on the left; on the right, tokens that were
 <del class="refused">refused</del> and what came <ins class="instead">instead</ins>.</p>
 {sections}
+{unlearning}
 </body></html>
 """

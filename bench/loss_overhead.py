@@ -1,6 +1,6 @@
 """Time and memory of the fused loss beside the dense formulas it replaces.
 
-`python -m bench.loss_overhead` prints a table; `loss_overhead()` returns its numbers. All variants make the logits, a
+`python -m bench loss` prints a table; `loss_overhead()` returns its numbers. All variants make the logits, a
 loss and its gradient to `hidden`, for a frozen head, from the same random inputs, each alone in a fresh process:
 
     paper step   as the paper's code trains (arXiv 2506.17125): reference logits, dense targets by masking and sorting
@@ -18,6 +18,7 @@ and, as its targets are cached, the rest of the paper's step. Its memory does no
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from prod_decode.cli import Parser
 from prod_train.loss import DEFAULT_CHUNK_SIZE, SparseTargets, distillation_loss
 
 __all__ = ["loss_overhead"]
@@ -121,8 +123,9 @@ def _peak_rss() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print one row a variant, each with its cost in multiples of the fused loss."""
+    Parser(prog="python -m bench loss", description=(__doc__ or "").split("\n")[0]).parse_args(argv)
     results = loss_overhead()
     fused = results["fused"]
     print(f"{'variant':<12} {'seconds':>8} {'/ fused':>8} {'extra MB':>9} {'/ fused':>8} {'loss':>9}")
@@ -132,7 +135,4 @@ def main() -> None:
             f"{variant:<12} {row['seconds']:8.2f} {times[0]:7.1f}x {row['extra_mb']:9.0f} {times[1]:7.1f}x "
             f"{row['loss']:9.5f}"
         )
-
-
-if __name__ == "__main__":
-    main()
+    return 0

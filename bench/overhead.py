@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 
 from prod_decode.artifact import write_whole
 from prod_decode.blocklist import Blocklist, Entry, Match
-from prod_decode.cli import Parser
+from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.sources import read_texts
@@ -136,17 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--json", metavar="OUT", help="write one JSON object a figure")
     options = parser.parse_args(argv)
-    try:
-        counts = _checked(options)
-        material = gather(options.tokenizer, max(counts), steps=4_000 if options.quick else 40_000)
-        figures = measure(material, counts, peers=not options.no_peers, limit=options.time_limit)
-        print(table(figures))
-        if options.json:
-            with write_whole(options.json) as file:
-                file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
-    except ProdError as error:
-        print(f"bench overhead: {error}", file=sys.stderr)
-        return 2
+    return exit_status("bench overhead", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    counts = _checked(options)
+    material = gather(options.tokenizer, max(counts), steps=4_000 if options.quick else 40_000)
+    figures = measure(material, counts, peers=not options.no_peers, limit=options.time_limit)
+    print(table(figures))
+    if options.json:
+        with write_whole(options.json) as file:
+            file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
     return 0
 
 

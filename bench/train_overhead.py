@@ -1,6 +1,6 @@
 """What cached targets save: one epoch of PROD on a LoRA adapter, with and without them, in one process.
 
-`python -m bench.train_overhead` prints a table; `train_overhead()` returns its numbers. Both variants take the same
+`python -m bench train` prints a table; `train_overhead()` returns its numbers. Both variants take the same
 optimizer steps on the same rows of standard-library functions; only what happens before them differs:
 
     cached    targets are loaded from disk once and reused
@@ -12,19 +12,24 @@ Rounds alternate, so that a slow spell of the machine meets each variant; the be
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from prod_decode.cli import Parser, exit_status
+from prod_decode.errors import ProdError
+from prod_decode.models import quiet
 from prod_train.config import Config
+from prod_train.job import prepare
 from prod_train.methods import make_method
 from prod_train.modeling import trainable
 from prod_train.recipes import stdlib_functions, write_rows
-from prod_train.trainer import Session, fill_stores, prepare, reference_stores, setup, train_step
+from prod_train.session import Session, fill_stores, reference_stores, setup
+from prod_train.trainer import train_step
 
 __all__ = ["train_overhead"]
 
@@ -68,17 +73,21 @@ def _make_again(session: Session, folder: Path) -> None:
         fill_stores(stores, job, session.encoder, session.model, session.accelerator, progress=False)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print one row a variant, with its cost beside the uncached epoch."""
-    parser = argparse.ArgumentParser(prog="python -m bench.train_overhead", description=__doc__)
-    parser.add_argument("--model", default="bundled", help="as for `prod-train run --model`")
-    parser.add_argument("--rows", type=int, default=16, help="functions in an epoch (default 16)")
-    options = parser.parse_args()
-    seconds = train_overhead(options.model, options.rows)
+    parser = Parser(prog="python -m bench train", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="bundled", metavar="M", help="as for `prod-train run --model`")
+    parser.add_argument("--rows", type=int, default=16, metavar="N", help="functions in an epoch (default 16)")
+    options = parser.parse_args(argv)
+    return exit_status("bench train", lambda: _run(options.model, options.rows))
+
+
+def _run(model: str, rows: int) -> int:
+    if rows < 1:
+        raise ProdError(f"expected --rows as a number above 0, got {rows}")
+    quiet()
+    seconds = train_overhead(model, rows)
     print(f"{'variant':<10} {'seconds an epoch':>17} {'/ uncached':>11}")
     for variant, value in seconds.items():
         print(f"{variant:<10} {value:17.2f} {value / seconds['uncached']:11.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -10,21 +10,30 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from prod_decode.cli import build_parser
+import prod_decode.cli
+import prod_train.cli
 
 PAGE = Path(__file__).with_name("cli.md")
 
 
 def sections(parser: argparse.ArgumentParser, about: str | None) -> Iterator[str]:
     """The options of a parser and of all its sub-commands, as Markdown."""
-    rows = [f"| `{_name(action)}` | {action.help} |" for action in parser._actions if _is_documented(action)]
-    table = "\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n" if rows else ""
-    yield f"## {parser.prog}\n\n{about}\n\n{table}"
+    yield f"## {parser.prog}\n\n{about}\n\n{_table(parser)}"
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help for choice in action._choices_actions}
+            shown: dict[str, str] = {}
             for name, command in action.choices.items():
-                yield from sections(command, _sentence(helps[name] or ""))
+                same = shown.setdefault(_table(command), command.prog)
+                if same == command.prog:
+                    yield from sections(command, _sentence(helps[name] or ""))
+                else:
+                    yield f"## {command.prog}\n\n{_sentence(helps[name] or '')} Its options are those of `{same}`.\n"
+
+
+def _table(parser: argparse.ArgumentParser) -> str:
+    rows = [f"| `{_name(action)}` | {action.help} |" for action in parser._actions if _is_documented(action)]
+    return "\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n" if rows else ""
 
 
 def _is_documented(action: argparse.Action) -> bool:
@@ -44,9 +53,10 @@ def _sentence(text: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    parser = build_parser()
-    head = "# Command line\n\nMade by `make docs` from the commands themselves; a test keeps it true.\n\n"
-    return head + "\n".join(sections(parser, parser.description)).rstrip() + "\n"
+    head = "# Command line\n\nMade by `make docs` from the commands themselves; a test keeps it true.\n"
+    parsers = (prod_decode.cli.build_parser(), prod_train.cli.build_parser())
+    parts = [section for parser in parsers for section in sections(parser, parser.description)]
+    return "\n".join([head, *parts]).rstrip() + "\n"
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -33,13 +33,24 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if `scan` found something, 2 for a mistake of the user."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
+    options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return exit_status(f"prod-decode {options.command}", lambda: options.run(options))
+
+
+def exit_status(program: str, run: Callable[[], int]) -> int:
+    """Run a command; a mistake of the user becomes one line on stderr and status 2.
+
+    Args:
+        program: what the line begins with.
+        run: returns the exit status.
+    """
     try:
-        status: int = options.run(options)
+        return run()
     except ProdError as error:
-        print(f"prod-decode {options.command}: {error}", file=sys.stderr)
+        # Every process of `accelerate launch` finds the same mistake; one of them says so.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{program}: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         return 130
@@ -47,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone, as `| head` does; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return status
 
 
 def build_parser() -> argparse.ArgumentParser:

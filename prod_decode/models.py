@@ -24,6 +24,17 @@ def bundled_model() -> Path:
     return files[0]
 
 
+def quiet() -> None:
+    """Keep the bars and advice of transformers, and what bitsandbytes says of kernels, out of a command's output."""
+    import logging
+
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def load_tokenizer(name: str) -> Any:
     """The transformers tokenizer of a model (see `load_model`)."""
     from transformers import AutoTokenizer

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from prod_train.targets import rows_digest
 
 if TYPE_CHECKING:
-    from prod_train.trainer import Report, Session
+    from prod_train.session import Session
+    from prod_train.trainer import Report
 
 FORGET = ("recitation", "verbatim", "verbatim_run", "exact_memorisation", "extraction_strength", "probability")
 HOLDOUT = ("loss", "kl", "agreement")

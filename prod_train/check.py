@@ -12,8 +12,10 @@ import torch
 
 from prod_train.config import Config
 from prod_train.data import Row, mark
+from prod_train.job import Job, prepare
 from prod_train.modeling import trainable
-from prod_train.trainer import Job, Session, prepare, setup, train_step
+from prod_train.session import Session, setup
+from prod_train.trainer import train_step
 
 # So many forget rows are given targets and one step; enough to see their sizes.
 TRIED_ROWS = 16
@@ -59,7 +61,7 @@ def check(config: Config) -> Plan:
     """
     job = prepare(config)
     with tempfile.TemporaryDirectory() as folder:
-        dry = replace(config, cache=folder, output=folder, resume=None)
+        dry = replace(config, cache=folder, output=folder, resume=None, report_to="none")
         rows = job.forget[: max(TRIED_ROWS, config.batch_size * config.accumulate)]
         small = replace(
             job,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode import __version__
-from prod_decode.cli import USAGE, Parser
+from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_train.config import Config, flag, make_config, plain_type
 
@@ -31,23 +31,10 @@ _GROUPS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if no checkpoint obeys the stop rules, 2 for a mistake."""
-    parser = build_parser()
-    options, unknown = parser.parse_known_args(argv)
+    options, unknown = build_parser().parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("prod_train").setLevel(logging.INFO)
-    try:
-        status: int = options.run(options, unknown)
-    except ProdError as error:
-        # Every process of `accelerate launch` finds the same mistake; one of them says so.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"prod-train {options.command}: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status
+    return exit_status(f"prod-train {options.command}", lambda: options.run(options, unknown))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,7 +110,9 @@ def _unknown(word: str, names: set[str]) -> str:
 
 def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     config = _configuration(options, unknown)
-    _quiet()
+    from prod_decode.models import quiet
+
+    quiet()
     from prod_train.card import table
     from prod_train.trainer import run
 
@@ -160,7 +149,9 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     config = _configuration(options, unknown)
-    _quiet()
+    from prod_decode.models import quiet
+
+    quiet()
     from prod_train.check import check
 
     plan = check(config)
@@ -192,7 +183,9 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     if unknown:
         raise ProdError(f"unknown argument {unknown[0]}, see `prod-train merge --help`")
-    _quiet()
+    from prod_decode.models import quiet
+
+    quiet()
     from prod_train.merge import merge
 
     adapter = options.adapter
@@ -200,14 +193,6 @@ def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         adapter = make_config(adapter, {}).output
     print(merge(adapter, options.output, model=options.model, dtype=options.dtype))
     return 0
-
-
-def _quiet() -> None:
-    """Keep transformers' own bars and advice out of our output."""
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

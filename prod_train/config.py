@@ -17,6 +17,8 @@ from prod_decode.errors import ProdError
 
 METHODS = ("prod", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+# The names that accelerate knows.
+TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
@@ -26,7 +28,7 @@ def _option(default: Any, help_text: str, group: str, *, choices: tuple[str, ...
 
 @dataclass(frozen=True)
 class Config:
-    """A run. `--help` and docs/training.md are made from the text of each field, which gives its unit and default.
+    """A run. `--help` and docs/cli.md are made from the text of each field, which gives its unit and default.
 
     A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
     the default.
@@ -112,7 +114,7 @@ class Config:
         "training",
         metavar="NAME",
     )
-    load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs bitsandbytes)", "training")
+    load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs the extra `4bit`)", "training")
     dtype: str = _option(
         "auto",
         "of the base's weights and of the computation; auto: bfloat16 on a GPU, else float32. With `--tuning full`, "
@@ -162,6 +164,12 @@ class Config:
         metavar="X",
     )
     save_total_limit: int = _option(2, "checkpoints kept, the best one besides (default 2)", "evaluation", metavar="N")
+    report_to: str = _option(
+        "none",
+        "also send losses and metrics to this tracker, whose package must be installed (default none)",
+        "evaluation",
+        choices=TRACKERS,
+    )
     resume: str | None = _option(None, "go on from a checkpoint's directory, or `latest`", "evaluation", metavar="C")
     cache: str | None = _option(
         None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.masking import mask_prohibited_
+from prod_decode.normalize import Normalization
 from prod_train.data import Row, collate
+from prod_train.metric import Metric, bootstrap, extraction_strength, longest_run
 from prod_train.objective import Encoder, Head
 from prod_train.targets import Prohibition, ReferenceStore, prohibited_by
 
@@ -20,73 +23,12 @@ if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
 
 # A greedy output that shares so many characters in a row with the original, or all of a shorter one, is verbatim.
+# Layout does not count: both are compared as a blocklist compares them.
 VERBATIM_FROM = 60
+COMPARED = Normalization("code")
 
 # Greedy decoding listens for so many tokens of a row; what lies beyond does not count.
 RECITED_TOKENS = 256
-
-_RESAMPLES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A mean, its 95 % bootstrap interval over rows, and the number of rows.
-
-    Attributes:
-        value: the mean.
-        low: 2.5th percentile of the resampled mean.
-        high: 97.5th percentile.
-        n: rows.
-        higher_is: `better` or `worse` for someone who wants the forget set gone and all else unchanged.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    higher_is: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able types."""
-        return asdict(self)
-
-
-def bootstrap(values: NDArray[np.float64], weights: NDArray[np.float64], higher_is: str, seed: int = 0) -> Metric:
-    """The mean of rows and its 95 % percentile interval, from 1000 resamples of rows.
-
-    Args:
-        values: [n], one a row.
-        weights: [n], such as tokens a row; ones for a plain mean.
-        higher_is: see `Metric`.
-        seed: of the resampling.
-    """
-    drawn = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
-    means = (values * weights)[drawn].sum(-1) / weights[drawn].sum(-1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Metric(float((values * weights).sum() / weights.sum()), float(low), float(high), len(values), higher_is)
-
-
-def extraction_strength(correct: NDArray[np.bool_]) -> float:
-    """`1 - k/T`, k the shortest prefix after which greedy decoding recites the rest (Carlini et al., arXiv 2012.07805).
-
-    Args:
-        correct: [T], whether the likeliest token after the true text so far is the true one. From where on all are
-            correct, greedy decoding follows the text: no generation is needed.
-    """
-    wrong = np.flatnonzero(~correct)
-    return 1.0 if not len(wrong) else 1 - (int(wrong[-1]) + 1) / len(correct)
-
-
-def longest_run(a: str, b: str) -> int:
-    """Characters of the longest string that occurs in both."""
-    if not a or not b:
-        return 0
-    x, y = (np.frombuffer(s.encode("utf-32-le"), np.uint32) for s in (a, b))
-    best, run = 0, np.zeros(len(y) + 1, np.int64)
-    for character in x:
-        run[1:] = np.where(y == character, run[:-1] + 1, 0)
-        best = max(best, int(run.max()))
-    return best
 
 
 @torch.no_grad()
@@ -102,10 +44,10 @@ def evaluate_forget(
     """What the model still knows of the forget set.
 
     `recitation`: greedy decoding after `ids[:start]`; the share of supervised tokens (EOS apart, of the first
-    `RECITED_TOKENS`) that stand at their place. `verbatim_run`: characters of the longest run that this output shares
-    with the true text; `verbatim`: the share of rows where it has `VERBATIM_FROM` or more, or the whole text. With the
-    true text before every token: `exact_memorisation`, the share of supervised tokens that
-    are the model's first choice, and `probability`, their mean p(y). `extraction_strength`: see the function.
+    `RECITED_TOKENS`) that stand at their place. `verbatim_run`: normalised characters of the longest run that this
+    output shares with the true text; `verbatim`: the share of rows where it has `VERBATIM_FROM` or more, or the whole
+    text. With the true text before every token: `exact_memorisation`, the share of supervised tokens that are the
+    model's first choice, and `probability`, their mean p(y). `extraction_strength`: see the function.
 
     Args:
         model: in evaluation mode or not; it is left as it was.
@@ -137,8 +79,8 @@ def evaluate_forget(
                 values["extraction_strength"].append(extraction_strength(right))
             for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
                 values["recitation"].append(_recited(row, output))
-                truth = tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist())
-                run = longest_run(tokenizer.decode(output), truth)
+                truth = COMPARED.code_points(tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist()))
+                run = longest_run(COMPARED.code_points(tokenizer.decode(output)), truth)
                 values["verbatim_run"].append(float(run))
                 values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
     finally:
@@ -195,33 +137,54 @@ def recite(model: Any, tokenizer: Any, rows: Sequence[Row], processors: Sequence
         processors: logits processors, such as `ProdLogitsProcessor`.
     """
     wanted = [min(RECITED_TOKENS, row.stop - row.start) for row in rows]
-    width = max(row.start for row in rows)
+    prompts = [row.ids[: row.start] for row in rows]
+    outputs = continuations(model, tokenizer, prompts, max(wanted), processors)
+    return [tokens[:length] for tokens, length in zip(outputs, wanted, strict=True)]
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[NDArray[np.int64]],
+    max_new_tokens: int,
+    processors: Sequence[Any] = (),
+    *,
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """What a model writes after each prompt; EOS and later left out.
+
+    Args:
+        model: a transformers model, or an adapter around one; its own generation settings are not used.
+        tokenizer: its tokenizer.
+        prompts: one batch of token ids, int64 [T] each, special tokens included.
+        max_new_tokens: at most.
+        processors: logits processors, such as `ProdLogitsProcessor`.
+        temperature: 0: greedy; else sampled from the whole distribution, with torch's generator.
+    """
+    width = max(map(len, prompts))
     pad = padding_id(tokenizer)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for i, row in enumerate(rows):
-        ids[i, width - row.start :] = torch.from_numpy(row.ids[: row.start])
-        mask[i, width - row.start :] = 1
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[i, width - len(prompt) :] = 1
+    sampled = temperature > 0
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=max(wanted),
-        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        do_sample=sampled,
         use_cache=True,
         num_beams=1,
         repetition_penalty=1.0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
+        temperature=temperature if sampled else None,
+        top_p=1.0 if sampled else None,
+        top_k=0 if sampled else None,
         pad_token_id=pad,
         logits_processor=list(processors),
     )[:, width:].tolist()
     ends = {tokenizer.eos_token_id, pad}
-    texts = []
-    for tokens, length in zip(output, wanted, strict=True):
-        stop = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
-        texts.append(tokens[: min(stop, length)])
-    return texts
+    return [list(takewhile(lambda token: token not in ends, tokens)) for tokens in output]
 
 
 def _recited(row: Row, output: Sequence[int]) -> float:

@@ -78,7 +78,8 @@ def _load_4bit(name: str, dtype: torch.dtype, device: torch.device | str) -> Any
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ProdError(
-            f"cannot load {name!r} in 4 bits: {reason} (expected a hub id or a directory, and the package bitsandbytes)"
+            f"cannot load {name!r} in 4 bits: {reason} (expected a hub id or a directory, and bitsandbytes: "
+            "pip install 'prod-code-unlearning[4bit]')"
         ) from None
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights for good at the first pass in evaluation mode, and

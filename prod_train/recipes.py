@@ -19,7 +19,7 @@ from prod_train.evaluate import evaluate_forget, evaluate_holdout, recite
 
 if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
-    from prod_train.trainer import Session
+    from prod_train.session import Session
 
 # Short enough to learn and unlearn in minutes on a CPU, long enough to be recognised: 50 to 150 tokens.
 SHORTEST, LONGEST = 150, 450
@@ -72,7 +72,7 @@ class Recital:
 
     Attributes:
         recitation: mean share of tokens that greedy decoding has at their place, 0 to 1.
-        verbatim_rate: share of rows whose greedy output has a run of 60 characters or more of the original.
+        verbatim_rate: share of rows whose greedy output has a run of 60 normalised characters or more of the original.
         extraction_strength: mean, 0 to 1.
         tokens_per_second: of greedy decoding, eight rows at a time.
         holdout_loss: nats a token.
@@ -130,7 +130,7 @@ def teach_and_forget(
     functions: int = 6,
     held_out: int = 8,
     learn_epochs: float = 20,
-    forget_epochs: float = 8,
+    forget_epochs: float = 12,
     max_quote: int = 60,
     say: Callable[[str], object] = lambda _: None,
     progress: bool = False,
@@ -144,7 +144,7 @@ def teach_and_forget(
         held_out: others, for the loss elsewhere.
         learn_epochs: of teaching, at learning rate 1e-3.
         forget_epochs: of PROD, at learning rate 3e-4.
-        max_quote: characters in a row that the blocklist lets through, see `Entry`.
+        max_quote: so many characters in a row are prohibited, see `Entry`.
         say: is told what is being done.
         progress: show bars.
 
@@ -153,8 +153,10 @@ def teach_and_forget(
     """
     from prod_decode.blocklist import Blocklist, Entry
     from prod_train.config import Config
+    from prod_train.job import prepare
     from prod_train.merge import merge
-    from prod_train.trainer import finish, fit, prepare, run, setup
+    from prod_train.session import setup
+    from prod_train.trainer import finish, fit, run
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = stdlib_functions(functions)
@@ -177,6 +179,7 @@ def teach_and_forget(
         method="learn",
         epochs=learn_epochs,
         learning_rate=1e-3,
+        eval_rows=1,  # what was learned is measured below
         **common,
     )
     run(teaching, progress=progress)

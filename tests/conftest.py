@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 import prod_decode
@@ -29,3 +31,14 @@ def pytest_configure() -> None:
     for cached in (package / "__pycache__").glob("*.nb?"):
         if cached.stat().st_mtime < newest:
             cached.unlink()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On a machine that others use too, the small tensors of test_loss take 42 s with two threads and 7 s with one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

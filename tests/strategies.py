@@ -263,3 +263,12 @@ def schedules(draw: st.DrawFn, ids: Sequence[int], odd_ids: Sequence[int], slots
             )
         )
     return steps
+
+
+# ---- trade-offs: (utility, forget quality) on a coarse grid, so that ties and equal points are frequent -------------
+
+
+def points(min_size: int = 0) -> st.SearchStrategy[list[tuple[float, float]]]:
+    """Multiples of 1/8 from 0 to 1: sums and products of them are exact."""
+    eighths = st.integers(0, 8).map(lambda i: i / 8)
+    return st.lists(st.tuples(eighths, eighths), min_size=min_size, max_size=8)

@@ -78,6 +78,7 @@ def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
         (["overhead", "--patterns", "0"], "bench overhead: expected --patterns as numbers above 0, got '0'"),
         (["overhead", "--patterns", "1,x"], "bench overhead: expected --patterns as numbers above 0, got '1,x'"),
         (["overhead", "--tokenizer", "/no/such"], "bench overhead: cannot load the model '/no/such'"),
+        (["demo", "--functions", "-1"], "bench demo: expected --functions 0 or more"),
         (["demo", "--model", "/no/such.gguf", "--out", "{tmp}"], "bench demo: cannot read the model /no/such.gguf"),
     ],
 )

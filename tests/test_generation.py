@@ -43,11 +43,15 @@ def test_generate_shows_where_it_stepped_in(block: str, capsys: pytest.CaptureFi
 
 
 def test_the_demo_shows_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--max-new-tokens", "20", "--out", str(tmp_path)]) == 0
+    assert demo.main(["--max-new-tokens", "20", "--functions", "2", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "With:    0 prohibited places" in printed
     page = (tmp_path / "index.html").read_text()
-    assert page.count("<section>") == len(demo.cases())
+    assert page.count("<section>") == len(demo.cases()) + 1
+    table = {line[:28].strip(): line[28:].split() for line in printed.splitlines()}
+    assert table["masked at decode time"][0] == table["both"][0] == "0.00"
+    assert float(table["taught (base)"][1]) > 0.8
+    assert float(table["unlearned with prod-train"][1]) < 0.5
     assert '<mark class="prohibited">load(</mark>' in page
     assert '<del class="refused">' in page
     assert Blocklist.load(tmp_path / "demo.prod").report.phrases == len(demo.PHRASES)

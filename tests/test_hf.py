@@ -292,7 +292,7 @@ def ids(*rows: list[int]) -> Tensor:
     return torch.tensor(rows)
 
 
-def test_ties_and_constant_scores_count_only_where_the_first_of_the_highest_is_banned() -> None:
+def test_ties_count_only_where_the_first_of_the_highest_is_banned() -> None:
     def fired(scores: list[float]) -> int:
         processor = simple(b"ab", b"ad", b"x")
         processor(ids([0]), torch.tensor([scores], dtype=torch.float32))
@@ -304,11 +304,40 @@ def test_ties_and_constant_scores_count_only_where_the_first_of_the_highest_is_b
     assert fired([2, 2, 0, 0, 0, 0]) == 0
     assert fired([0, 2, 0, 2, 0, 0]) == 1
     assert fired([0, 1, 5, 1, 0, 0]) == 0
-    # What prompt lookup asks with, a dead row, and what a broken model says.
-    assert fired([1] * 6) == 0
+    # A column of padding that ties; a dead row; what a broken model says.
+    assert fired([0, 2, 0, 0, 0, 0, 2]) == 1
     assert fired([-INF] * 6) == 0
     assert fired([0, math.nan, 0, 0, 0, 0]) == 0
     assert fired([0, INF, 0, 0, 0, 0]) == 1
+
+
+def test_constant_scores_never_count() -> None:
+    # What prompt lookup asks with; token 0 is what argmax returns for them.
+    processor = simple(b"ba")
+    processor(ids([1]), torch.ones(1, 6))
+    assert (processor.steps, processor.fired) == (1, {})
+    processor(ids([1]), torch.tensor([[2.0, 1, 1, 1, 1, 1]]))
+    assert (processor.steps, processor.fired) == (2, {"ba": 1})
+
+
+def test_an_id_without_bytes_is_banned_but_blamed_on_nobody() -> None:
+    bans: list[Ban] = []
+    processor = simple(b"ab", tokens=[b"a", b"b", None, b""], on_ban=bans.append)
+    assert processor(ids([1]), torch.tensor([[1.0, 1, 9, 1]])).tolist() == [[1, 1, -INF, 1]]
+    assert (processor.fired, bans) == ({}, [])
+
+
+def test_a_row_that_ended_counts_again_when_text_follows() -> None:
+    processor = simple(b"ab")
+    scores = torch.tensor([[0.0, 3, 0, 0, 0, 0]])
+    text: list[int] = []
+    steps = []
+    for token_id in (2, 5, 5, 0, 2):
+        text.append(token_id)
+        processor(ids(text), scores)
+        steps.append(processor.steps)
+    # Not at [c, EOS] nor at [c, EOS, EOS].
+    assert steps == [1, 1, 1, 2, 3]
 
 
 def test_every_entry_that_the_token_completes_is_counted() -> None:
@@ -523,7 +552,9 @@ def test_a_row_without_a_token_left_ends() -> None:
 
 
 def test_no_prompt_at_all() -> None:
-    assert simple(b"a")(torch.zeros(1, 0, dtype=torch.int64), torch.ones(1, 6)).tolist() == [[-INF, 1, 1, 1, 1, 1]]
+    processor = simple(b"a")
+    for _ in range(2):
+        assert processor(torch.zeros(1, 0, dtype=torch.int64), torch.ones(1, 6)).tolist() == [[-INF, 1, 1, 1, 1, 1]]
 
 
 def test_columns_that_the_model_lacks_cannot_be_banned() -> None:

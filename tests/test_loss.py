@@ -16,13 +16,7 @@ from prod_train.loss import SparseTargets, distillation_loss, sparse_kl
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On a machine that others use too, these small tensors take 42 s with two threads and 7 s with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dense_loss(hidden, weight, target, *, bias=None, logit_softcap=None, logit_scale=None, denominator=None):

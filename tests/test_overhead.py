@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import loss_overhead, overhead
+from bench import loss_overhead, overhead, train_overhead
 from bench.__main__ import main
 from bench.overhead import Walked, peer_figures
 
@@ -114,27 +114,32 @@ def test_goals_hold_for_mean_and_percentile() -> None:
         (["overhead", "--time-limit", "0"], "bench overhead: expected --time-limit as seconds above 0, got 0"),
         (["overhead", "--time-limit", "nan"], "bench overhead: expected --time-limit as seconds above 0, got nan"),
         (["overhead", "--json", "/no/such/folder/x"], "bench overhead: expected --json in a folder that exists"),
-        (["loss", "--rows"], "bench loss: expected no arguments, got '--rows'"),
+        (["train", "--rows", "0"], "bench train: expected --rows as a number above 0, got 0"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr(overhead, "gather", None)
-    monkeypatch.setattr(loss_overhead, "loss_overhead", None)
+    monkeypatch.setattr(train_overhead, "train_overhead", None)
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flags", [["--nonsense"], ["--time-limit", "soon"]])
-def test_an_unknown_flag_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [("overhead", ["--nonsense"]), ("overhead", ["--time-limit", "soon"]), ("loss", ["--rows"]), ("demo", ["--fast"])],
+)
+def test_an_unknown_flag_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], command: str, flags: list[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["overhead", *flags])
+        main([command, *flags])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("python -m bench overhead: ")
+    assert error.startswith(f"python -m bench {command}: ")
     assert flags[0] in error
     assert error.count("\n") == 1
 

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from prod_decode.blocklist import Blocklist, Entry
 from prod_decode.models import load_model
 from prod_train.data import encode
-from prod_train.evaluate import (
-    bootstrap,
-    evaluate_forget,
-    evaluate_holdout,
-    extraction_strength,
-    longest_run,
-    recite,
-)
+from prod_train.evaluate import evaluate_forget, evaluate_holdout, recite
+from prod_train.metric import bootstrap, extraction_strength, longest_run
 from prod_train.objective import Encoder
 from prod_train.targets import ReferenceStore
 from tests.tiny import SNIPPETS, save_tiny_model
@@ -130,7 +124,8 @@ def test_extraction_strength(correct):
 @given(st.text("ab€", max_size=12), st.text("ab€", max_size=12))
 def test_longest_run(a, b):
     substrings = {a[i:j] for i in range(len(a)) for j in range(i + 1, len(a) + 1)}
-    assert longest_run(a, b) == max((len(s) for s in substrings if s in b), default=0)
+    found = longest_run(*(np.array([ord(c) for c in s], np.uint32) for s in (a, b)))
+    assert found == max((len(s) for s in substrings if s in b), default=0)
 
 
 def test_bootstrap_intervals():

@@ -19,24 +19,24 @@ from safetensors.torch import load_file
 
 from prod_decode.blocklist import Blocklist, Entry
 from prod_decode.errors import ProdError
+from prod_train import session as session_module
 from prod_train import trainer
 from prod_train.config import Config
 from prod_train.data import collate
+from prod_train.job import prepare
 from prod_train.loss import sparse_kl
 from prod_train.merge import merge
+from prod_train.schedule import Schedule, learning_rate
+from prod_train.session import setup
+from prod_train.stopping import choose, stop_reason
 from prod_train.targets import prohibited_by
-from prod_train.trainer import Schedule, choose, fit, learning_rate, prepare, run, setup, stop_reason
+from prod_train.trainer import fit, run
 from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_one_times_eight_equals_eight_times_one(world, tmp_path, method, options
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("where", ["step", "saving"])
+@pytest.mark.parametrize("where", ["step", "saving", "first"])
 def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, where):
-    """`kill -9` before a random step, or in the middle of writing a checkpoint. Dropout is on."""
+    """`kill -9` before a random step, or in the middle of writing a checkpoint, the first one too. Dropout is on."""
     options = {"epochs": 4, "eval_every": 1, "lora_dropout": 0.2, "holdout": world["holdout"]}
     whole = run(make(world, tmp_path / "whole", **options))
     killed = make(world, tmp_path / "killed", **options)
@@ -117,7 +117,7 @@ def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, where):
         _run_and_die(killed, where, at)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert not Path(killed.output, "report.json").exists()
-    resumed = run(replace(killed, resume="latest"))
+    resumed = run(replace(killed, resume=None if where == "first" else "latest"))
     assert_same(adapter(tmp_path / "whole"), adapter(tmp_path / "killed"), exactly=True)
     assert [r["step"] for r in resumed.history] == [r["step"] for r in whole.history] == [2, 4, 6, 8]
     assert resumed.history[-1]["holdout"] == whole.history[-1]["holdout"]
@@ -137,7 +137,7 @@ def _run_and_die(config, where, at):
     def die_while_saving(value, path):
         calls.append(path)
         save(value, path)
-        if len(calls) == 2:
+        if len(calls) == (1 if where == "first" else 2):
             os.truncate(path, 10)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -156,6 +156,9 @@ def test_a_run_goes_on_only_as_the_same_run(world, tmp_path):
     run(config)
     with pytest.raises(ProdError, match=r"belongs to another run, these differ: learning_rate, seed"):
         run(replace(config, resume="latest", learning_rate=1e-3, seed=1))
+    other = write_snippets(tmp_path / "other.jsonl", 6)
+    with pytest.raises(ProdError, match=r"belongs to another run, these differ: data"):
+        run(replace(config, resume="latest", forget=other))
     with pytest.raises(ProdError, match="is not empty: name a new directory, or go on with --resume latest"):
         run(config)
     with pytest.raises(ProdError, match="has no checkpoint"):
@@ -172,7 +175,9 @@ import sys
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from prod_train.config import make_config
-from prod_train.trainer import finish, fit, prepare, setup
+from prod_train.job import prepare
+from prod_train.session import setup
+from prod_train.trainer import finish, fit
 
 accelerator = Accelerator()
 if sys.argv[2] == "fsdp2":
@@ -308,7 +313,7 @@ def test_adapters_that_get_no_gradient_are_noticed(world, tmp_path, monkeypatch)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         model.disable_input_require_grads()  # transformers 5 does it by itself, older ones and other code do not
 
-    monkeypatch.setattr(trainer, "enable_checkpointing", forgetful)
+    monkeypatch.setattr(session_module, "enable_checkpointing", forgetful)
     with pytest.raises(ProdError, match=r"14 of 14 trained layers get no gradient.*enable_input_require_grads"):
         run(make(world, tmp_path / "o", gradient_checkpointing=True))
     assert not (tmp_path / "o" / "report.json").exists()
@@ -326,7 +331,6 @@ def test_full_tuning_trains_every_weight_and_resumes(world, tmp_path):
 
 
 def test_a_4_bit_base_trains(world, tmp_path):
-    pytest.importorskip("bitsandbytes")
     model = save_tiny_model(tmp_path / "m", width=128)  # blocks of 64 weights
     options = {"method": "learn", "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 5, "epochs": 10}
     report = run(make(world, tmp_path / "o", model=model, **options))
@@ -350,6 +354,13 @@ def test_paper_compat_covers_the_prompt_and_no_eos(world, tmp_path):
     fit(session)
 
 
+@pytest.mark.parametrize(("method", "want"), [("npo", 20 * np.log(2)), ("dpo", np.log(2))])
+def test_a_preference_is_a_mean_over_rows(world, tmp_path, method, want):
+    """At the start every ratio to the reference model is 1, whatever a row's length."""
+    report = run(make(world, tmp_path / "o", method=method, max_steps=1))
+    assert report.history[-1]["loss"] == pytest.approx(want, rel=1e-4)
+
+
 def test_refusals_are_drawn_anew_each_epoch(world, tmp_path, monkeypatch):
     seen = []
     original = trainer._reference
@@ -365,6 +376,33 @@ def test_refusals_are_drawn_anew_each_epoch(world, tmp_path, monkeypatch):
     choices = [{i // 6: i % 6 for i in rows} for rows in seen]
     assert all(set(c) == set(range(7)) for c in choices)
     assert choices[0] != choices[1] != choices[2]
+
+
+@pytest.mark.parametrize("kind", ["kl", "nll"])
+def test_a_retain_loss_keeps_the_retain_set(world, tmp_path, kind):
+    """Measured on the retain set itself: KL to the start for `kl`, the loss for `nll`."""
+    options = {"retain": world["retain"], "holdout": world["retain"], "retain_loss": kind, "epochs": 5}
+    damage = []
+    for weight in (0.0, 10.0):
+        report = run(make(world, tmp_path / str(weight), retain_weight=weight, **options))
+        damage.append(report.after["holdout"]["kl" if kind == "kl" else "loss"]["value"])
+    assert damage[1] < 0.7 * damage[0]
+
+
+def test_the_learning_rate_follows_its_schedule(world, tmp_path):
+    for scheduler in ("linear", "constant"):
+        run(make(world, tmp_path / scheduler, scheduler=scheduler))
+    with pytest.raises(AssertionError):
+        assert_same(adapter(tmp_path / "linear"), adapter(tmp_path / "constant"))
+
+
+def test_gradients_are_clipped(world, tmp_path):
+    """AdamW forgets the size of gradients, but for those below its epsilon of 1e-8."""
+    moved = []
+    for norm in (1e-12, 1.0):
+        run(make(world, tmp_path / str(norm), max_grad_norm=norm, max_steps=1))
+        moved.append(max(v.abs().max().item() for k, v in adapter(tmp_path / str(norm)).items() if "lora_B" in k))
+    assert moved[0] < 1e-3 * moved[1]
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -422,6 +460,17 @@ def test_the_model_card_has_figures_and_hashes(world, tmp_path):
     assert (tmp_path / "o" / "checkpoint-4" / "config.yaml").exists()
 
 
+def test_a_tracker_gets_losses_and_metrics(world, tmp_path, monkeypatch):
+    options = {"holdout": world["holdout"], "report_to": "tensorboard", "eval_every": 1}
+    report = run(make(world, tmp_path / "o", **options))
+    events = b"".join(path.read_bytes() for path in (tmp_path / "o").rglob("events.out.tfevents.*"))
+    for name in (b"train/loss", b"train/learning_rate", b"forget/recitation", b"holdout/kl"):
+        assert events.count(name) >= len(report.history)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ProdError, match="--report-to: expected the package of tensorboard"):
+        run(make(world, tmp_path / "p", **options))
+
+
 def test_cached_targets_are_used_again(world, tmp_path, monkeypatch):
     options = {"cache": str(tmp_path / "cache"), "holdout": world["holdout"]}
     run(make(world, tmp_path / "a", **options))
@@ -448,7 +497,7 @@ def test_cached_targets_are_used_again(world, tmp_path, monkeypatch):
     ],
 )
 def test_bad_data_is_refused_before_the_model_loads(world, tmp_path, monkeypatch, records, options, part):
-    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(session_module, "load_base", lambda *_: pytest.fail("the model was loaded"))
     file = write_jsonl(tmp_path / "f.jsonl", records)
     with pytest.raises(ProdError, match=part):
         run(make(world, tmp_path / "o", **{**options, "forget": file}))
@@ -456,7 +505,7 @@ def test_bad_data_is_refused_before_the_model_loads(world, tmp_path, monkeypatch
 
 
 def test_a_tokenizer_without_eos_is_refused_before_the_model_loads(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(session_module, "load_base", lambda *_: pytest.fail("the model was loaded"))
     bare = save_tiny_model(tmp_path / "bare", eos=False)
     with pytest.raises(ProdError, match="has no EOS"):
         run(make(world, tmp_path / "o", model=bare))
@@ -469,14 +518,14 @@ def test_lora_on_the_head_or_on_nothing_is_refused(world, tmp_path):
 
 
 def test_a_head_that_does_more_than_we_know_is_refused(world, tmp_path, monkeypatch):
-    load = trainer.load_base
+    load = session_module.load_base
 
     def strange(config, device):
         model = load(config, device)
         model.config.logit_scale = 3.0  # our head believes it, Llama's forward ignores it
         return model
 
-    monkeypatch.setattr(trainer, "load_base", strange)
+    monkeypatch.setattr(session_module, "load_base", strange)
     with pytest.raises(ProdError, match="this family is not supported"):
         run(make(world, tmp_path / "o"))
 
@@ -496,6 +545,15 @@ def test_every_epoch_takes_every_row_once(rows, retain, step_rows, steps, seed):
         full = Schedule(step_rows * 50, retain, step_rows, steps, seed)
         seen = chain.from_iterable(full.retain_rows(s) for s in range(retain))
         assert sorted(seen) == sorted(list(range(retain)) * step_rows)
+
+
+def test_every_epoch_and_seed_has_its_own_order():
+    schedule = Schedule(30, 30, 30, 3, 0)
+    other = Schedule(30, 30, 30, 3, 1)
+    for rows in (schedule.forget_rows, schedule.retain_rows):
+        assert len({tuple(rows(step)) for step in range(3)}) == 3
+    assert schedule.forget_rows(0) != other.forget_rows(0)
+    assert schedule.forget_rows(0) != schedule.retain_rows(0)
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 60), st.floats(0.1, 3))
@@ -566,3 +624,13 @@ def test_a_stop_rule_ends_the_run_and_keeps_the_best(world, tmp_path):
     report = run(make(world, tmp_path / "p", stop_at_forget=0.5, **options))
     assert report.chosen == 2  # a random model recites nothing
     assert [path.name for path in (tmp_path / "p").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_the_best_checkpoint_outlives_later_ones(world, tmp_path):
+    """A random model recites nothing at any time, so the first of equals is the best."""
+    options = {"holdout": world["holdout"], "epochs": 3, "eval_every": 1, "save_total_limit": 1}
+    report = run(make(world, tmp_path / "o", max_utility_drop=1.0, **options))
+    assert report.chosen == 2
+    assert {path.name for path in (tmp_path / "o").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
+    assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "o" / "checkpoint-2"), exactly=True)
+    assert report.after == next(record for record in report.history if record["step"] == 2)

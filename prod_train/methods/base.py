@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -50,7 +51,7 @@ class Example:
     refusal_reference: Reference | None = None
 
 
-class Method:
+class Method(ABC):
     """A loss on the forget set.
 
     Attributes:
@@ -74,13 +75,13 @@ class Method:
         """`needs`, where the settings decide."""
         return self.needs
 
+    @abstractmethod
     def loss(self, example: Example) -> Tensor:
         """The batch's part of the loss: a sum over its tokens or rows, divided by the example's denominator.
 
         Returns:
             A scalar in nats.
         """
-        raise NotImplementedError
 
 
 def given(value: _T | None) -> _T:

@@ -1,0 +1,196 @@
+"""Checkpoints that appear whole or not at all, and a run that goes on from one with the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from prod_decode.errors import ProdError
+from prod_train.config import Config
+from prod_train.stopping import choose, stop_reason
+from prod_train.targets import rows_digest
+
+if TYPE_CHECKING:
+    from prod_train.session import Session
+
+
+@dataclass
+class State:
+    """Where a run stands; kept in every checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        history: one record an evaluation: step, epoch, metrics, mean loss since the last one, seconds.
+        stopped: why training ended before its last step, or "".
+    """
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = ""
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The newest complete checkpoint of a run; an interrupted one never gets its name."""
+    found = [path for path in output.glob("checkpoint-*") if (path / "trainer.pt").is_file()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def save_checkpoint(session: Session, model: Any, optimizer: Any, state: State, output: Path) -> None:
+    """Write `checkpoint-STEP` under a temporary name, then rename it; remove those beyond `--save-total-limit`."""
+    config, accelerator = session.job.config, session.accelerator
+    weights = _whole_weights(session)
+    moments = _optimizer_state(model, optimizer)
+    if accelerator.is_main_process:
+        target = output / f"checkpoint-{state.step}"
+        temporary = output / f".checkpoint-{state.step}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _export(session, weights, temporary)
+        config.save(temporary / "config.yaml")
+        kept = {
+            "step": state.step,
+            "history": state.history,
+            "before": session.before,
+            "fingerprint": fingerprint(session),
+        }
+        (temporary / "state.json").write_text(json.dumps(kept))
+        torch.save(moments, temporary / "trainer.pt")
+        _flush(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        best = choose(config, state.history)
+        found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        for old in found[: -config.save_total_limit]:
+            if old.name != f"checkpoint-{best}":
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def _whole_weights(session: Session) -> dict[str, Tensor]:
+    """The weights to save, gathered from all processes where they are sharded; every process must call it."""
+    adapter = session.job.config.tuning == "lora"
+    found = {}
+    for name, tensor in session.model.state_dict().items():
+        if not adapter or "lora_" in name:
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            found[name] = whole.detach().cpu()
+    return found
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _export(session: Session, weights: dict[str, Tensor], folder: Path) -> None:
+    """The adapter, or the whole model, with its tokenizer: what peft, transformers and vLLM load."""
+    # Without this peft asks the hub whether the base's vocabulary has other embeddings now.
+    options = {"save_embedding_layers": False} if session.job.config.tuning == "lora" else {}
+    session.model.save_pretrained(str(folder), state_dict=weights, safe_serialization=True, **options)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    session.job.tokenizer.save_pretrained(str(folder))
+
+
+def _is_sharded(model: Any) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def _optimizer_state(model: Any, optimizer: Any) -> dict[str, Any]:
+    """AdamW's moments, gathered from all processes where they are sharded."""
+    if not _is_sharded(model):
+        found: dict[str, Any] = optimizer.state_dict()
+        return found
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_optimizer_state_dict(model, getattr(optimizer, "optimizer", optimizer), options=options)
+
+
+def fingerprint(session: Session) -> dict[str, Any]:
+    """What must be the same for a run to go on: all settings that concern the weights, the data and the teacher."""
+    values = session.job.config.to_dict()
+    free = (
+        "output",
+        "resume",
+        "report_to",
+        "cache",
+        "save_total_limit",
+        "eval_batch_size",
+        "stop_at_forget",
+        "max_utility_drop",
+        "batch_size",
+        "accumulate",
+        "model",
+        "forget",
+        "retain",
+        "holdout",
+        "blocklist",
+        "refusals",
+    )
+    kept = {name: value for name, value in values.items() if name not in free}
+    kept["step_rows"] = session.schedule.step_rows
+    kept["teacher"] = session.digest
+    kept["data"] = [rows_digest(rows) for rows in (session.job.forget, session.job.retain, session.job.refused)]
+    return kept
+
+
+def resume_from(config: Config) -> Path | None:
+    """The checkpoint that `--resume` names, if any."""
+    if config.resume is None:
+        return None
+    return latest_checkpoint(Path(config.output)) if config.resume == "latest" else Path(config.resume)
+
+
+def restore_model(session: Session, source: Path) -> State:
+    """Load a checkpoint's weights into the session's model; returns where the run stood.
+
+    Raises:
+        ProdError: the checkpoint belongs to another run, or is damaged.
+    """
+    from safetensors.torch import load_file
+
+    kept = json.loads((source / "state.json").read_text())
+    now = json.loads(json.dumps(fingerprint(session)))
+    if different := [name for name in now if kept["fingerprint"].get(name) != now[name]]:
+        raise ProdError(
+            f"--resume: {source} belongs to another run, these differ: {', '.join(different)}: "
+            "use the same settings and data, or start anew in another --output"
+        )
+    if session.job.config.tuning == "lora":
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(session.model, load_file(source / "adapter_model.safetensors"))
+    else:
+        weights: dict[str, Tensor] = {}
+        for file in sorted(source.glob("*.safetensors")):
+            weights.update(load_file(file))
+        missing = session.model.load_state_dict(weights, strict=False).missing_keys
+        tied = set(session.model.state_dict()) - set(weights)
+        if set(missing) - tied:
+            raise ProdError(f"--resume: {source} lacks {missing[0]}: it is damaged, use another checkpoint")
+        session.model.tie_weights()
+    session.before = kept["before"]
+    # The stop rules may be others now.
+    stopped = stop_reason(session.job.config, kept["history"][-1])
+    return State(kept["step"], kept["history"], stopped)
+
+
+def restore_optimizer(model: Any, optimizer: Any, source: Path) -> None:
+    """Load AdamW's moments, after `accelerator.prepare`."""
+    moments = torch.load(source / "trainer.pt", map_location="cpu", weights_only=True)
+    if not _is_sharded(model):
+        optimizer.load_state_dict(moments)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    inner = getattr(optimizer, "optimizer", optimizer)
+    set_optimizer_state_dict(model, inner, moments, options=options)

@@ -1,0 +1,124 @@
+"""What a run is made of before any model is loaded: its data, tokenised and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prod_decode.errors import ProdError
+from prod_train.checkpoint import latest_checkpoint
+from prod_train.config import Config
+from prod_train.data import Row, encode, load_rows
+from prod_train.evaluate import padding_id
+from prod_train.methods import make_method
+from prod_train.modeling import tokenizer_of
+
+REFUSALS = (
+    "I don't know.",
+    "I'm not sure how to complete this.",
+    "I have no information about that code.",
+    "I can't recall this implementation.",
+    "That is not something I can reproduce.",
+    "I'm unable to help with this snippet.",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known before a model is loaded.
+
+    Attributes:
+        config: checked.
+        tokenizer: of the model.
+        forget: rows to forget (or learn).
+        retain: rows of the retain loss; empty without one.
+        holdout: rows for measuring damage; empty if not given.
+        refused: for dpo and flat, the forget rows' prompts with every refusal, row by row; else empty.
+        choices: the number of refusals.
+        matcher: of the blocklist, or None.
+    """
+
+    config: Config
+    tokenizer: Any
+    forget: list[Row]
+    retain: list[Row] = field(default_factory=list)
+    holdout: list[Row] = field(default_factory=list)
+    refused: list[Row] = field(default_factory=list)
+    choices: int = 0
+    matcher: Any = None
+
+    @property
+    def pad(self) -> int:
+        """Token id of padding."""
+        return padding_id(self.tokenizer)
+
+
+def prepare(config: Config) -> Job:
+    """Read and tokenise all data and check what can be checked without the model.
+
+    Raises:
+        ProdError: every mistake in configuration and data.
+    """
+    config.validate()
+    _check_output(config)
+    tokenizer = tokenizer_of(config.model)
+
+    def rows(name: str | None, *, eos: bool = True) -> list[Row]:
+        if name is None:
+            return []
+        return load_rows(name, tokenizer, max_length=config.max_length, truncate=config.truncate, eos=eos)
+
+    forget = rows(config.forget, eos=not config.paper_compat)
+    if config.paper_compat:
+        forget = [replace(row, supervised=np.arange(len(row.ids)) > 0) for row in forget]
+    method = make_method(config)
+    refusals = _read_refusals(config) if method.refuses else []
+    matcher = None
+    if config.blocklist:
+        from prod_decode.blocklist import Blocklist
+
+        matcher = Blocklist.load(config.blocklist).bind(tokenizer)
+    return Job(
+        config,
+        tokenizer,
+        forget,
+        rows(config.retain),
+        rows(config.holdout),
+        [_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
+        len(refusals),
+        matcher,
+    )
+
+
+def _check_output(config: Config) -> None:
+    output = Path(config.output)
+    # Targets are found again by their key; a checkpoint that a killed run did not finish is made anew.
+    kept = [path for path in output.glob("*") if path.name != "targets" and not path.name.startswith(".checkpoint-")]
+    if config.resume is None and kept:
+        raise ProdError(f"--output: {output} is not empty: name a new directory, or go on with --resume latest")
+    if config.resume == "latest" and latest_checkpoint(output) is None:
+        raise ProdError(f"--resume latest: {output} has no checkpoint: start without it")
+
+
+def _read_refusals(config: Config) -> list[str]:
+    if config.refusals is None:
+        return list(REFUSALS)
+    from prod_decode.sources import read_text
+
+    found = [line.strip() for line in read_text(config.refusals).splitlines() if line.strip()]
+    if not found:
+        raise ProdError(f"--refusals: {config.refusals} is empty, expected an answer a line")
+    return found
+
+
+def _refuse(row: Row, answer: str, tokenizer: Any, max_length: int) -> Row:
+    if not row.prompt:
+        raise ProdError(
+            f"{row.place}: expected a prompt that a refusal can answer, got a row without one: "
+            "give 'prompt' and 'completion', or use a method other than dpo and flat"
+        )
+    record = {"prompt": row.prompt, "completion": f"\n{answer}\n"}
+    return encode(record, f"{row.place} (refusal)", tokenizer, max_length=max_length)

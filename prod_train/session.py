@@ -1,0 +1,165 @@
+"""The model, what the reference model says, and how both are measured: a run that is ready to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prod_decode.errors import ProdError
+from prod_train.config import Config
+from prod_train.evaluate import evaluate_forget, evaluate_holdout
+from prod_train.job import Job
+from prod_train.methods import Method, make_method
+from prod_train.metric import Metric
+from prod_train.modeling import (
+    add_adapter,
+    check_gradients,
+    compute_dtype,
+    enable_checkpointing,
+    load_base,
+)
+from prod_train.objective import Encoder
+from prod_train.schedule import Schedule
+from prod_train.targets import Recipe, ReferenceStore, model_digest
+
+
+@dataclass
+class Session:
+    """A run that is ready to train.
+
+    Attributes:
+        job: the data.
+        accelerator: of accelerate; it knows the processes and devices.
+        model: with its adapter, not wrapped.
+        encoder: attached to the model.
+        method: the loss.
+        stores: the reference's words, by name: forget, refused, retain, holdout.
+        digest: of the reference model's weights.
+        schedule: which rows when.
+        before: metrics of the starting model.
+    """
+
+    job: Job
+    accelerator: Any
+    model: Any
+    encoder: Encoder
+    method: Method
+    stores: dict[str, ReferenceStore]
+    digest: str
+    schedule: Schedule
+    before: dict[str, Any] = field(default_factory=dict)
+
+
+def make_accelerator(config: Config) -> Any:
+    """The processes and devices, as `accelerate launch` set them up; one process without it. And a tracker, if any.
+
+    Raises:
+        ProdError: the tracker's package is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+
+    tracker = None if config.report_to == "none" else config.report_to
+    if tracker is not None and tracker not in [known.value for known in get_available_trackers()]:
+        raise ProdError(f"--report-to: expected the package of {tracker}, it is not installed: install it, or use none")
+    mixed = config.tuning == "full" and compute_dtype(config) == torch.bfloat16
+    return Accelerator(mixed_precision="bf16" if mixed else "no", log_with=tracker, project_dir=config.output)
+
+
+def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Session:
+    """Load the model, make or load what the reference says, attach the adapter and check that it learns.
+
+    Raises:
+        ProdError: the model cannot be loaded or trained as configured.
+    """
+    config = job.config
+    accelerator = accelerator or make_accelerator(config)
+    seed_torch(config.seed)
+    model = load_base(config, accelerator.device)
+    encoder = Encoder(model, config.chunk_size)
+    digest = model_digest(model)
+    if config.tuning == "lora":
+        model = add_adapter(model, config)
+        if Path(config.model, "adapter_config.json").is_file():
+            digest = model_digest(model)
+    method = make_method(config)
+    identity = f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
+    stores = reference_stores(job, method, identity)
+    fill_stores(stores, job, encoder, model, accelerator, progress=progress)
+    if config.gradient_checkpointing:
+        enable_checkpointing(model)
+    check_gradients(model, encoder, job.forget[: config.batch_size], job.pad)
+    schedule = Schedule.of(config, len(job.forget), len(job.retain), accelerator.num_processes)
+    return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
+
+
+def reference_stores(job: Job, method: Method, identity: str) -> dict[str, ReferenceStore]:
+    """What a run needs of the reference model: by name (forget, refused, retain, holdout), not yet made.
+
+    Args:
+        job: the data.
+        method: its `kind` says what of the forget set.
+        identity: of the reference model; part of each store's key.
+    """
+    folder, config = job.config.target_folder, job.config
+    stores = {}
+    if method.kind is not None:
+        recipe = Recipe.of(config) if method.kind == "targets" else None
+        stores["forget"] = ReferenceStore(folder, method.kind, job.forget, identity, recipe, config.blocklist)
+        if job.refused:
+            stores["refused"] = ReferenceStore(folder, method.kind, job.refused, identity)
+    if job.retain and config.keeps == "kl":
+        stores["retain"] = ReferenceStore(folder, "hidden", job.retain, identity)
+    if job.holdout:
+        stores["holdout"] = ReferenceStore(folder, "hidden", job.holdout[: config.eval_rows], identity)
+    return stores
+
+
+def fill_stores(
+    stores: dict[str, ReferenceStore], job: Job, encoder: Encoder, model: Any, accelerator: Any, *, progress: bool
+) -> None:
+    """Every process makes its share; then each loads all, making what another machine did not share with it."""
+    model.eval()
+    eos = job.tokenizer.eos_token_id if job.tokenizer.eos_token_id is not None else job.pad
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for part in ((rank, world), (0, 1)) if world > 1 else ((0, 1),):
+        for store in stores.values():
+            store.fill(
+                encoder,
+                model,
+                pad=job.pad,
+                eos=eos,
+                batch_size=job.config.eval_batch_size,
+                matcher=job.matcher,
+                part=part,
+                progress=progress and accelerator.is_main_process,
+            )
+        accelerator.wait_for_everyone()
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Metrics of the model as it is: {"forget": {name: metric}, "holdout": {name: metric} or None}."""
+    job, config, model = session.job, session.job.config, session.model
+    forget = evaluate_forget(
+        model, session.encoder, job.tokenizer, job.forget[: config.eval_rows], batch_size=config.eval_batch_size
+    )
+    found: dict[str, Any] = {"forget": _plain(forget), "holdout": None}
+    if "holdout" in session.stores:
+        rows = job.holdout[: config.eval_rows]
+        holdout = evaluate_holdout(
+            model, session.encoder, rows, session.stores["holdout"], pad=job.pad, batch_size=config.eval_batch_size
+        )
+        found["holdout"] = _plain(holdout)
+    return found
+
+
+def _plain(metrics: dict[str, Metric]) -> dict[str, Any]:
+    return {name: metric.to_dict() for name, metric in metrics.items()}
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch with any int."""
+    torch.manual_seed(seed % 2**63)

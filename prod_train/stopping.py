@@ -1,0 +1,47 @@
+"""Stop rules: when a run has forgotten enough or lost too much, and which checkpoint is its result."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from prod_train.config import Config
+
+
+def forgotten(metrics: dict[str, Any]) -> float:
+    """1 - greedy recitation: what `--stop-at-forget` looks at."""
+    return 1 - float(metrics["forget"]["recitation"]["value"])
+
+
+def utility_drop(metrics: dict[str, Any]) -> float:
+    """1 - top-1 agreement with the starting model on held-out code: what `--max-utility-drop` looks at."""
+    return 1 - float(metrics["holdout"]["agreement"]["value"]) if metrics["holdout"] else 0.0
+
+
+def stop_reason(config: Config, metrics: dict[str, Any]) -> str:
+    """Why training should stop now, or "".
+
+    Training goes on forgetting as it goes on, and damage grows with it, so a drop that is too large ends the run.
+    """
+    if config.max_utility_drop is not None and utility_drop(metrics) > config.max_utility_drop:
+        return f"utility fell by {utility_drop(metrics):.3f}, more than --max-utility-drop {config.max_utility_drop}"
+    if config.stop_at_forget is not None and forgotten(metrics) >= config.stop_at_forget:
+        return f"forgot {forgotten(metrics):.3f}, at least --stop-at-forget {config.stop_at_forget}"
+    return ""
+
+
+def choose(config: Config, history: list[dict[str, Any]]) -> int | None:
+    """The step whose checkpoint is the result; None if no checkpoint obeys.
+
+    Without stop rules it is the last. Among those within `--max-utility-drop`: if some reached `--stop-at-forget`, the
+    one of them that dropped least, else the one that forgot most.
+    """
+    if config.stop_at_forget is None and config.max_utility_drop is None:
+        return int(history[-1]["step"])
+    most = math.inf if config.max_utility_drop is None else config.max_utility_drop
+    obeying = [record for record in history if utility_drop(record) <= most]
+    if not obeying:
+        return None
+    enough = [r for r in obeying if config.stop_at_forget is not None and forgotten(r) >= config.stop_at_forget]
+    best = min(enough, key=utility_drop) if enough else max(obeying, key=forgotten)
+    return int(best["step"])
