@@ -299,6 +299,18 @@ def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch
     assert [len(matcher.banned(matcher.state_of(text))) for text in texts] == [426, 172, 172]
 
 
+@needs_kernels
+def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `c` a word is under way, and in the trie for that, the first list, that of `a`, is the last."""
+    monkeypatch.setattr(device, "_LIST_ABOVE", 0)
+    monkeypatch.setattr(device, "_MOST_LISTED", 1)
+    patterns = [Pattern(False, b"a b", False), Pattern(False, b"cb", False)]
+    matcher = matcher_of([b"<eos>", b"a", b"c", b"b", b" b"], patterns, Normalization(), {0})
+    engine, visits = engine_of(matcher, "triton", [[1], [2]])
+    engine.mask(visits)
+    assert [matcher.banned(matcher.state_of(text)).tolist() for text in engine.texts] == [[4], [3]]
+
+
 @both_backends
 def test_more_tokens_than_a_block(backend: Backend) -> None:
     """Ranges, word ends, fixed completions, padding, and live scores that come late."""
