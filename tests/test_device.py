@@ -367,12 +367,6 @@ def test_unknown_tokens_too_far_back_to_matter_are_not_read(backend: Backend, sm
 
 
 @both_backends
-def test_logits_narrower_than_the_vocabulary(backend: Backend, small: Matcher) -> None:
-    engine, visits = engine_of(small, backend, [[1]], len(small) - 1)
-    engine.mask(visits)
-
-
-@both_backends
 @pytest.mark.parametrize(
     ("row", "wrong"),
     [
