@@ -10,6 +10,7 @@ COMMANDS = {
     "run": ("bench.run", "every method on every task: forgetting, utility, attacks"),
     "report": ("bench.report", "a page and plots of runs"),
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
+    "device": ("bench.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
     "train": (
         "bench.train_overhead",

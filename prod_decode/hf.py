@@ -115,7 +115,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 no EOS token.
         """
         self.matcher = _bind(source, tokenizer)
-        self.eos_ids = _eos_ids(self.matcher, eos_token_id)
+        self.eos_ids = self.matcher.end_ids(eos_token_id)
         if mode not in ("mask", "prod"):
             raise ProdError(f"mode: expected 'mask' or 'prod', got {mode!r}")
         if mode == "mask" and (top_p, max_n, temperature) != (1.0, None, None):
@@ -335,21 +335,3 @@ def _bind(source: Matcher | Blocklist, tokenizer: Any) -> Matcher:
     if tokenizer is None:
         raise ProdError("a Blocklist needs the model's tokenizer: pass ProdLogitsProcessor(blocklist, tokenizer)")
     return source.bind(tokenizer)
-
-
-def _eos_ids(matcher: Matcher, given: int | Sequence[int] | None) -> list[int]:
-    """The ids that end a row: at least one, all special, so that ending a row adds no text."""
-    ids = list(matcher.vocabulary.eos_ids) if given is None else [given] if isinstance(given, int) else list(given)
-    if not ids:
-        raise ProdError(
-            "expected an EOS token to end rows whose every token is banned, got none in the tokenizer: pass "
-            "eos_token_id=..."
-        )
-    for token_id in ids:
-        is_id = isinstance(token_id, int | np.integer) and 0 <= token_id < len(matcher)
-        if not is_id or matcher.vocabulary.kinds[token_id] != SPECIAL:
-            raise ProdError(
-                f"eos_token_id: expected ids of special tokens, got {token_id!r}, which adds text or does not exist; "
-                "use the id of a special token, since text could complete a pattern"
-            )
-    return ids

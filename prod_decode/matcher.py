@@ -20,7 +20,7 @@ from prod_decode.automaton import (
 )
 from prod_decode.errors import ProdError
 from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, Normalization
-from prod_decode.vocabulary import UNKNOWN, Vocabulary
+from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _CACHED_STATES = 1 << 16
 
@@ -186,6 +186,27 @@ class Matcher:
             ends_word = i + 1 == len(symbols) or bool(CLASSES[symbols[i + 1]] != WORD)
             found.extend(index for index, _ in self._automaton.patterns_at(node, ends_word=ends_word))
         return list(dict.fromkeys(entry_id for pattern in found for entry_id in self._entries_of(pattern)))
+
+    def end_ids(self, given: int | Sequence[int] | None = None) -> list[int]:
+        """The ids that end a text without a token left: `given`, by default those of the vocabulary.
+
+        Raises:
+            ProdError: none at all, or one that is no special token.
+        """
+        ids = list(self.vocabulary.eos_ids) if given is None else [given] if isinstance(given, int) else list(given)
+        if not ids:
+            raise ProdError(
+                "expected an EOS token to end rows whose every token is banned, got none in the tokenizer: pass "
+                "eos_token_id=..."
+            )
+        for token_id in ids:
+            is_id = isinstance(token_id, int | np.integer) and 0 <= token_id < len(self)
+            if not is_id or self.vocabulary.kinds[token_id] != SPECIAL:
+                raise ProdError(
+                    f"eos_token_id: expected ids of special tokens, got {token_id!r}, which adds text or does not "
+                    "exist; use the id of a special token, since text could complete a pattern"
+                )
+        return ids
 
     def _completed_inside(self, text_state: int) -> NDArray[np.int32]:
         """The tokens that are banned whatever came before: a whole pattern lies inside, or nobody knows their bytes."""

@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, settings
 
 import prod_decode
 
+# Triton decides when it is imported whether kernels are compiled for a GPU or interpreted on the CPU. To test on a GPU:
+# TRITON_INTERPRET=0 python -m pytest tests/test_device.py
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )

@@ -202,6 +202,69 @@ def pieces_of(text: str) -> list[str]:
 # Documents that repeat themselves, over few characters, one of them not ASCII.
 documents = st.text(st.sampled_from("abA_.( \n\u00e9"), min_size=50, max_size=400)
 
+
+# ---- device: texts in slots, as an engine schedules them ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The rows of one slot in a step: one for the last committed token and one for each draft.
+
+    Attributes:
+        slot: also numbers that are no slot, as in padded rows.
+        drafts: token ids.
+        held_back: committed tokens that these rows come before, as while a long prompt is read in parts.
+    """
+
+    slot: int
+    drafts: list[int]
+    held_back: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens before a step, by slot, and the rows of the step.
+
+    Attributes:
+        more: slot -> tokens that come to its text.
+        moved: slots into which another, empty text moves before that.
+        visits: in the order of the rows; no slot twice.
+        calls: how often the rows are masked.
+    """
+
+    more: dict[int, list[int]]
+    moved: list[int]
+    visits: list[Visit]
+    calls: int
+
+
+@st.composite
+def schedules(draw: st.DrawFn, ids: Sequence[int], odd_ids: Sequence[int], slots: int, max_drafts: int) -> list[Step]:
+    """Steps over texts of the tokens `ids`, with one of `odd_ids` now and then."""
+    token = st.sampled_from([*ids] * 8 + [*odd_ids]) if draw(st.booleans()) else st.sampled_from(ids)
+    slot = st.integers(0, slots - 1)
+    steps = []
+    for _ in range(draw(st.integers(1, 4))):
+        places = draw(st.lists(st.sampled_from([*range(slots)] * 2 + [-1, slots]), unique=True, max_size=slots + 1))
+        visits = [
+            Visit(
+                place,
+                draw(st.lists(token, max_size=max_drafts)),
+                draw(st.sampled_from([0, 0, 0, 1, 3])),
+            )
+            for place in places
+        ]
+        steps.append(
+            Step(
+                more=draw(st.dictionaries(slot, st.lists(token, max_size=8), max_size=slots)),
+                moved=draw(st.lists(slot, max_size=1)),
+                visits=visits,
+                calls=draw(st.sampled_from([1, 1, 2])),
+            )
+        )
+    return steps
+
+
 # ---- trade-offs: (utility, forget quality) on a coarse grid, so that ties and equal points are frequent -------------
 
 

@@ -1,0 +1,535 @@
+"""A matcher whose arrays live on a torch device: it follows texts and masks logits there, without waiting for the GPU.
+
+For engines that keep the tokens of every request on the device, in *slots*, and never show them to the host. What is
+computed is what `Matcher` computes, state by state and token by token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prod_decode._jit import jit
+from prod_decode.automaton import BOUND_ROOT
+from prod_decode.errors import ProdError
+from prod_decode.masking import mask_prohibited_
+from prod_decode.matcher import Matcher, _advance_inline, _continuations
+from prod_decode.normalize import AFTER_OTHER, CLASSES
+from prod_decode.vocabulary import UNKNOWN
+
+# What is found for a row: `length << _STATE_BITS | state`, which fits as nodes are below 2**31 and lengths below 2**30;
+# or one of the two other values. A slot remembers a number of the first kind; 0 is the state of the empty text.
+_STATE_BITS, _UNREADABLE, _NOT_OURS = 33, -1, -2
+_STATE_MASK = (1 << _STATE_BITS) - 1
+
+# Which nodes get a list of their tokens on the device, and how many tokens the lists of a trie may have (64 MB).
+_LIST_ABOVE, _MOST_LISTED = 64, 1 << 24
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int32, torch.int64)
+
+
+class DeviceMatcher:
+    """Follows the text of every slot and masks the logits of a step, on one device.
+
+        guard = DeviceMatcher(matcher, logits.device, slots=max_num_reqs, max_drafts=4)
+        guard.reset([slot])                  # another text has moved into the slot
+        guard.apply(logits, slots=..., ...)  # once a step; or for parts of a step, or several times
+
+    A slot remembers the state of its text and how many tokens that covers, and catches up when `apply` is called: over
+    the tokens that are new, or, where they are many, over the last ones that can matter, as `Matcher.states_of` does.
+    What is remembered is only a cache: more tokens, fewer tokens and repeated calls are all fine. Only a slot whose
+    *earlier* tokens are other ones needs `reset`.
+
+    For several blocklists make one of these for each, with a `bit` of its own, and call them in any order.
+
+    Backends: `triton` enqueues two kernels whose shapes depend on the number of rows alone; nothing is allocated and
+    nothing is awaited. `host` fetches the tokens, asks the matcher and sends sparse pairs back: right everywhere, and
+    without cost on a CPU, but on a GPU it waits and moves whole histories.
+
+    Attributes:
+        matcher: what it was made of.
+        device: where the arrays are.
+        backend: `triton` or `host`.
+        bit: which bit of `enabled` turns it on.
+        eos_ids: what ends a row.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        device: torch.device | str,
+        *,
+        slots: int,
+        max_drafts: int = 0,
+        bit: int = 0,
+        eos_token_id: int | Sequence[int] | None = None,
+        backend: Literal["triton", "host"] | None = None,
+    ) -> None:
+        """Copy the arrays to the device: 12 bytes a node of the automaton, and the vocabulary's tries.
+
+        Args:
+            matcher: a blocklist bound to the model's vocabulary.
+            device: where logits and tokens will be.
+            slots: the number of slots.
+            max_drafts: draft tokens that one slot may have in a step; `apply` takes `slots * (max_drafts + 1)` rows.
+            bit: 0 to 30.
+            eos_token_id: what ends a row without a token left: special tokens; default: those of the vocabulary.
+            backend: None takes `triton` on a GPU if the package is there, else `host`.
+
+        Raises:
+            ProdError: a number out of its range, no EOS token or one that adds text, or Triton where it cannot run.
+        """
+        self.matcher = matcher
+        self.device = torch.device(device)
+        for name, value, low, high in (
+            ("slots", slots, 1, 2**31 - 1),
+            ("max_drafts", max_drafts, 0, 2**31 - 1),
+            ("bit", bit, 0, 30),
+        ):
+            if not isinstance(value, int | np.integer) or not low <= value <= high:
+                raise ProdError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
+        self.bit = int(bit)
+        self.eos_ids = matcher.end_ids(eos_token_id)
+        self.backend = _backend(backend, self.device)
+        self._slots, self._rows = int(slots), int(slots) * (int(max_drafts) + 1)
+        where = self.device if self.backend == "triton" else torch.device("cpu")
+        self._checkpoints = torch.zeros(self._slots, dtype=torch.int64, device=where)
+        self._found = torch.full((self._rows,), _NOT_OURS, dtype=torch.int64, device=where)
+        self._arrays = _upload(matcher, self.eos_ids, self.device) if self.backend == "triton" else {}
+
+    def reset(self, slots: Sequence[int]) -> None:
+        """Forget the texts of these slots; takes effect in the order of the device's stream, without waiting.
+
+        Raises:
+            ProdError: a slot that does not exist; nothing is forgotten then.
+        """
+        indices = [int(slot) for slot in slots]
+        if indices and not 0 <= min(indices) <= max(indices) < self._slots:
+            raise ProdError(f"slots: expected numbers from 0 to {self._slots - 1}, got {indices}")
+        if indices:
+            index = torch.tensor(indices, dtype=torch.int64).to(self._checkpoints.device, non_blocking=True)
+            self._checkpoints.index_fill_(0, index, 0)
+
+    def checkpoint(self, slot: int) -> tuple[int, int]:
+        """The state that a slot remembers and how many of its tokens that covers; waits for the device.
+
+        (`matcher.start()`, 0) after `reset`. For tests and debugging.
+        """
+        value = int(self._checkpoints[slot])
+        return value & _STATE_MASK, value >> _STATE_BITS
+
+    def states(self, rows: int) -> list[int | None]:
+        """The states of the first `rows` rows of the last `apply`; waits for the device. For tests and debugging.
+
+        None for rows that are not ours and for those that could not be read.
+        """
+        return [None if value < 0 else value & _STATE_MASK for value in self._found[:rows].tolist()]
+
+    def warm_up(self, logits: Tensor, token_ids: Tensor, lengths: Tensor, positions_dtype: torch.dtype) -> None:
+        """Compile the kernels for tensors like these, so that no request waits for it; changes nothing.
+
+        Args:
+            logits: as for `apply`; one row is read at most.
+            token_ids: as for `apply`.
+            lengths: as for `apply`; slots, drafts, input ids and enabled are taken to be int32.
+            positions_dtype: int32 or int64.
+        """
+        none = torch.full((1,), -1, dtype=torch.int32, device=self.device)
+        zero = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.apply(
+            logits[:1].clone(),
+            slots=none,
+            drafts=zero,
+            positions=zero.to(positions_dtype),
+            input_ids=zero,
+            token_ids=token_ids,
+            lengths=lengths,
+            enabled=torch.zeros(self._slots, dtype=torch.int32, device=self.device),
+        )
+
+    def apply(
+        self,
+        logits: Tensor,
+        *,
+        slots: Tensor,
+        drafts: Tensor,
+        positions: Tensor,
+        input_ids: Tensor,
+        token_ids: Tensor,
+        lengths: Tensor,
+        enabled: Tensor,
+    ) -> Tensor:
+        """Mask the banned tokens of every row, in place; nothing waits for the device with backend `triton`.
+
+        The plain loop, for row r with `s = slots[r]`, if s is a slot and `enabled[s] >> bit & 1`::
+
+            length = max(0, min(lengths[s], positions[r] - drafts[r] + 1))
+            text = [*token_ids[s, :length], *input_ids[r - drafts[r] + 1 : r + 1]]
+            banned = matcher.banned(matcher.state_of(text)), and all columns beyond the vocabulary
+            logits[r, banned] = -inf
+            if not any(score > -inf for score in logits[r]):
+                logits[r, :] = -inf
+                logits[r, eos_ids] = 0
+
+        Where `state_of` would raise since a token has no known bytes (in drafts: wherever it stands), all are banned
+        and the row ends. It ends likewise if `lengths` exceeds `token_ids`, or if the rows of its drafts, which must
+        come before it in order, are not there. Rows of other slots, and those whose slot is no slot, keep their bits.
+        Drafts are followed but never remembered.
+
+        With special tokens, the state that a slot remembers may differ from one computed again, as docs/design.md says
+        under "Special tokens"; both keep the guarantee.
+
+        Args:
+            logits: [R, V], float64, float32, float16 or bfloat16; the last dimension contiguous. R is at most
+                `slots * (max_drafts + 1)`; V may be more or less than the vocabulary.
+            slots: [R], the slot of each row. Every index tensor is int32 or int64, contiguous, on the device.
+            drafts: [R], the row's place among those of its slot: 0 is that after the last committed token, k that
+                after k draft tokens.
+            positions: [R], the position in its text of the token fed to the model at each row.
+            input_ids: [R], the token fed to the model at each row: for drafts, the draft token.
+            token_ids: [slots, T], the committed tokens of each slot; the last dimension contiguous.
+            lengths: [slots], how many of them there are.
+            enabled: [slots], which blocklists are in force, a bit each.
+
+        Returns:
+            `logits` itself.
+
+        Raises:
+            ProdError: another shape, dtype, layout or device, or no EOS token below V; nothing is changed then.
+        """
+        index = {"slots": slots, "drafts": drafts, "positions": positions, "input_ids": input_ids}
+        by_slot = {"lengths": lengths, "enabled": enabled}
+        self._check(logits, index, by_slot, token_ids)
+        if not len(logits):
+            return logits
+        if self.backend == "triton":
+            self._launch(logits, index, by_slot, token_ids)
+        else:
+            self._on_host(logits, index, by_slot, token_ids)
+        return logits
+
+    def _check(self, logits: Tensor, index: dict[str, Tensor], by_slot: dict[str, Tensor], token_ids: Tensor) -> None:
+        if logits.ndim != 2 or logits.dtype not in _FLOATS or (logits.numel() and logits.stride(1) != 1):
+            raise ProdError(
+                f"logits: expected floats [R, V] with a contiguous last dimension, got {_describe(logits)}; use "
+                "`logits = logits.contiguous()` first"
+            )
+        rows, width = logits.shape
+        if rows > self._rows:
+            raise ProdError(
+                f"logits: expected at most {self._rows} rows, got {rows}; make the DeviceMatcher with more slots or a "
+                "larger max_drafts"
+            )
+        if not any(token < width for token in self.eos_ids):
+            raise ProdError(
+                f"logits: expected a column for an EOS token {self.eos_ids}, got {width} columns; bind the blocklist "
+                "to the model's own tokenizer"
+            )
+        for tensors, size in ((index, rows), (by_slot, self._slots)):
+            for name, tensor in tensors.items():
+                if tensor.shape != (size,) or tensor.dtype not in _INTEGERS or not tensor.is_contiguous():
+                    raise ProdError(
+                        f"{name}: expected contiguous int32 or int64 of shape ({size},), got {_describe(tensor)}"
+                    )
+        if (
+            token_ids.ndim != 2
+            or len(token_ids) != self._slots
+            or token_ids.dtype not in _INTEGERS
+            or (token_ids.shape[1] > 1 and token_ids.stride(1) != 1)
+        ):
+            raise ProdError(
+                f"token_ids: expected int32 or int64 of shape ({self._slots}, T) with a contiguous last dimension, got "
+                f"{_describe(token_ids)}"
+            )
+        for name, tensor in {"logits": logits, **index, **by_slot, "token_ids": token_ids}.items():
+            if tensor.device.type != self.device.type:
+                raise ProdError(f"{name}: expected it on {self.device}, got it on {tensor.device}; move it there first")
+
+    def _launch(self, logits: Tensor, index: dict[str, Tensor], by_slot: dict[str, Tensor], token_ids: Tensor) -> None:
+        from prod_decode import device_kernels as kernels
+
+        arrays, size, grid = self._arrays, len(self.matcher), (len(logits),)
+        kernels.follow[grid](
+            self._found,
+            *index.values(),
+            token_ids,
+            token_ids.stride(0),
+            token_ids.shape[1],
+            *by_slot.values(),
+            self.bit,
+            self._checkpoints,
+            self._slots,
+            arrays["nodes"],
+            arrays["rows"],
+            len(arrays["rows"]),
+            arrays["classes"],
+            arrays["symbols"],
+            arrays["starts"],
+            arrays["next_state"],
+            arrays["kinds"],
+            size,
+            self.matcher._automaton.longest,
+            lanes=kernels.LANES,
+            num_warps=1,
+        )
+        kernels.ban[grid](
+            logits,
+            logits.stride(0),
+            logits.shape[1],
+            self._found,
+            index["slots"],
+            index["drafts"],
+            self._checkpoints,
+            arrays["nodes"],
+            arrays["token_nodes"],
+            arrays["roots"],
+            arrays["order"],
+            arrays["classes"],
+            arrays["symbols"],
+            arrays["starts"],
+            size,
+            arrays["fixed"],
+            arrays["fixed_starts"],
+            arrays["listed"],
+            arrays["list_of_trie"],
+            arrays["list_starts"],
+            arrays["list_tokens"],
+            arrays["ends"],
+            len(self.eos_ids),
+            lanes=kernels.LANES,
+            block=kernels.BLOCK,
+            num_warps=4,
+        )
+
+    def _on_host(self, logits: Tensor, index: dict[str, Tensor], by_slot: dict[str, Tensor], token_ids: Tensor) -> None:
+        matcher, count, width = self.matcher, *logits.shape
+        slots, drafts, positions, input_ids = (tensor.cpu().numpy().astype(np.int64) for tensor in index.values())
+        lengths, enabled = (tensor.cpu().numpy().astype(np.int64) for tensor in by_slot.values())
+        found = self._found.numpy()[:count]
+        table = matcher._table
+        _follow(
+            matcher._automaton.nodes,
+            matcher._automaton.rows,
+            CLASSES,
+            table.symbols,
+            table.starts,
+            table.next_state,
+            matcher.vocabulary.kinds,
+            matcher._automaton.longest,
+            slots,
+            drafts,
+            positions,
+            input_ids,
+            token_ids.cpu().numpy(),
+            lengths,
+            enabled >> self.bit & 1,
+            self._checkpoints.numpy(),
+            found,
+        )
+        (readable,) = (found >= 0).nonzero()
+        committed = readable[drafts[readable] == 0]
+        self._checkpoints.numpy()[slots[committed]] = found[committed]
+
+        ends = [token for token in self.eos_ids if token < width]
+        rows, tokens = matcher.banned_all(found[readable] & _STATE_MASK)
+        bounds = np.searchsorted(rows, np.arange(len(readable) + 1))
+        padding = np.arange(len(matcher), width)
+        # A call for each row, since rows that are not ours may be dead and have to stay so.
+        for i, row in enumerate(readable.tolist()):
+            banned = tokens[bounds[i] : bounds[i + 1]]
+            banned = np.concatenate([banned[banned < width], padding])
+            mask_prohibited_(logits[row], np.zeros(len(banned), np.int64), banned, fallback=ends)
+        for row in (found == _UNREADABLE).nonzero()[0].tolist():
+            mask_prohibited_(logits[row], np.zeros(width, np.int64), np.arange(width), fallback=ends)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} with strides {tensor.stride()}"
+
+
+def _backend(backend: str | None, device: torch.device) -> Literal["triton", "host"]:
+    if backend not in (None, "triton", "host"):
+        raise ProdError(f"backend: expected 'triton', 'host' or None, got {backend!r}")
+    if backend == "host":
+        return "host"
+    installed = find_spec("triton") is not None
+    # Triton's interpreter runs kernels on the CPU, for tests.
+    runs = device.type in ("cuda", "xpu") or os.environ.get("TRITON_INTERPRET") == "1"
+    if backend == "triton" and not (installed and runs):
+        reason = f"it has no kernels for {device}" if installed else "the package is not installed"
+        raise ProdError(f"backend: expected 'host' or None, got 'triton', but {reason}")
+    return "triton" if backend == "triton" or (installed and device.type in ("cuda", "xpu")) else "host"
+
+
+def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str, Tensor]:
+    """The arrays of the matcher on the device, records as int32 words and offsets as int32."""
+    from prod_decode.device_kernels import LISTED
+
+    table, automaton = matcher._table, matcher._automaton
+
+    def words(records: NDArray[Any]) -> NDArray[Any]:
+        return records.view(np.int32).reshape(len(records), -1)
+
+    nodes = words(automaton.nodes.copy())
+    lists = []
+    for trie in range(int(table.roots.max()) + 1):
+        listed, counts, tokens = _list_tokens(
+            automaton.nodes,
+            table.nodes,
+            trie,
+            table.order,
+            CLASSES,
+            matcher._stamps,
+            matcher._scratch,
+            matcher._stack,
+            _LIST_ABOVE,
+            _MOST_LISTED,
+        )
+        nodes[listed, 2] |= LISTED << trie
+        lists.append((listed, counts, tokens))
+    listed, counts, tokens = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+    arrays: dict[str, NDArray[Any]] = {
+        "nodes": nodes,
+        "rows": automaton.rows,
+        "classes": CLASSES,
+        "symbols": table.symbols,
+        "starts": table.starts.astype(np.int32),
+        "next_state": table.next_state,
+        "kinds": matcher.vocabulary.kinds,
+        "token_nodes": words(table.nodes),
+        "roots": table.roots,
+        "order": table.order,
+        "fixed": matcher._fixed,
+        "fixed_starts": matcher._fixed_starts,
+        "listed": listed,
+        "list_of_trie": np.cumsum([0, *(len(part[0]) for part in lists)]),
+        "list_starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "list_tokens": tokens,
+        "ends": np.array(ends, np.int32),
+    }
+    # `torch.tensor` copies, which `torch.from_numpy` would not: the arrays of a mapped file are read-only.
+    return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+
+
+@jit
+def _list_tokens(
+    nodes: NDArray[Any],
+    token_nodes: NDArray[Any],
+    trie: int,
+    order: NDArray[np.int32],
+    classes: NDArray[np.uint8],
+    stamps: NDArray[np.int64],
+    scratch: NDArray[np.int32],
+    stack: NDArray[np.int64],
+    above: int,
+    most: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """The nodes whose continuations a kernel should not look for, how many tokens each has, and the tokens.
+
+    A node is listed if the nodes from it to the next listed one on its failure chain have more than `above` descendants
+    together, of those nodes from which one token can complete a pattern: where many patterns begin alike, or one
+    repeats itself, like a line of dashes. Shallow nodes come first; no list begins after `most` tokens.
+    """
+    count = len(nodes) - 1
+    below = np.zeros(count, np.int64)
+    for node in range(count - 1, BOUND_ROOT, -1):
+        for v in range(nodes[node].child, nodes[node + 1].child):
+            below[node] += 1 + below[v]
+    longest_token = token_nodes[trie].height
+    listed = np.empty(count, np.int32)
+    counts = np.empty(count, np.int64)
+    tokens = np.empty(1024, np.int32)
+    lists = 0
+    total = 0
+    for node in range(BOUND_ROOT + 1, count):
+        if nodes[node].below > longest_token:
+            below[node] = 0
+        if nodes[node].fail > BOUND_ROOT:
+            below[node] += below[nodes[node].fail]
+        if nodes[node].near > longest_token or below[node] <= above or total >= most:
+            continue
+        found = _continuations(nodes, token_nodes, trie, order, classes, stamps, scratch, stack, node)
+        if total + found > len(tokens):
+            grown = np.empty(2 * (total + found), np.int32)
+            grown[:total] = tokens[:total]
+            tokens = grown
+        tokens[total : total + found] = scratch[:found]
+        total += found
+        listed[lists] = node
+        counts[lists] = found
+        lists += 1
+        below[node] = 0
+    return listed[:lists].copy(), counts[:lists].copy(), tokens[:total].copy()
+
+
+@jit
+def _follow(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    classes: NDArray[np.uint8],
+    symbols: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    next_state: NDArray[np.uint8],
+    kinds: NDArray[np.uint8],
+    longest: int,
+    slots: NDArray[np.int64],
+    drafts: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    input_ids: NDArray[np.int64],
+    token_ids: NDArray[Any],
+    lengths: NDArray[np.int64],
+    enabled: NDArray[np.int64],
+    checkpoints: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> None:
+    """Fill `found`.
+
+    From the end of the committed tokens, go back to what the slot remembers, or to where nothing before matters
+    (`matcher._states_of`), whichever comes first; from there go forward, and on over the drafts.
+    """
+    for row in range(len(slots)):
+        slot = slots[row]
+        found[row] = _NOT_OURS
+        if slot < 0 or slot >= len(lengths) or enabled[slot] == 0:
+            continue
+        found[row] = _UNREADABLE
+        draft = drafts[row]
+        length = max(0, min(lengths[slot], positions[row] - draft + 1))
+        if length > token_ids.shape[1] or draft < 0 or draft > row:
+            continue
+        covered = checkpoints[slot] >> _STATE_BITS
+        state = checkpoints[slot] & _STATE_MASK
+        if covered > length:
+            covered, state = 0, 0
+        first = length
+        seen = 0
+        known = True
+        while first > covered and seen <= longest and known:
+            first -= 1
+            token = int(token_ids[slot, first])
+            known = bool(0 <= token < len(kinds) and kinds[token] != UNKNOWN)
+            if known:
+                seen += starts[AFTER_OTHER, token + 1] - starts[AFTER_OTHER, token]
+        if not known:
+            continue
+        if first > covered:
+            state = 0
+        for i in range(first, length):
+            token = int(token_ids[slot, i])
+            state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
+        for at in range(row - draft + 1, row + 1):
+            if state >= 0:
+                token = input_ids[at]
+                state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
+            if slots[at] != slot:
+                state = -1
+        if state >= 0:
+            found[row] = length << _STATE_BITS | state
