@@ -3,6 +3,8 @@
 #   make demo   generate with a real model without and with a blocklist, then teach it code and unlearn that
 #   make test   lint, type check, and every test
 #
+# Others: make bench   every task and the main methods on a small scale, and a page of results in out/bench
+#
 # Each makes a virtual environment in $(VENV) and installs what it needs, once. Variables:
 #
 #   TORCH_INDEX  an additional package index with the PyTorch build to use, CPU or CUDA: the address that the selector on
@@ -25,10 +27,14 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint format overhead docs clean
+.PHONY: demo bench test test-fast lint format overhead docs clean
 
 demo: $(READY)
 	$(BIN)/python -m bench demo
+
+bench: $(READY)
+	$(BIN)/python -m bench run --profile smoke --out out/bench
+	$(BIN)/python -m bench report out/bench
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

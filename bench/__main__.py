@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
     "run": ("bench.run", "every method on every task: forgetting, utility, attacks"),
     "report": ("bench.report", "a page and plots of runs"),
+    "compare": ("bench.compare", "two runs, cell by cell"),
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
     "device": ("bench.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),

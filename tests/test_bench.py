@@ -74,7 +74,7 @@ def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "bench: expected one of demo, overhead, loss"),
+        (["nonsense"], "bench: expected one of demo, "),
         (["overhead", "--patterns", "0"], "bench overhead: expected --patterns as numbers above 0, got '0'"),
         (["overhead", "--patterns", "1,x"], "bench overhead: expected --patterns as numbers above 0, got '1,x'"),
         (["overhead", "--tokenizer", "/no/such"], "bench overhead: cannot load the model '/no/such'"),

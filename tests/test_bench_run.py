@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.compare import changes
 from bench.decoders import MemFree, bad_words
 from bench.plan import Plan, make_plan
 from bench.profiles import PROFILES
@@ -100,6 +101,7 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
         (["run", "--methods", ""], ["--methods: expected at least one of base"]),
         (["run", "--humaneval", "/no/such.jsonl"], ["--humaneval: cannot read /no/such.jsonl: no such file"]),
         (["run", "--samples", "0"], ["--samples: expected at least 1, got 0"]),
+        (["compare", "/no/such", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
         (["report", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
     ],
 )
@@ -197,6 +199,24 @@ def test_cells_survive_the_disk_and_infinity_is_named(tmp_path: Path) -> None:
     damaged.write_text("{}")
     with pytest.raises(ProdError, match="expected a cell of this version"):
         read_run(tmp_path)
+
+
+def test_changes_between_runs() -> None:
+    def cell(version: int = 1, **values: Value) -> Cell:
+        return Cell(Key("copyright", "learn", "prod", 2), dict(values), 1.0, 1.0, version)
+
+    before = cell(a=Value(0.5, 0.4, 0.6, 9, "worse"), b=Value(0.1, 0.0, 0.2, 9, "worse"), c=Value.missing("worse", "x"))
+    after = cell(a=Value(0.55, 0.45, 0.7, 9, "worse"), b=Value(0.4, 0.3, 0.5, 9, "worse"), c=before.metrics["a"])
+    found = {change.metric: change for change in changes([before], [after])}
+    assert set(found) == {"a", "b"}
+    assert not found["a"].apart
+    assert found["b"].apart
+    assert (found["b"].before, found["b"].after) == (0.1, 0.4)
+    assert not list(changes([before], [before]))
+    with pytest.raises(ProdError, match="expected one version of the task, got 1 and 2"):
+        list(changes([before], [cell(2)]))
+    with pytest.raises(ProdError, match="cells in common"):
+        list(changes([before], []))
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 1), st.floats(0, 1)), max_size=5, unique_by=lambda x: x[0]))
