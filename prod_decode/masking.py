@@ -74,6 +74,27 @@ def mask_prohibited_(
     return scores
 
 
+def mask_padding_(scores: Tensor, known: int, rows: Indices | None = None) -> Tensor:
+    """Set the columns from `known` on to -inf, in place: those that the model has beyond its vocabulary.
+
+    Args:
+        scores: as for `mask_prohibited_`.
+        known: the size of the vocabulary; nothing happens if it is not below the last dimension.
+        rows: [M], which rows, as for `mask_prohibited_`; None is all.
+
+    Returns:
+        `scores` itself. Every other element keeps its bits.
+
+    Raises:
+        ProdError: as `mask_prohibited_`.
+    """
+    flat = _view(scores)
+    if known < flat.shape[1]:
+        index = slice(None) if rows is None else _indices("rows", rows, len(flat), flat.device)
+        flat[index, known:] = -math.inf
+    return scores
+
+
 def prod_distribution(
     logits: Tensor,
     prohibited: Prohibited,
