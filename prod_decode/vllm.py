@@ -194,9 +194,10 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """Take over what is remembered of the rows at `sources`; those beyond the present ones are new."""
         count = len(rows)
         states = np.zeros((len(self.matchers), count), np.int64)
-        lengths = np.full(count, -1, np.int64)
+        # No text is one token longer than this.
+        lengths = np.full(count, -2, np.int64)
         newest = np.full(count, _NO_TOKEN, np.int64)
-        closed = np.ones(count, np.bool_)
+        closed = np.zeros(count, np.bool_)
         before = np.array(sources, np.int64)
         kept = np.flatnonzero(before < len(self._rows)) if len(before) else before
         if len(kept):
@@ -258,7 +259,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
                 self._states[number, row] = self.matchers[number].state_of(text)
         except ProdError as error:
             self._closed[row] = True
-            if not was_closed or not request.output:
+            if not was_closed:
                 _LOG.warning("a request whose text cannot be checked ends: %s", error)
 
     def _banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
