@@ -18,6 +18,7 @@ from vllm.v1.sample.logits_processor import (
     BatchUpdate,
     LogitsProcessors,
     MoveDirectionality,
+    build_logitsprocs,
     validate_logits_processors_parameters,
 )
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
@@ -371,6 +372,20 @@ def test_what_vllm_must_not_do(files: dict[str, str], model: dict[str, Any], mes
     with pytest.raises(ProdError, match=message) as caught:
         make(files, **model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "speculative", "message"),
+    [
+        (True, None, "Pooling models do not support custom logits processors"),
+        (False, object(), "Custom logits processors are not supported when speculative decoding is enabled"),
+    ],
+)
+def test_what_vllm_refuses_itself(pooling: bool, speculative: object, message: str) -> None:
+    settings = config({"blocklists": {"gpl": "gpl.prod"}})
+    settings.speculative_config = speculative
+    with pytest.raises(ValueError, match=message):
+        build_logitsprocs(settings, torch.device("cpu"), False, pooling, ["prod_decode.vllm:ProdLogitsProcessor"])
 
 
 def test_a_tokenizer_without_eos(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
