@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
+    "vllm": ("bench.vllm_overhead", "what guarding costs inside vLLM, in an environment that has it"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
 }
 

@@ -37,6 +37,7 @@ class Request:
 
 def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
     """200 requests, always the same, with every option that could get in the way; `names`: lists to add, by kind."""
+    # Without seeds: where prompts are chunked, vLLM's CPU workers die of them ("CPU Generator does not use offset").
     rng = random.Random(0)
     found = []
     for number in range(REQUESTS):
@@ -44,7 +45,6 @@ def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
         options: dict[str, Any] = {
             "temperature": rng.choice([0, 0, 0.5, 1.0, 1.5]),
             "max_tokens": rng.randint(4, 40),
-            "seed": number,
         }
         options |= rng.choice(
             [
@@ -206,7 +206,7 @@ def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:
 
 def test_prompts_of_ids_that_the_tokenizer_lacks(guarded: LLM, vocabulary: Vocabulary) -> None:
     # SmolLM2 has no such ids, so only vLLM's own check is seen here; tests/vllm/test_processor.py has the rest.
-    with pytest.raises(ValueError, match="out of vocabulary"):
+    with pytest.raises(VLLMValidationError, match="out of vocabulary"):
         guarded.generate({"prompt_token_ids": [len(vocabulary) + 1]}, GREEDY)
 
 

@@ -108,7 +108,6 @@ async def ask(client: openai.AsyncOpenAI, number: int) -> tuple[str, str, list[B
         "model": "smol",
         "max_tokens": 8 + number % 24,
         "temperature": (0, 0.8, 1.3)[number % 3],
-        "seed": number,
         "extra_body": body,
     }
     prompt = PROMPTS[number % len(PROMPTS)]
