@@ -184,14 +184,14 @@ def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
 ) -> None:
     model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
     processor = ProdLogitsProcessor(blocklists["main"], tokenizer)
-    params = SamplingParams(temperature=0, max_tokens=32, extra_args={"prod_blocklists": ["main"]})
-    for prompt in PROMPTS:
+    params = SamplingParams(temperature=0, max_tokens=24, extra_args={"prod_blocklists": ["main"]})
+    for prompt in PROMPTS[:8]:
         [[(_, ids)]] = run(guarded, [Request(prompt, params)])
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
-            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=32, do_sample=False)[0]
+            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=24, do_sample=False)[0]
         assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
-    assert processor.fired.total() > len(PROMPTS)
+    assert processor.fired.total() > 8
 
 
 def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:
