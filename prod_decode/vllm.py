@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -88,11 +90,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """
         del is_pin_memory
         _check_features(vllm_config)
-        if not isinstance(device_or_req_states, torch.device | str):
-            raise ProdError(
-                "expected vLLM's V1 model runner, got V2, for which this version has no kernel: set "
-                "VLLM_USE_V2_MODEL_RUNNER=0"
-            )
+        on_v2 = not isinstance(device_or_req_states, torch.device | str)
+        if on_v2:
+            _check_kernels()
         self.settings = Settings.find(vllm_config.additional_config)
         vocabulary = _vocabulary(vllm_config.model_config)
         self.eos_ids = _eos_ids(vocabulary, vllm_config.model_config)
@@ -100,8 +100,10 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         self.names = tuple(loaded)
         self.matchers = [blocklist.bind(vocabulary) for blocklist in loaded.values()]
         self._known = len(vocabulary)
-        for matcher in self.matchers:
-            _warm_up(matcher)
+        self._slots = _Slots(self.matchers, self.eos_ids, vllm_config, device_or_req_states) if on_v2 else None
+        if not on_v2:
+            for matcher in self.matchers:
+                _warm_up(matcher)
         self._rows: list[_Row] = []
         self._states = np.zeros((len(self.matchers), 0), np.int64)
         self._lengths = self._newest = np.zeros(0, np.int64)
@@ -159,8 +161,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """Mask the logits of one step in place.
 
         Args:
-            logits: [B, V], floats on any device, one row for each request in the order of the last `update_state`.
-            ctx: from the V2 runner.
+            logits: [B, V], floats on any device. On V1 one row for each request in the order of the last
+                `update_state`; on V2 as `ctx` says.
+            ctx: from the V2 runner, its `LogitsContext`.
 
         Returns:
             `logits` itself.
@@ -168,7 +171,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         Raises:
             ProdError: another number of rows.
         """
-        del ctx
+        if self._slots is not None:
+            return self._slots.apply(logits, ctx)
         if len(logits) != len(self._rows):
             raise ProdError(
                 f"expected logits of {len(self._rows)} rows, got {len(logits)}: this version of vLLM behaves in a way "
@@ -181,6 +185,18 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         rows, tokens = self._banned(width)
         mask_padding_(logits, self._known, self._guarded)
         return mask_prohibited_(logits, rows, tokens, fallback=self.eos_ids)
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: a request moves into a slot; whether anything is enforced on it."""
+        names = self._names_of(sampling_params)
+        if self._slots is not None:
+            self._slots.take(req_idx, names)
+        return names is None or bool(names)
+
+    def apply_staged_writes(self) -> None:
+        """V2: send what `add_request` said to the device."""
+        if self._slots is not None:
+            self._slots.write()
 
     def _names_of(self, params: Any) -> tuple[int, ...] | None:
         try:
@@ -280,6 +296,78 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         if width < self._known:
             row, token = row[token < width], token[token < width]
         return row, token
+
+
+class _Slots:
+    """The V2 runner's side: tokens stay on the device, in slots that never move; nothing here waits for it.
+
+    vLLM says nothing when a request leaves, and gives no tokens when one comes, so a slot's state is reset when it is
+    taken; `DeviceMatcher` reads the tokens itself, drafts of speculative decoding included.
+    """
+
+    def __init__(self, matchers: list[Matcher], eos_ids: list[int], vllm_config: Any, states: Any) -> None:
+        speculation = vllm_config.speculative_config
+        drafts = speculation.num_speculative_tokens if speculation is not None else 0
+        self._states = states
+        make = import_module("prod_decode.device").DeviceMatcher
+        self._guards = [
+            make(matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids)
+            for bit, matcher in enumerate(matchers)
+        ]
+        # A bit for each blocklist in force; and how much longer than it can be a text is said to be, which ends its row.
+        self._settings = np.zeros((2, states.max_num_reqs), np.int32)
+        self._enabled, self._closed = self._settings
+        self._on_device = torch.zeros((2, states.max_num_reqs), dtype=torch.int32, device=states.device)
+        self._taken: list[int] = []
+        for guard in self._guards:
+            guard.warm_up(
+                torch.zeros((1, states.vocab_size), device=states.device),
+                states.all_token_ids.gpu,
+                states.total_len.gpu,
+                torch.int64,
+            )
+
+    def take(self, slot: int, names: tuple[int, ...] | None) -> None:
+        """A request has come; None for `names` ends it."""
+        bits = range(len(self._guards)) if names is None else names
+        self._enabled[slot] = sum(1 << bit for bit in bits)
+        self._closed[slot] = 0 if names is not None else self._states.all_token_ids.gpu.shape[1] + 1
+        self._taken.append(slot)
+
+    def write(self) -> None:
+        """Tell the device, once a step, before anything reads it."""
+        if self._taken:
+            self._on_device.copy_(torch.from_numpy(self._settings.copy()), non_blocking=True)
+            for guard in self._guards:
+                guard.reset(self._taken)
+            self._taken = []
+
+    def apply(self, logits: Tensor, ctx: Any) -> Tensor:
+        """Mask the rows of a step in place."""
+        lengths, positions = self._states.total_len.gpu, ctx.pos
+        if self._closed.any():
+            lengths = lengths + self._on_device[1]
+            positions = positions + self._on_device[1][ctx.expanded_idx_mapping.clamp(min=0)]
+        for guard in self._guards:
+            guard.apply(
+                logits,
+                slots=ctx.expanded_idx_mapping,
+                drafts=ctx.expanded_local_pos,
+                positions=positions,
+                input_ids=ctx.input_ids,
+                token_ids=self._states.all_token_ids.gpu,
+                lengths=lengths,
+                enabled=self._on_device[0],
+            )
+        return logits
+
+
+def _check_kernels() -> None:
+    if find_spec("prod_decode.device") is None:
+        raise ProdError(
+            "expected vLLM's V1 model runner, got V2, for which this version has no kernel: set "
+            "VLLM_USE_V2_MODEL_RUNNER=0"
+        )
 
 
 def _check_features(vllm_config: Any) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from vllm import SamplingParams
@@ -22,8 +23,8 @@ from vllm.v1.sample.logits_processor import (
     validate_logits_processors_parameters,
 )
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcRequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from prod_decode import Blocklist, Entry, ProdError, Vocabulary
@@ -396,10 +397,10 @@ def test_a_tokenizer_without_eos(files: dict[str, str], monkeypatch: pytest.Monk
         make(files, try_get_generation_config=dict)
 
 
-def test_the_v2_runner_is_refused(files: dict[str, str]) -> None:
-    states = LogitsProcRequestState(torch.device("cpu"), 1, WIDTH, None, None, None, None)  # type: ignore[arg-type]
+def test_the_v2_runner_is_refused_without_a_kernel(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prod_decode.vllm.find_spec", lambda _: None)
     with pytest.raises(ProdError, match=r"expected vLLM's V1 model runner, got V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
-        ProdLogitsProcessor(config({"blocklists": files}), states)
+        ProdLogitsProcessor(config({"blocklists": files}), request_states(1))
 
 
 def test_missing_settings_and_files(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +411,98 @@ def test_missing_settings_and_files(tmp_path: Path, files: dict[str, str], monke
     monkeypatch.setenv("PROD_BLOCKLISTS", "{}")
     with pytest.raises(ProdError, match="got both: drop one"):
         make(files)
+
+
+# ---- the V2 runner --------------------------------------------------------------------------------------------------
+
+
+def request_states(slots: int, width: int = WIDTH) -> LogitsProcRequestState:
+    """vLLM's own record, with plain tensors where it has staged ones."""
+    on_device = [
+        SimpleNamespace(gpu=torch.zeros(shape, dtype=torch.int32))
+        for shape in ((slots, MOST_TOKENS), slots, slots, slots)
+    ]
+    return LogitsProcRequestState(torch.device("cpu"), slots, width, *on_device)  # type: ignore[arg-type]
+
+
+def context(rows: list[tuple[int, int, int, int]]) -> LogitsContext:
+    """Of rows (slot, place among the rows of the slot, token fed, its position)."""
+    slots, places, fed, positions = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
+    of_slots = slots[places == 0]
+    return LogitsContext(slots, of_slots, of_slots.numpy(), places, fed, positions.long(), of_slots.numpy())
+
+
+def on_v2(
+    files: dict[str, str], states: LogitsProcRequestState, default: list[str], drafts: int = 0
+) -> ProdLogitsProcessor:
+    pytest.importorskip("prod_decode.device")
+    settings = config({"blocklists": files, "default": default})
+    settings.speculative_config = SimpleNamespace(num_speculative_tokens=drafts) if drafts else None
+    return ProdLogitsProcessor(settings, states)
+
+
+@given(
+    st.lists(st.tuples(texts, names, st.lists(st.sampled_from(TEXT_IDS), max_size=3)), min_size=1, max_size=4),
+    st.lists(phrases, min_size=3, max_size=3),
+    names,
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=60)
+def test_v2_equals_the_oracle(
+    requests: list[tuple[list[int], set[str], list[int]]], lists: list[list[str]], default: set[str], rng: Any
+) -> None:
+    """Texts in slots, drafts of speculative decoding after them; a slot is taken again by another text."""
+    blocklists = {
+        name: Blocklist.compile([Entry(p, boundary="none") for p in entries], allow_short=True)
+        for name, entries in zip(("one", "two", "three"), lists, strict=True)
+    }
+    states = request_states(4)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        use_vocabulary(monkeypatch)
+        files = {name: f"{folder}/{name}.prod" for name in blocklists}
+        for name, blocklist in blocklists.items():
+            blocklist.save(files[name])
+        processor = on_v2(files, states, sorted(default), drafts=3)
+    for _ in range(2):
+        taken = rng.sample(range(4), len(requests))
+        rows, histories, guards = [], [], []
+        for slot, (text, added, drafts) in zip(taken, requests, strict=True):
+            enforced = processor.add_request(slot, params(*sorted(added)))
+            assert enforced == bool(default | added)
+            states.all_token_ids.gpu[slot, : len(text)] = torch.tensor(text, dtype=torch.int32)
+            states.total_len.gpu[slot] = len(text)
+            for place in range(len(drafts) + 1):
+                history = [*text, *drafts[:place]]
+                rows.append((slot, place, history[-1], len(history) - 1))
+                histories.append(history)
+                guards.append([blocklists[name] for name in default | added])
+        processor.apply_staged_writes()
+        logits = torch.randn(len(rows), WIDTH)
+        logits[::2, EOS] = -INF
+        # Verification may ask several times for one step.
+        for _ in range(2):
+            masked = processor.apply(logits.clone(), context(rows))
+            for row, history in enumerate(histories):
+                assert masked[row].equal(expected(logits[row], guards[row], history)), (row, history)
+        requests = [(text[::-1], added, drafts) for text, added, drafts in requests]
+
+
+def test_v2_ends_what_was_not_validated_and_leaves_what_is_not_guarded(files: dict[str, str]) -> None:
+    states = request_states(2)
+    processor = on_v2(files, states, [])
+    assert processor.add_request(0, params("three"))
+    assert not processor.add_request(1, params())
+    processor.apply_staged_writes()
+    states.total_len.gpu[:] = 1
+    states.all_token_ids.gpu[:, 0] = encode("a")[0]
+    masked = processor.apply(torch.zeros(2, WIDTH), context([(0, 0, encode("a")[0], 0), (1, 0, encode("a")[0], 0)]))
+    assert (masked[0] > -INF).nonzero().tolist() == [[EOS]]
+    assert (masked[1] == 0).all()
+    assert processor.add_request(0, params("one"))
+    processor.apply_staged_writes()
+    masked = processor.apply(torch.zeros(1, WIDTH), context([(0, 0, encode("a")[0], 0)]))
+    assert masked[0, TOKENS.index(b"b")] == -INF
+    assert masked[0, TOKENS.index(b"a")] == 0
 
 
 # ---- validation of requests -----------------------------------------------------------------------------------------
