@@ -314,7 +314,7 @@ class _Slots:
             make(matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids)
             for bit, matcher in enumerate(matchers)
         ]
-        # A bit for each blocklist in force; and how much longer than it can be a text is said to be, which ends its row.
+        # A bit for each blocklist in force; and by how much a text is said to be longer than it can be, to end its row.
         self._settings = np.zeros((2, states.max_num_reqs), np.int32)
         self._enabled, self._closed = self._settings
         self._on_device = torch.zeros((2, states.max_num_reqs), dtype=torch.int32, device=states.device)
