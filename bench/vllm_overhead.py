@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
             {
                 "no processor": {},
                 "bad_words, 10": {"bad_words": material.lines[:10]},
-                "bad_words, 100": {"bad_words": material.lines[:100]},
+                "bad_words, 30": {"bad_words": material.lines[:30]},
             },
         ),
         (
