@@ -195,11 +195,14 @@ def renormalize_log_probs_(scores: Tensor, rows: Indices | None = None) -> Tenso
 def _end_dead_rows_(flat: Tensor, ends: list[int]) -> None:
     """Make every dead row of `flat` -inf except for score 0 at the columns `ends`, without waiting for the device."""
     alive = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    for block in flat.tensor_split(_BLOCK_ENDS, dim=-1):
+    on_host = alive.device.type == "cpu"
+    blocks = flat.tensor_split(_BLOCK_ENDS, dim=-1)
+    # On the host a look at the answer costs nothing: [64, 152k] takes 0.1 ms instead of 5, and less if it ends at the
+    # ends, which are hardly ever prohibited.
+    for block in (flat[:, ends], *blocks) if on_host else blocks:
         # Not amax, which is NaN where any score is.
         alive |= (block > -math.inf).any(-1)
-        # On the host a look at the answer costs nothing: [64, 152k] takes 0.1 ms instead of 5.
-        if alive.device.type == "cpu" and bool(alive.all()):
+        if on_host and bool(alive.all()):
             return
     dead = ~alive
     flat.masked_fill_(dead.unsqueeze(-1), -math.inf)

@@ -183,6 +183,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         self._follow()
         width = logits.shape[1]
         rows, tokens = self._banned(width)
+        if not len(rows) and width <= self._known:
+            return logits
         mask_padding_(logits, self._known, self._guarded)
         return mask_prohibited_(logits, rows, tokens, fallback=self.eos_ids)
 
