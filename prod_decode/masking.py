@@ -74,6 +74,27 @@ def mask_prohibited_(
     return scores
 
 
+def mask_padding_(scores: Tensor, known: int, rows: Indices | None = None) -> Tensor:
+    """Set the columns from `known` on to -inf, in place: those that the model has beyond its vocabulary.
+
+    Args:
+        scores: as for `mask_prohibited_`.
+        known: the size of the vocabulary; nothing happens if it is not below the last dimension.
+        rows: [M], which rows, as for `mask_prohibited_`; None is all.
+
+    Returns:
+        `scores` itself. Every other element keeps its bits.
+
+    Raises:
+        ProdError: as `mask_prohibited_`.
+    """
+    flat = _view(scores)
+    if known < flat.shape[1]:
+        index = slice(None) if rows is None else _indices("rows", rows, len(flat), flat.device)
+        flat[index, known:] = -math.inf
+    return scores
+
+
 def prod_distribution(
     logits: Tensor,
     prohibited: Prohibited,
@@ -174,11 +195,14 @@ def renormalize_log_probs_(scores: Tensor, rows: Indices | None = None) -> Tenso
 def _end_dead_rows_(flat: Tensor, ends: list[int]) -> None:
     """Make every dead row of `flat` -inf except for score 0 at the columns `ends`, without waiting for the device."""
     alive = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    for block in flat.tensor_split(_BLOCK_ENDS, dim=-1):
+    on_host = alive.device.type == "cpu"
+    blocks = flat.tensor_split(_BLOCK_ENDS, dim=-1)
+    # On the host a look at the answer costs nothing: [64, 152k] takes 0.1 ms instead of 5, and less if it ends at the
+    # ends, which are hardly ever prohibited.
+    for block in (flat[:, ends], *blocks) if on_host else blocks:
         # Not amax, which is NaN where any score is.
         alive |= (block > -math.inf).any(-1)
-        # On the host a look at the answer costs nothing: [64, 152k] takes 0.1 ms instead of 5.
-        if alive.device.type == "cpu" and bool(alive.all()):
+        if on_host and bool(alive.all()):
             return
     dead = ~alive
     flat.masked_fill_(dead.unsqueeze(-1), -math.inf)

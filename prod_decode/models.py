@@ -35,12 +35,12 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def load_tokenizer(name: str) -> Any:
-    """The transformers tokenizer of a model (see `load_model`)."""
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """The transformers tokenizer of a model (see `load_model`); `options` go to `AutoTokenizer.from_pretrained`."""
     from transformers import AutoTokenizer
 
-    source, options = _locate(name)
-    return _load(name, lambda: AutoTokenizer.from_pretrained(source, **options))
+    source, located = _locate(name)
+    return _load(name, lambda: AutoTokenizer.from_pretrained(source, **located, **options))
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:

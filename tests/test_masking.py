@@ -18,7 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 from prod_decode import masking
 from prod_decode.errors import ProdError
-from prod_decode.masking import mask_prohibited_, nucleus_support, prod_distribution, renormalize_log_probs_
+from prod_decode.masking import (
+    mask_padding_,
+    mask_prohibited_,
+    nucleus_support,
+    prod_distribution,
+    renormalize_log_probs_,
+)
 from tests import strategies as own
 
 INF, NAN = math.inf, math.nan
@@ -506,3 +512,17 @@ def test_the_remaining_arguments_are_checked_too() -> None:
         prod_distribution(torch.zeros(2, 5, dtype=torch.int32), NOTHING)
     with pytest.raises(ProdError, match=r"^rows: expected indices from 0 to 1, got 2"):
         renormalize_log_probs_(torch.zeros(2, 5), np.array([2]))
+
+
+@given(own.logits(), st.data())
+def test_padding_equals_the_loop_bit_for_bit(scores: Tensor, data: st.DataObject) -> None:
+    flat = scores.reshape(-1, scores.shape[-1])
+    known = data.draw(st.integers(0, scores.shape[-1] + 1))
+    rows = data.draw(st.none() | st.lists(st.integers(0, len(flat) - 1), max_size=3)) if len(flat) else None
+    want = flat.clone()
+    for row in range(len(flat)) if rows is None else rows:
+        for column in range(known, flat.shape[1]):
+            want[row, column] = -math.inf
+    got = mask_padding_(scores, known, None if rows is None else np.array(rows, np.int64))
+    assert got is scores
+    assert got.reshape(want.shape).equal(want) or (got.reshape(want.shape).nan_to_num(9).equal(want.nan_to_num(9)))

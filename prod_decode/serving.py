@@ -1,0 +1,144 @@
+"""Named blocklists for servers: what an operator loads, what every request gets, and what a request may add."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prod_decode.blocklist import Blocklist
+from prod_decode.errors import ProdError
+
+ENVIRONMENT = "PROD_BLOCKLISTS"
+ARGUMENT = "prod_blocklists"
+
+_EXAMPLE = '{"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which blocklists a server has.
+
+    Attributes:
+        files: the compiled file of each, by name.
+        default: the names that are enforced on every request, in the order of `files`.
+    """
+
+    files: dict[str, str]
+    default: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Settings:
+        """Settings from parsed JSON: `{"blocklists": {NAME: FILE, ...}, "default": [NAME, ...]}`.
+
+        Without `default` every blocklist is enforced on every request.
+
+        Args:
+            value: the JSON value.
+            where: what the messages call it: the option or variable that it comes from.
+
+        Raises:
+            ProdError: anything else than that.
+        """
+        if not isinstance(value, dict):
+            raise ProdError(f"{where}: expected an object such as {_EXAMPLE}, got {value!r}")
+        if unknown := [key for key in value if key not in ("blocklists", "default")]:
+            raise ProdError(f"{where}: expected the keys 'blocklists' and 'default', got {unknown[0]!r}: remove it")
+        files = value.get("blocklists")
+        if not isinstance(files, dict) or not files:
+            raise ProdError(f"{where}: blocklists: expected names and files as in {_EXAMPLE}, got {files!r}")
+        for name, file in files.items():
+            if not name or not isinstance(name, str) or not isinstance(file, str) or not file:
+                raise ProdError(f"{where}: blocklists: expected a name and a file, got {name!r}: {file!r}")
+        default = value.get("default", list(files))
+        if not isinstance(default, list) or not all(isinstance(name, str) for name in default):
+            raise ProdError(f"{where}: default: expected a list of names, [] for none, got {default!r}")
+        for name in default:
+            if name not in files:
+                raise ProdError(f"{where}: default: {_unknown(name, files)}")
+        return cls(dict(files), tuple(name for name in files if name in default))
+
+    @classmethod
+    def find(cls, options: object, environment: Mapping[str, str] = os.environ) -> Settings:
+        """The settings in `options["prod"]` or, as JSON, in the environment variable `PROD_BLOCKLISTS`.
+
+        Args:
+            options: vLLM's `additional_config`.
+            environment: where to look for the variable.
+
+        Raises:
+            ProdError: none or both of them, or something that `parse` refuses.
+        """
+        given = options.get("prod") if isinstance(options, Mapping) else None
+        text = environment.get(ENVIRONMENT)
+        if given is not None and text is not None:
+            raise ProdError(f"blocklists: expected one of --additional-config and {ENVIRONMENT}, got both: drop one")
+        if given is not None:
+            return cls.parse(given, '--additional-config, "prod"')
+        if text is None:
+            raise ProdError(
+                f"blocklists: expected --additional-config '{{\"prod\": {_EXAMPLE}}}' or {ENVIRONMENT}='{_EXAMPLE}', "
+                "got neither: say which compiled blocklists to enforce"
+            )
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ProdError(f"{ENVIRONMENT}: expected JSON such as {_EXAMPLE}, got {text!r} ({error})") from None
+        return cls.parse(value, ENVIRONMENT)
+
+    def load(self) -> dict[str, Blocklist]:
+        """Every blocklist, by name.
+
+        Raises:
+            ProdError: a file that is missing or damaged; the message says under which name it was given.
+        """
+        loaded = {}
+        for name, file in self.files.items():
+            try:
+                loaded[name] = Blocklist.load(file)
+            except ProdError as error:
+                raise ProdError(f"blocklist {name!r}: {error}") from None
+        return loaded
+
+    def names(self, arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """What to enforce on a request: the default and what its arguments add, in the order of `files`.
+
+        Raises:
+            ProdError: what `requested` refuses, or a name that the server did not load.
+        """
+        added = requested(arguments)
+        if not added:
+            return self.default
+        for name in added:
+            if name not in self.files:
+                raise ProdError(f"{ARGUMENT}: {_unknown(name, self.files)}")
+        return tuple(name for name in self.files if name in added or name in self.default)
+
+
+def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The names in a request's arguments: `{"prod_blocklists": ["gpl"]}`, or one name as a string.
+
+    Raises:
+        ProdError: something else under that key, or a key that looks like it.
+    """
+    if not arguments:
+        return ()
+    for key in arguments:
+        if key != ARGUMENT and isinstance(key, str) and key.startswith("prod_"):
+            raise ProdError(f"expected the argument {ARGUMENT}, got {key}: a request may add blocklists, and no more")
+    names = arguments.get(ARGUMENT, [])
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ProdError(f"{ARGUMENT}: expected a list of names, got {names!r}")
+    return tuple(names)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"expected one of {', '.join(map(repr, names))}, got {name!r}{hint}"

@@ -1,0 +1,464 @@
+r"""The adapter for vLLM: named blocklists as one logits processor for both of its model runners.
+
+    vllm serve MODEL --logits-processors prod_decode.vllm:ProdLogitsProcessor \
+        --additional-config '{"prod": {"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}}'
+
+`docs/vllm.md` is its manual.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
+
+from prod_decode.errors import ProdError
+from prod_decode.masking import mask_padding_, mask_prohibited_
+from prod_decode.matcher import Matcher
+from prod_decode.models import load_tokenizer
+from prod_decode.serving import ENVIRONMENT, Settings, requested
+from prod_decode.tokenizer_bytes import vocabulary_of
+from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
+
+_LOG = logging.getLogger(__name__)
+
+# As in `hf`: a larger difference is another model's tokenizer.
+_MOST_PADDING = 4096
+
+# Where there is no token; vLLM itself has -1 where a token is not known yet.
+_NO_TOKEN = -2
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A request in the batch: its text, and which blocklists it gets, by their place in `ProdLogitsProcessor.names`.
+
+    `prompt` is None where vLLM has embeddings instead; `names` where the request cannot have been validated. `output`
+    is vLLM's own list, which grows.
+    """
+
+    prompt: list[int] | None
+    output: list[int]
+    names: tuple[int, ...] | None
+
+
+class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # mypy does not follow vllm
+    """Keeps prohibited patterns out of what vLLM generates.
+
+    For every row, the tokens that would complete a pattern of one of the request's blocklists after the text so far,
+    prompt included, get the score -inf; so do columns beyond the vocabulary. A row without a token left ends with EOS,
+    whatever else the request asks for. Rows of requests without a blocklist keep their bits.
+
+    A state is remembered for every row and blocklist, and advanced if the row's text is what it was plus one token.
+    Anything else (requests that come, come back after preemption, or lost tokens) computes it again from the text.
+
+    What cannot be checked is not let through, and ends no one else's request: a row whose text is not known (tokens
+    that vLLM has not filled in, embeddings, ids that the tokenizer does not have) ends with EOS at once. Raising
+    instead would end the engine, and every other request with it.
+
+    Attributes:
+        settings: the files and the default.
+        names: the names of the blocklists; their order is that of `matchers`.
+        matchers: one for each.
+        eos_ids: what ends a row.
+    """
+
+    def __init__(self, vllm_config: Any, device_or_req_states: Any, is_pin_memory: bool = False) -> None:
+        """Load everything, bind it to the model's tokenizer and compile, so that nothing is left for the first request.
+
+        Args:
+            vllm_config: vLLM's.
+            device_or_req_states: from the V1 runner the `torch.device` of the logits, from V2 its request states.
+            is_pin_memory: from the V1 runner; not used.
+
+        Raises:
+            ProdError: settings that are missing or wrong, a file or a tokenizer that is refused, or a feature of vLLM
+                that would write text which no one checks.
+        """
+        del is_pin_memory
+        _check_features(vllm_config)
+        on_v2 = not isinstance(device_or_req_states, torch.device | str)
+        if on_v2:
+            _check_kernels()
+        self.settings = Settings.find(vllm_config.additional_config)
+        vocabulary = _vocabulary(vllm_config.model_config)
+        self.eos_ids = _eos_ids(vocabulary, vllm_config.model_config)
+        loaded = self.settings.load()
+        self.names = tuple(loaded)
+        self.matchers = [blocklist.bind(vocabulary) for blocklist in loaded.values()]
+        self._known = len(vocabulary)
+        self._slots = _Slots(self.matchers, self.eos_ids, vllm_config, device_or_req_states) if on_v2 else None
+        if not on_v2:
+            for matcher in self.matchers:
+                _warm_up(matcher)
+        self._rows: list[_Row] = []
+        self._states = np.zeros((len(self.matchers), 0), np.int64)
+        self._lengths = self._newest = np.zeros(0, np.int64)
+        self._closed = np.zeros(0, np.bool_)
+        self._arrange([], [])
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse a request, with HTTP 400, that names a blocklist which the server does not have, or is beam search.
+
+        Raises:
+            ProdError: it does.
+        """
+        # This is what vLLM's beam search asks for at each step, with nothing else to tell it by. It picks tokens by
+        # their log-probabilities, which vLLM takes before the mask.
+        if sampling_params.max_tokens == 1 and sampling_params.logprobs and not sampling_params.detokenize:
+            raise ProdError(
+                "beam search picks tokens by their probabilities before prohibited ones are masked: leave out "
+                "use_beam_search, and use n for several answers (max_tokens=1 with logprobs and detokenize=False is "
+                "taken for beam search)"
+            )
+        if requested(sampling_params.extra_args):
+            _settings_of_caller().names(sampling_params.extra_args)
+
+    def is_argmax_invariant(self) -> bool:
+        """False: greedy search must see the mask."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Follow the requests that came, went or moved; reads no tokens, since the newest are not known yet here.
+
+        Raises:
+            ProdError: a row that no one announced.
+        """
+        if batch_update is None:
+            return
+        rows = list(self._rows)
+        place = {row: row for row in range(len(rows))}
+
+        def arrive(params: Any, prompt: list[int] | None, output: list[int]) -> int:
+            rows.append(_Row(prompt, output, self._names_of(params)))
+            return len(rows) - 1
+
+        process_dict_updates(place, batch_update, arrive)
+        missing = [row for row in range(batch_update.batch_size) if row not in place]
+        if missing:
+            raise ProdError(
+                f"expected an update for each of {batch_update.batch_size} rows, got none for row {missing[0]}: this "
+                "version of vLLM behaves in a way that is not known; use one that docs/vllm.md names"
+            )
+        sources = [place[row] for row in range(batch_update.batch_size)]
+        self._arrange([rows[source] for source in sources], sources)
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Mask the logits of one step in place.
+
+        Args:
+            logits: [B, V], floats on any device. On V1 one row for each request in the order of the last
+                `update_state`; on V2 as `ctx` says.
+            ctx: from the V2 runner, its `LogitsContext`.
+
+        Returns:
+            `logits` itself.
+
+        Raises:
+            ProdError: another number of rows.
+        """
+        if self._slots is not None:
+            return self._slots.apply(logits, ctx)
+        if len(logits) != len(self._rows):
+            raise ProdError(
+                f"expected logits of {len(self._rows)} rows, got {len(logits)}: this version of vLLM behaves in a way "
+                "that is not known; use one that docs/vllm.md names"
+            )
+        if not self._any:
+            return logits
+        self._follow()
+        width = logits.shape[1]
+        rows, tokens = self._banned(width)
+        if not len(rows) and width <= self._known:
+            return logits
+        mask_padding_(logits, self._known, self._guarded)
+        return mask_prohibited_(logits, rows, tokens, fallback=self.eos_ids)
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: a request moves into a slot; whether anything is enforced on it."""
+        names = self._names_of(sampling_params)
+        if self._slots is not None:
+            self._slots.take(req_idx, names)
+        return names is None or bool(names)
+
+    def apply_staged_writes(self) -> None:
+        """V2: send what `add_request` said to the device."""
+        if self._slots is not None:
+            self._slots.write()
+
+    def _names_of(self, params: Any) -> tuple[int, ...] | None:
+        try:
+            names = self.settings.names(params.extra_args)
+        except ProdError as error:
+            _LOG.warning("a request that was not validated ends: %s", error)
+            return None
+        return tuple(self.names.index(name) for name in names)
+
+    def _arrange(self, rows: list[_Row], sources: list[int]) -> None:
+        """Take over what is remembered of the rows at `sources`; those beyond the present ones are new."""
+        count = len(rows)
+        states = np.zeros((len(self.matchers), count), np.int64)
+        # No text is one token longer than this.
+        lengths = np.full(count, -2, np.int64)
+        newest = np.full(count, _NO_TOKEN, np.int64)
+        closed = np.zeros(count, np.bool_)
+        before = np.array(sources, np.int64)
+        kept = np.flatnonzero(before < len(self._rows)) if len(before) else before
+        if len(kept):
+            origin = before[kept]
+            states[:, kept] = self._states[:, origin]
+            lengths[kept] = self._lengths[origin]
+            newest[kept] = self._newest[origin]
+            closed[kept] = self._closed[origin]
+        self._rows, self._outputs = rows, [row.output for row in rows]
+        self._states, self._lengths, self._newest, self._closed = states, lengths, newest, closed
+        # Which rows have each blocklist. A slice where all do: NumPy copies for an array of indices.
+        self._members: list[slice | NDArray[np.int64]] = []
+        for number in range(len(self.matchers)):
+            having = [i for i, row in enumerate(rows) if row.names is None or number in row.names]
+            self._members.append(slice(None) if len(having) == count else np.array(having, np.int64))
+        guarded = [i for i, row in enumerate(rows) if row.names is None or row.names]
+        self._any = bool(guarded)
+        self._guarded = None if len(guarded) == count else np.array(guarded, np.int64)
+
+    def _follow(self) -> None:
+        """Bring the states up to the tokens there are now."""
+        outputs = self._outputs
+        lengths = np.array([len(output) for output in outputs], np.int64)
+        newest = np.array([output[-1] if output else _NO_TOKEN for output in outputs], np.int64)
+        before = np.array([output[-2] if len(output) > 1 else _NO_TOKEN for output in outputs], np.int64)
+        grown = ~self._closed & (lengths == self._lengths + 1) & (before == self._newest)
+        stays = ~self._closed & (lengths == self._lengths) & (newest == self._newest)
+        self._lengths, self._newest = lengths, newest
+        try:
+            self._advance(grown, newest)
+        except ProdError:
+            # Some token is not known (yet); reading every row anew finds out whose.
+            grown[:] = False
+        for row in np.flatnonzero(~(grown | stays)).tolist():
+            self._read(row)
+
+    def _advance(self, grown: NDArray[np.bool_], newest: NDArray[np.int64]) -> None:
+        everyone = bool(grown.all())
+        for number, members in enumerate(self._members):
+            if everyone:
+                chosen = members
+            elif isinstance(members, slice):
+                chosen = np.flatnonzero(grown)
+            else:
+                chosen = members[grown[members]]
+            states = self._states[number]
+            states[chosen] = self.matchers[number].advance_all(states[chosen], newest[chosen])
+
+    def _read(self, row: int) -> None:
+        """Compute the states of a row from its whole text, or close it."""
+        request = self._rows[row]
+        was_closed = self._closed[row]
+        self._closed[row] = request.names is None or (bool(request.names) and request.prompt is None)
+        if self._closed[row] or not request.names:
+            return
+        text = np.array([*(request.prompt or ()), *request.output], np.int64)
+        try:
+            for number in request.names:
+                self._states[number, row] = self.matchers[number].state_of(text)
+        except ProdError as error:
+            self._closed[row] = True
+            if not was_closed:
+                _LOG.warning("a request whose text cannot be checked ends: %s", error)
+
+    def _banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+        """Sparse pairs (rows, tokens), both [n], duplicates included."""
+        rows: list[NDArray[np.integer[Any]]] = []
+        tokens: list[NDArray[np.integer[Any]]] = []
+        for number, members in enumerate(self._members):
+            states = self._states[number][members]
+            if not len(states):
+                continue
+            found, banned = self.matchers[number].banned_all(states)
+            rows.append(found if isinstance(members, slice) else members[found])
+            tokens.append(banned)
+        for closed in np.flatnonzero(self._closed).tolist():
+            rows.append(np.full(width, closed, np.int64))
+            tokens.append(np.arange(width, dtype=np.int64))
+        row, token = np.concatenate(rows), np.concatenate(tokens)
+        if width < self._known:
+            row, token = row[token < width], token[token < width]
+        return row, token
+
+
+class _Slots:
+    """The V2 runner's side: tokens stay on the device, in slots that never move; nothing here waits for it.
+
+    vLLM says nothing when a request leaves, and gives no tokens when one comes, so a slot's state is reset when it is
+    taken; `DeviceMatcher` reads the tokens itself, drafts of speculative decoding included.
+    """
+
+    def __init__(self, matchers: list[Matcher], eos_ids: list[int], vllm_config: Any, states: Any) -> None:
+        speculation = vllm_config.speculative_config
+        drafts = speculation.num_speculative_tokens if speculation is not None else 0
+        self._states = states
+        make = import_module("prod_decode.device").DeviceMatcher
+        self._guards = [
+            make(matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids)
+            for bit, matcher in enumerate(matchers)
+        ]
+        # A bit for each blocklist in force; and by how much a text is said to be longer than it can be, to end its row.
+        self._settings = np.zeros((2, states.max_num_reqs), np.int32)
+        self._enabled, self._closed = self._settings
+        self._on_device = torch.zeros((2, states.max_num_reqs), dtype=torch.int32, device=states.device)
+        self._taken: list[int] = []
+        for guard in self._guards:
+            guard.warm_up(
+                torch.zeros((1, states.vocab_size), device=states.device),
+                states.all_token_ids.gpu,
+                states.total_len.gpu,
+                torch.int64,
+            )
+
+    def take(self, slot: int, names: tuple[int, ...] | None) -> None:
+        """A request has come; None for `names` ends it."""
+        bits = range(len(self._guards)) if names is None else names
+        self._enabled[slot] = sum(1 << bit for bit in bits)
+        self._closed[slot] = 0 if names is not None else self._states.all_token_ids.gpu.shape[1] + 1
+        self._taken.append(slot)
+
+    def write(self) -> None:
+        """Tell the device, once a step, before anything reads it."""
+        if self._taken:
+            self._on_device.copy_(torch.from_numpy(self._settings.copy()), non_blocking=True)
+            for guard in self._guards:
+                guard.reset(self._taken)
+            self._taken = []
+
+    def apply(self, logits: Tensor, ctx: Any) -> Tensor:
+        """Mask the rows of a step in place."""
+        lengths, positions = self._states.total_len.gpu, ctx.pos
+        if self._closed.any():
+            lengths = lengths + self._on_device[1]
+            positions = positions + self._on_device[1][ctx.expanded_idx_mapping.clamp(min=0)]
+        for guard in self._guards:
+            guard.apply(
+                logits,
+                slots=ctx.expanded_idx_mapping,
+                drafts=ctx.expanded_local_pos,
+                positions=positions,
+                input_ids=ctx.input_ids,
+                token_ids=self._states.all_token_ids.gpu,
+                lengths=lengths,
+                enabled=self._on_device[0],
+            )
+        return logits
+
+
+def _check_kernels() -> None:
+    if find_spec("prod_decode.device") is None:
+        raise ProdError(
+            "expected vLLM's V1 model runner, got V2, for which this version has no kernel: set "
+            "VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+
+
+def _check_features(vllm_config: Any) -> None:
+    """Refuse what would leave text unchecked. Pooling, and speculation on V1, vLLM itself refuses before it comes here.
+
+    Raises:
+        ProdError: the feature, and what to do.
+    """
+    model = vllm_config.model_config
+    if not model.logits_processors:
+        # Without it vLLM never fills in the tokens of asynchronous scheduling: every row would end at once.
+        raise ProdError(
+            "expected --logits-processors prod_decode.vllm:ProdLogitsProcessor, got the class by an entry point alone, "
+            "which hides new tokens from it: name it explicitly"
+        )
+    if model.enable_prompt_embeds:
+        raise ProdError("expected prompts as tokens, got --enable-prompt-embeds, which hides their text: leave it out")
+    if model.is_diffusion:
+        raise ProdError(
+            "expected a model that writes one token after another, got a diffusion model: use another model"
+        )
+
+
+def _vocabulary(model: Any) -> Vocabulary:
+    """The model's vocabulary, from the tokenizer that vLLM decodes with.
+
+    Raises:
+        ProdError: a tokenizer that is refused, or that is not the model's.
+    """
+    if model.tokenizer_mode not in ("auto", "hf", "slow"):
+        raise ProdError(
+            f"expected --tokenizer-mode auto, hf or slow, got {model.tokenizer_mode!r}: the bytes of its tokens cannot "
+            "be derived"
+        )
+    tokenizer = load_tokenizer(
+        model.tokenizer, revision=model.tokenizer_revision, trust_remote_code=model.trust_remote_code
+    )
+    vocabulary = vocabulary_of(tokenizer)
+    width = model.get_vocab_size()
+    if abs(width - len(vocabulary)) > _MOST_PADDING:
+        raise ProdError(
+            f"the model scores {width} tokens but the tokenizer {model.tokenizer} has {len(vocabulary)}: they do not "
+            "belong together; use the model's own --tokenizer"
+        )
+    return vocabulary
+
+
+def _eos_ids(vocabulary: Vocabulary, model: Any) -> list[int]:
+    """The tokenizer's EOS, at which vLLM stops every request; or else those of the generation configuration.
+
+    Raises:
+        ProdError: there is none that adds no text.
+    """
+    configured = model.try_get_generation_config().get("eos_token_id")
+    candidates = vocabulary.eos_ids or ([configured] if isinstance(configured, int) else configured or [])
+    ids = [token for token in candidates if token < len(vocabulary) and vocabulary.kinds[token] == SPECIAL]
+    if not ids:
+        raise ProdError(
+            "expected an EOS token to end rows whose every token is banned, got none in the tokenizer or the "
+            "generation configuration: add eos_token_id to the model's generation_config.json"
+        )
+    return ids
+
+
+def _warm_up(matcher: Matcher) -> None:
+    """Compile what a step calls: 12 s where numba has nothing cached."""
+    states = matcher.states_of(np.zeros((1, 0), np.int64))
+    matcher.banned_all(states)
+    known = np.flatnonzero(matcher.vocabulary.kinds != UNKNOWN)[:1].astype(np.int64)
+    matcher.advance_all(states, known)
+
+
+def _settings_of_caller() -> Settings:
+    """The server's settings, in the process that takes requests, where vLLM tells a processor nothing about itself.
+
+    They are in the environment, or else in the configuration that the caller has, `InputProcessor.vllm_config`.
+
+    Raises:
+        ProdError: neither is there.
+    """
+    if ENVIRONMENT in os.environ:
+        return Settings.find(None)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        config = getattr(frame.f_locals.get("self"), "vllm_config", None)
+        if config is not None and hasattr(config, "additional_config"):
+            return Settings.find(config.additional_config)
+        frame = frame.f_back
+    raise ProdError(
+        f"expected the names of the blocklists in this process, got none: set {ENVIRONMENT} instead of "
+        "--additional-config"
+    )

@@ -1,0 +1,97 @@
+"""What an operator may configure and a request may ask for, and the messages for the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prod_decode import Blocklist, Entry, ProdError
+from prod_decode.serving import Settings, requested
+
+FILES = {"gpl": "gpl.prod", "insecure": "insecure.prod", "ours": "ours.prod"}
+
+
+def test_settings_from_either_source() -> None:
+    value = {"blocklists": FILES, "default": ["ours", "gpl"]}
+    assert Settings.find({"prod": value, "other": 1}, {}) == Settings(FILES, ("gpl", "ours"))
+    assert Settings.find({}, {"PROD_BLOCKLISTS": json.dumps(value)}) == Settings(FILES, ("gpl", "ours"))
+    assert Settings.find(None, {"PROD_BLOCKLISTS": json.dumps({"blocklists": FILES})}).default == tuple(FILES)
+    assert Settings.parse({"blocklists": FILES, "default": []}, "here").default == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], r"here: expected an object such as \{.*\}, got \[\]"),
+        ({"blocklist": FILES}, r"here: expected the keys 'blocklists' and 'default', got 'blocklist': remove it"),
+        ({}, r"here: blocklists: expected names and files as in .*, got None"),
+        ({"blocklists": {}}, r"here: blocklists: expected names and files as in .*, got \{\}"),
+        ({"blocklists": ["gpl.prod"]}, r"here: blocklists: expected names and files as in .*, got \['gpl.prod'\]"),
+        ({"blocklists": {"gpl": 1}}, r"here: blocklists: expected a name and a file, got 'gpl': 1"),
+        ({"blocklists": {"": "x"}}, r"here: blocklists: expected a name and a file, got '': 'x'"),
+        ({"blocklists": FILES, "default": "gpl"}, r"here: default: expected a list of names, \[\] for none, got 'gpl'"),
+        (
+            {"blocklists": FILES, "default": ["gpi"]},
+            r"here: default: expected one of 'gpl', 'insecure', 'ours', got 'gpi'; did you mean 'gpl'\?",
+        ),
+    ],
+)
+def test_settings_that_are_refused(value: object, message: str) -> None:
+    with pytest.raises(ProdError, match=message) as caught:
+        Settings.parse(value, "here")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        ({}, {}, r"expected --additional-config '\{\"prod\": .*\}' or PROD_BLOCKLISTS='.*', got neither: say which"),
+        ({"prod": {}}, {"PROD_BLOCKLISTS": "{}"}, "expected one of --additional-config and PROD_BLOCKLISTS, got both"),
+        ({}, {"PROD_BLOCKLISTS": "gpl.prod"}, r"PROD_BLOCKLISTS: expected JSON such as .*, got 'gpl.prod' \(Expecting"),
+        ({}, {"PROD_BLOCKLISTS": "{}"}, "PROD_BLOCKLISTS: blocklists: expected names and files"),
+        ({"prod": 1}, {}, '--additional-config, "prod": expected an object'),
+    ],
+)
+def test_sources_that_are_refused(options: dict[str, Any], environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ProdError, match=message):
+        Settings.find(options, environment)
+
+
+def test_a_request_adds_and_never_removes() -> None:
+    settings = Settings(FILES, ("insecure",))
+    assert settings.names(None) == ("insecure",)
+    assert settings.names({"unrelated": 1}) == ("insecure",)
+    assert settings.names({"prod_blocklists": []}) == ("insecure",)
+    assert settings.names({"prod_blocklists": ["ours", "gpl", "ours"]}) == tuple(FILES)
+    assert settings.names({"prod_blocklists": "gpl"}) == ("gpl", "insecure")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prod_blocklists": ["gpl", "osr"]}, r"prod_blocklists: expected one of 'gpl', .*, got 'osr'"),
+        ({"prod_blocklists": [1]}, r"prod_blocklists: expected a list of names, got \[1\]"),
+        ({"prod_blocklists": {"gpl": False}}, r"prod_blocklists: expected a list of names, got \{'gpl': False\}"),
+        ({"prod_default": []}, r"expected the argument prod_blocklists, got prod_default: a request may add"),
+    ],
+)
+def test_arguments_that_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProdError, match=message):
+        Settings(FILES, ()).names(arguments)
+
+
+def test_requested_needs_no_settings() -> None:
+    assert requested({}) == ()
+    assert requested({"prod_blocklists": ["a", "b"]}) == ("a", "b")
+
+
+def test_load_names_the_file_that_is_wrong(tmp_path: Path) -> None:
+    Blocklist.compile([Entry("eval(")]).save(tmp_path / "a.prod")
+    settings = Settings({"a": str(tmp_path / "a.prod")}, ())
+    assert [match.entry_id for match in settings.load()["a"].scan("eval(")] == ["eval("]
+    (tmp_path / "b.prod").write_text("foreign")
+    with pytest.raises(ProdError, match="blocklist 'b': "):
+        Settings({**settings.files, "b": str(tmp_path / "b.prod")}, ()).load()

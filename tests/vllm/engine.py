@@ -1,0 +1,69 @@
+"""SmolLM2-135M-Instruct in a form that vLLM loads, and prompts with much variety."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prod_decode import Blocklist, Entry
+from prod_decode.models import load_model
+
+# For every process that runs an engine: no network, little memory, and workers that inherit nothing of the test's.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+}
+
+PROCESSOR = "prod_decode.vllm:ProdLogitsProcessor"
+
+PROMPTS = [
+    "def fibonacci(n):\n",
+    "import yaml\n\ndef load(path):\n    with open(path) as f:\n        return yaml.",
+    "class Stack:\n    def __init__(self):\n",
+    "# Read a file and count its words\nimport sys\n",
+    "The capital of France is",
+    "def quicksort(xs):\n    if len(xs) < 2:\n        return xs\n",
+    "import hashlib\n\npassword = 'secret'\nprint(hashlib.",
+    "for i in range(10):\n    print(",
+    "SELECT name FROM users WHERE",
+    "public static void main(String[] args) {\n",
+    "<|im_start|>user\nWrite a Python function that reverses a string.<|im_end|>\n<|im_start|>assistant\n",
+    "x = [1, 2, 3]\ny = [",
+]
+
+
+def model_directory() -> str:
+    """The bundled model, dequantised and saved, once for this environment."""
+    target = Path(sys.prefix) / "smollm2-135m-instruct"
+    if not target.exists():
+        model, tokenizer = load_model("bundled", dtype="bfloat16", device="cpu")
+        partial = target.with_name(f"{target.name}.{os.getpid()}")
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(target)
+    return str(target)
+
+
+def phrases_of(texts: Iterable[str], width: int, every: int) -> list[str]:
+    """Pieces of texts, to be prohibited: so the model wants to write every one of them."""
+    pieces = {text[i : i + width].strip() for text in texts for i in range(0, len(text) - width, every)}
+    return sorted(piece for piece in pieces if len(piece) > width // 2 and piece.isascii())
+
+
+def compile_phrases(phrases: Iterable[str], **options: Any) -> Blocklist:
+    """A blocklist of phrases that may begin anywhere."""
+    return Blocklist.compile([Entry(phrase, boundary="none") for phrase in phrases], **options)
+
+
+def violations(blocklist: Blocklist, prompt: str, output: str) -> Iterator[str]:
+    """What is prohibited and ends in the output."""
+    for match in blocklist.scan(prompt + output):
+        if match.end > len(prompt):
+            yield match.entry_id

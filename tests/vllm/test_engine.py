@@ -1,0 +1,229 @@
+"""The real engine on the CPU: without the processor, and with it and so little memory that requests are preempted."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import BeamSearchParams
+
+from prod_decode import Blocklist, ProdLogitsProcessor, Vocabulary
+from prod_decode.models import load_model, load_tokenizer
+from prod_decode.tokenizer_bytes import vocabulary_of
+from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+REQUESTS, SAMPLE = 200, 48
+GREEDY = SamplingParams(temperature=0, max_tokens=32)
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt: str
+    params: SamplingParams
+
+
+def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
+    """200 requests, always the same, with every option that could get in the way; `names`: lists to add, by kind."""
+    # Without seeds: where prompts are chunked, vLLM's CPU workers die of them ("CPU Generator does not use offset").
+    rng = random.Random(0)
+    found = []
+    for number in range(REQUESTS):
+        kind = ("main", "extra", "both", "unguarded")[number % 4]
+        options: dict[str, Any] = {
+            "temperature": rng.choice([0, 0, 0.5, 1.0, 1.5]),
+            "max_tokens": rng.randint(4, 40),
+        }
+        options |= rng.choice(
+            [
+                {},
+                {"n": 3, "temperature": 0.8},
+                {"n": 2, "temperature": 1.2, "top_p": 0.9},
+                {"stop": ["\n\n", "return"]},
+                {"stop": [")"], "include_stop_str_in_output": True},
+                {"min_tokens": 8, "ignore_eos": True},
+                {"repetition_penalty": 1.3, "presence_penalty": 0.5},
+                {"logit_bias": {28: 3.0, 198: 2.0}},
+                {"bad_words": ["print", "self"]},
+                {"top_k": 5, "skip_special_tokens": False},
+            ]
+        )
+        if names is not None and names[kind]:
+            options["extra_args"] = {"prod_blocklists": names[kind]}
+        filler = "".join(rng.choice(PROMPTS) + "\n" for _ in range(rng.choice([0, 0, 1, 3, 6])))
+        found.append(Request(filler + rng.choice(PROMPTS), SamplingParams(**options)))
+    return found
+
+
+def start(**options: Any) -> LLM:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        return LLM(
+            model_directory(),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=512,
+            disable_log_stats=False,
+            enable_lora=True,
+            max_lora_rank=16,
+            seed=0,
+            **options,
+        )
+
+
+def run(llm: LLM, batch: list[Request], **options: Any) -> list[list[tuple[str, list[int]]]]:
+    """For every request, the text and the tokens of its outputs."""
+    outputs = llm.generate([r.prompt for r in batch], [r.params for r in batch], use_tqdm=False, **options)
+    return [[(o.text, list(o.token_ids)) for o in output.outputs] for output in outputs]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What the model writes without the processor: to the prompts, and to the first of the mixed requests."""
+
+    greedy: list[list[tuple[str, list[int]]]]
+    mixed: list[list[tuple[str, list[int]]]]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    llm = start(max_num_seqs=16)
+    try:
+        return Plain(run(llm, [Request(prompt, GREEDY) for prompt in PROMPTS]), run(llm, requests()[:SAMPLE]))
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def blocklists(plain: Plain) -> dict[str, Blocklist]:
+    """What the model wrote: half of it each in `main` and `extra`."""
+    texts = [text for outputs in [*plain.greedy, *plain.mixed] for text, _ in outputs]
+    return {
+        "empty": compile_phrases([]),
+        "main": compile_phrases(phrases_of(texts[::2], 9, 11)),
+        "extra": compile_phrases(phrases_of(texts[1::2], 6, 29), normalize="none", ignore_case=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def guarded(blocklists: dict[str, Blocklist], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = tmp_path_factory.mktemp("blocklists")
+    for name, blocklist in blocklists.items():
+        blocklist.save(folder / f"{name}.prod")
+    llm = start(
+        max_num_seqs=16,
+        max_num_batched_tokens=128,
+        enable_chunked_prefill=True,
+        block_size=32,
+        num_gpu_blocks_override=28,
+        logits_processors=[PROCESSOR],
+        additional_config={
+            "prod": {
+                "blocklists": {name: str(folder / f"{name}.prod") for name in blocklists},
+                "default": ["empty"],
+            }
+        },
+    )
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return vocabulary_of(load_tokenizer(model_directory()))
+
+
+def test_an_empty_blocklist_changes_nothing(plain: Plain, guarded: LLM) -> None:
+    assert run(guarded, [Request(prompt, GREEDY) for prompt in PROMPTS]) == plain.greedy
+
+
+def test_nothing_prohibited_in_any_request(
+    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist], vocabulary: Vocabulary
+) -> None:
+    names = {"main": ["main"], "extra": ["extra"], "both": ["main", "extra"], "unguarded": []}
+    batch = requests(names)
+    before = preemptions(guarded)
+    results = run(guarded, batch)
+    assert preemptions(guarded) > before
+    tokenizer = guarded.get_tokenizer()
+    unprotected = protected = 0
+    for number, (request, outputs) in enumerate(zip(batch, results, strict=True)):
+        prompt = vocabulary.decode(tokenizer.encode(request.prompt))
+        for name in names[("main", "extra", "both", "unguarded")[number % 4]]:
+            for text, ids in outputs:
+                assert list(violations(blocklists[name], request.prompt, text)) == [], (request, text)
+                # Tokens that a stop string cut off were never shown, and still they are checked.
+                assert list(violations(blocklists[name], prompt, vocabulary.decode(ids))) == [], (request, ids)
+                protected += 1
+            unprotected += number < SAMPLE and any(
+                list(violations(blocklists[name], request.prompt, text)) for text, _ in plain.mixed[number]
+            )
+    assert protected > REQUESTS
+    assert unprotected > SAMPLE // 2
+
+
+def preemptions(llm: LLM) -> float:
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
+
+
+def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
+    guarded: LLM, blocklists: dict[str, Blocklist]
+) -> None:
+    model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
+    processor = ProdLogitsProcessor(blocklists["main"], tokenizer)
+    params = SamplingParams(temperature=0, max_tokens=24, extra_args={"prod_blocklists": ["main"]})
+    for prompt in PROMPTS[:8]:
+        [[(_, ids)]] = run(guarded, [Request(prompt, params)])
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=24, do_sample=False)[0]
+        assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
+    assert processor.fired.total() > 8
+
+
+def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:
+    with pytest.raises(
+        VLLMValidationError, match=r"expected one of 'empty', 'main', 'extra', got 'mian'; did you mean"
+    ):
+        guarded.generate("x", SamplingParams(extra_args={"prod_blocklists": ["mian"]}))
+    with pytest.raises(VLLMValidationError, match="beam search picks tokens by their probabilities"):
+        guarded.beam_search([{"prompt": "x = "}], BeamSearchParams(beam_width=2, max_tokens=4))
+    assert run(guarded, [Request("x = ", GREEDY)])[0][0][1]
+
+
+def test_prompts_of_ids_that_the_tokenizer_lacks(guarded: LLM, vocabulary: Vocabulary) -> None:
+    # SmolLM2 has no such ids, so only vLLM's own check is seen here; tests/vllm/test_processor.py has the rest.
+    with pytest.raises(VLLMValidationError, match="out of vocabulary"):
+        guarded.generate({"prompt_token_ids": [len(vocabulary) + 1]}, GREEDY)
+
+
+def test_a_lora_adapter_from_prod_train(guarded: LLM, blocklists: dict[str, Blocklist], tmp_path: Path) -> None:
+    records = [{"prompt": "def add(a, b):\n", "completion": "    return a + b\n"}] * 4
+    for name in ("forget", "holdout"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = [sys.executable, "-m", "prod_train.cli", "run", "--model", model_directory(), "--output", "run"]
+    command += ["--forget", "forget.jsonl", "--holdout", "holdout.jsonl", "--max-steps", "1"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=900)
+    adapter = next(tmp_path.glob("run/**/adapter_config.json")).parent
+    batch = [
+        Request(p, SamplingParams(temperature=0, max_tokens=32, extra_args={"prod_blocklists": ["main"]}))
+        for p in PROMPTS
+    ]
+    for [(text, _)], request in zip(
+        run(guarded, batch, lora_request=LoRARequest("prod", 1, str(adapter))), batch, strict=True
+    ):
+        assert text
+        assert list(violations(blocklists["main"], request.prompt, text)) == []

@@ -1,0 +1,551 @@
+"""The class inside vLLM's real `InputBatch`, against an oracle that scans whole texts; and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.sample.logits_processor import (
+    BatchUpdate,
+    LogitsProcessors,
+    MoveDirectionality,
+    build_logitsprocs,
+    validate_logits_processors_parameters,
+)
+from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+from prod_decode import Blocklist, Entry, ProdError, Vocabulary
+from prod_decode.vllm import ProdLogitsProcessor
+from tests.vllm.stubs import BOS, EOS, HOLE, TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, save, use_vocabulary
+
+INF = math.inf
+MOST_ROWS, MOST_TOKENS = 5, 64
+
+
+def params(*names: str) -> SamplingParams:
+    return SamplingParams(extra_args={"prod_blocklists": list(names)} if names else None)
+
+
+def banned(blocklists: list[Blocklist], ids: list[int]) -> set[int]:
+    """Every id that must be masked after this text, from the definition."""
+    text = VOCABULARY.decode(ids)
+    found: set[int] = set()
+    for blocklist in blocklists:
+        before = set(blocklist.scan(text))
+        found |= {HOLE, *range(len(TOKENS), WIDTH)}
+        found |= {i for i in TEXT_IDS if set(blocklist.scan(text + VOCABULARY.decode([i]))) - before}
+    return found
+
+
+def expected(logits: torch.Tensor, blocklists: list[Blocklist], ids: list[int] | None) -> torch.Tensor:
+    """One row as it must be; `ids` is None where the text is not known."""
+    row = logits.clone()
+    if not blocklists:
+        return row
+    row[sorted(banned(blocklists, ids)) if ids is not None else slice(None)] = -INF
+    if bool((row == -INF).all()):
+        row[EOS] = 0.0
+    return row
+
+
+# ---- any sequence of what vLLM does to a batch ----------------------------------------------------------------------
+
+phrases = st.lists(
+    st.lists(st.sampled_from(["a", "b", "_", ".", "(", " "]), min_size=1, max_size=6).map("".join).filter(str.strip),
+    max_size=4,
+    unique=True,
+)
+texts = st.lists(st.sampled_from(TEXT_IDS), min_size=1, max_size=12)
+names = st.sets(st.sampled_from(["one", "two", "three"]))
+
+
+class Serving(RuleBasedStateMachine):
+    """Requests come, are chunked, preempted, resumed, moved and cut short; every step's logits equal the oracle's."""
+
+    @initialize(
+        one=phrases,
+        two=phrases,
+        three=phrases,
+        default=names,
+        boundary=st.sampled_from(["none", "start", "both"]),
+    )
+    def start(self, one: list[str], two: list[str], three: list[str], default: set[str], boundary: Any) -> None:
+        self.blocklists = {
+            "one": Blocklist.compile([Entry(p, boundary=boundary) for p in one], allow_short=True),
+            "two": Blocklist.compile([Entry(p, boundary="none") for p in two], normalize="none", allow_short=True),
+            "three": Blocklist.compile([Entry(p) for p in three], allow_short=True, ignore_case=True),
+        }
+        self.default = default
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+            use_vocabulary(monkeypatch)
+            files = {name: f"{folder}/{name}.prod" for name in self.blocklists}
+            for name, blocklist in self.blocklists.items():
+                blocklist.save(files[name])
+            self.processor = ProdLogitsProcessor(
+                config({"blocklists": files, "default": sorted(default)}), torch.device("cpu"), False
+            )
+        self.batch = InputBatch(
+            MOST_ROWS,
+            MOST_TOKENS,
+            MOST_TOKENS,
+            torch.device("cpu"),
+            WIDTH,
+            [16],
+            [8],
+            logitsprocs=LogitsProcessors([self.processor]),
+            logitsprocs_need_output_token_ids=True,
+        )
+        self.requests: dict[str, CachedRequestState] = {}
+        self.count = 0
+        # What each request has written, for comparison with what vLLM tells the processor.
+        self.truth: dict[str, list[int]] = {}
+        self.leaving: list[str] = []
+        self.joining: list[str] = []
+
+    def guards(self, request: CachedRequestState) -> list[Blocklist]:
+        arguments = request.sampling_params.extra_args or {}
+        return [self.blocklists[name] for name in self.default | set(arguments.get("prod_blocklists", []))]
+
+    @precondition(lambda self: len(self.batch.req_ids) - len(self.leaving) + len(self.joining) < MOST_ROWS)
+    @rule(prompt=texts, added=names, known=st.integers(0, 5))
+    def arrive(self, prompt: list[int], added: set[str], known: int) -> None:
+        self.count += 1
+        name = f"r{self.count}"
+        # Now and then, embeddings, or an id that the tokenizer does not have.
+        tokens = None if known == 0 else [*prompt, HOLE] if known == 1 else prompt
+        self.requests[name] = CachedRequestState(
+            name, tokens, [], params(*added), None, ([0],), 0, [],
+            prompt_embeds=torch.zeros(1, 1) if tokens is None else None,
+        )  # fmt: skip
+        self.truth[name] = []
+        self.joining.append(name)
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), for_good=st.booleans())
+    def leave(self, data: st.DataObject, for_good: bool) -> None:
+        name = data.draw(st.sampled_from(self.running()))
+        self.leaving.append(name)
+        if for_good:
+            del self.requests[name]
+
+    @precondition(lambda self: self.waiting() and len(self.batch.req_ids) + len(self.joining) < MOST_ROWS)
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.waiting()))
+        self.requests[name].output_token_ids = list(self.truth[name])
+        self.joining.append(name)
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), lost=st.integers(1, 3))
+    def lose_tokens(self, data: st.DataObject, lost: int) -> None:
+        """As after a failure to load KV blocks."""
+        request = self.requests[data.draw(st.sampled_from(self.running()))]
+        del request.output_token_ids[-lost:]
+        del self.truth[request.req_id][-lost:]
+
+    def running(self) -> list[str]:
+        return [name for name in self.batch.req_ids if name not in self.leaving]
+
+    def waiting(self) -> list[str]:
+        known = {*self.batch.req_ids, *self.joining}
+        return [name for name in self.requests if name not in known]
+
+    @rule(data=st.data(), asynchronous=st.booleans(), hidden=st.integers(0, 4), swaps=st.integers(0, 2))
+    def step(self, data: st.DataObject, asynchronous: bool, hidden: int, swaps: int) -> None:
+        for name in self.leaving:
+            self.batch.remove_request(name)
+        for name in self.joining:
+            self.batch.add_request(self.requests[name])
+        self.leaving, self.joining = [], []
+        self.batch.condense()
+        rows = len(self.batch.req_ids)
+        for _ in range(swaps if rows > 1 else 0):
+            first, second = data.draw(st.permutations(range(rows)))[:2]
+            self.batch.swap_states(first, second)
+        self.batch.refresh_metadata()
+        if hidden:  # in one case of five vLLM fails to fill in what it knows
+            for name in self.batch.req_ids:
+                self.requests[name].output_token_ids[:] = self.truth[name]
+        logits = data.draw(st.sampled_from([torch.zeros(rows, WIDTH), torch.randn(rows, WIDTH)]))
+        if data.draw(st.booleans()):
+            logits[:, EOS] = -INF
+        if data.draw(st.booleans()):
+            logits[:, TEXT_IDS[3:]] = -INF
+        masked = self.processor.apply(logits.clone())
+        for row, name in enumerate(self.batch.req_ids):
+            request = self.requests[name]
+            history = None
+            if request.prompt_token_ids is not None:
+                history = [*request.prompt_token_ids, *request.output_token_ids]
+                if HOLE in history[-1 - len(request.output_token_ids) :] or -1 in history:
+                    history = self.unreadable(history, self.guards(request))
+            want = expected(logits[row], self.guards(request), history)
+            assert masked[row].equal(want), (name, history, masked[row], want)
+            self.write(request, masked[row], data, asynchronous)
+
+    def unreadable(self, history: list[int], guards: list[Blocklist]) -> list[int] | None:
+        """None if a token that matters is not known; unknown ones that are too long ago add no text."""
+        for blocklist in guards:
+            symbols = 0
+            for token in reversed(history):
+                if symbols > blocklist.automaton.longest:
+                    break
+                if token in (-1, HOLE):
+                    return None
+                symbols += int(VOCABULARY.table(blocklist.normalization).starts[0, token + 1]) - int(
+                    VOCABULARY.table(blocklist.normalization).starts[0, token]
+                )
+        return [token for token in history if token not in (-1, HOLE)]
+
+    def write(self, request: CachedRequestState, row: torch.Tensor, data: st.DataObject, asynchronous: bool) -> None:
+        chunk = data.draw(st.integers(0, 4)) == 0  # prefill is not over: the sampled token is thrown away
+        if chunk or len(request.output_token_ids) > 30:
+            return
+        options = [i for i in TEXT_IDS if row[i] > -INF]
+        if not options:
+            return
+        token = data.draw(st.sampled_from(options))
+        request.output_token_ids.append(-1 if asynchronous else token)
+        self.truth[request.req_id].append(token)
+
+
+Serving.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+TestServing = Serving.TestCase
+
+
+# ---- single cases ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    use_vocabulary(monkeypatch)
+    monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
+    return {"one": save(tmp_path, "one", ["ab"], boundary="none"), "two": save(tmp_path, "two", ["b.a"])}
+
+
+def make(files: dict[str, str], default: list[str] | None = None, **model: Any) -> ProdLogitsProcessor:
+    prod = {"blocklists": files} if default is None else {"blocklists": files, "default": default}
+    return ProdLogitsProcessor(config(prod, **model), torch.device("cpu"), False)
+
+
+def added(*rows: tuple[SamplingParams, list[int] | None, list[int]]) -> BatchUpdate:
+    return BatchUpdate(len(rows), removed=[], added=[(i, *row) for i, row in enumerate(rows)], moved=[])
+
+
+def encode(text: str) -> list[int]:
+    return [TOKENS.index(character.encode()) for character in text]
+
+
+def processor_lists(files: dict[str, str]) -> list[Blocklist]:
+    return [Blocklist.load(file) for file in files.values()]
+
+
+def test_it_is_a_processor_for_both_runners() -> None:
+    assert issubclass(ProdLogitsProcessor, V1LogitsProcessor)
+    assert issubclass(ProdLogitsProcessor, V2LogitsProcessor)
+
+
+def test_without_default_every_blocklist_is_enforced(files: dict[str, str]) -> None:
+    processor = make(files)
+    processor.update_state(added((params(), encode("a"), []), (params(), encode("b."), [])))
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[0, TOKENS.index(b"b")] == -INF
+    assert masked[1, TOKENS.index(b"a")] == -INF
+    assert not processor.is_argmax_invariant()
+
+
+def test_a_request_adds_and_never_removes(files: dict[str, str]) -> None:
+    processor = make(files, ["one"])
+    processor.update_state(added((params(), encode("b.a"), []), (params("two"), encode("b.a"), [])))
+    for row in range(2):
+        assert processor._rows[row].names == ((0,), (0, 1))[row]
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[:, TOKENS.index(b"b")].tolist() == [-INF, -INF]
+
+
+def test_nothing_is_touched_where_nothing_is_enforced(files: dict[str, str]) -> None:
+    processor = make(files, [])
+    logits = torch.randn(1, WIDTH)
+    processor.update_state(added((params(), encode("a"), [])))
+    assert processor.apply(logits.clone()).equal(logits)
+    processor.update_state(None)
+    processor.update_state(BatchUpdate(0, removed=[0], added=[], moved=[]))
+    assert processor.apply(logits[:0]).shape == (0, WIDTH)
+
+
+def test_a_request_that_was_not_validated_ends(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    processor = make(files, [])
+    processor.update_state(added((params("three"), encode("a"), []), (params(), encode("a"), [])))
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[0, EOS] == 0
+    assert (masked[0, 1:] == -INF).all()
+    assert (masked[1] == 0).all()
+    assert "expected one of 'one', 'two', got 'three'" in caplog.text
+
+
+def test_ids_that_the_tokenizer_lacks_end_their_row_alone(
+    files: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    processor = make(files)
+    processor.update_state(added((params(), [HOLE], []), (params(), encode("a"), []), (params(), [WIDTH - 1], [])))
+    for _ in range(3):
+        masked = processor.apply(torch.zeros(3, WIDTH))
+        assert [row.nonzero().flatten().tolist() for row in masked[::2] > -INF] == [[EOS], [EOS]]
+        assert masked[1].equal(expected(torch.zeros(WIDTH), processor_lists(files), encode("a")))
+        assert masked[0, EOS] == masked[2, EOS] == 0
+    assert caplog.text.count("token id 2 has no known bytes") == 1
+
+
+def test_tokens_filled_in_later_open_the_row_again(files: dict[str, str]) -> None:
+    processor = make(files)
+    output = encode("b")
+    processor.update_state(added((params(), encode("a"), output)))
+    free = processor.apply(torch.zeros(1, WIDTH))[0].clone()
+    output.append(-1)
+    assert (processor.apply(torch.zeros(1, WIDTH))[0] > -INF).nonzero().tolist() == [[EOS]]
+    output[-1:] = encode("(")
+    assert (processor.apply(torch.zeros(1, WIDTH))[0] > -INF).sum() > 5
+    assert free[TOKENS.index(b".a")] == 0
+
+
+def test_special_tokens_neither_end_nor_complete_a_pattern(files: dict[str, str]) -> None:
+    processor = make(files)
+    processor.update_state(added((params(), [*encode("a"), BOS], [])))
+    assert processor.apply(torch.zeros(1, WIDTH))[0, TOKENS.index(b"b")] == -INF
+
+
+def test_fewer_columns_than_tokens(files: dict[str, str]) -> None:
+    processor = make(files)
+    processor.update_state(added((params(), [HOLE], []), (params(), encode("a"), [])))
+    masked = processor.apply(torch.zeros(2, 6))
+    assert (masked[0] > -INF).sum() == 1
+    assert masked[1, TOKENS.index(b"b")] == -INF
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_swap_and_move(files: dict[str, str], dtype: torch.dtype) -> None:
+    processor = make(files)
+    outputs: list[list[int]] = [encode("a"), encode("b."), encode("(")]
+    processor.update_state(added(*((params(), encode("("), output) for output in outputs)))
+    processor.apply(torch.zeros(3, WIDTH, dtype=dtype))
+    processor.update_state(BatchUpdate(3, [], [], [(0, 1, MoveDirectionality.SWAP)]))
+    processor.update_state(BatchUpdate(2, [0], [], [(2, 0, MoveDirectionality.UNIDIRECTIONAL)]))
+    masked = processor.apply(torch.zeros(2, WIDTH, dtype=dtype))
+    assert masked.dtype == dtype
+    assert [masked[row, TOKENS.index(b"b")].item() for row in range(2)] == [0, -INF]
+
+
+def test_what_cannot_happen_is_raised(files: dict[str, str]) -> None:
+    processor = make(files)
+    with pytest.raises(ProdError, match=r"expected an update for each of 2 rows, got none for row 1"):
+        processor.update_state(BatchUpdate(2, [], [(0, params(), [3], [])], []))
+    with pytest.raises(ProdError, match=r"expected logits of 0 rows, got 1"):
+        processor.apply(torch.zeros(1, WIDTH))
+
+
+# ---- what is refused at start ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"logits_processors": None}, "got the class by an entry point alone, .* name it explicitly"),
+        ({"enable_prompt_embeds": True}, "got --enable-prompt-embeds, which hides their text: leave it out"),
+        ({"is_diffusion": True}, "got a diffusion model"),
+        ({"tokenizer_mode": "mistral"}, "expected --tokenizer-mode auto, hf or slow, got 'mistral'"),
+        ({"get_vocab_size": lambda: 9999}, "the model scores 9999 tokens but the tokenizer model has 22"),
+    ],
+)
+def test_what_vllm_must_not_do(files: dict[str, str], model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProdError, match=message) as caught:
+        make(files, **model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "speculative", "message"),
+    [
+        (True, None, "Pooling models do not support custom logits processors"),
+        (False, object(), "Custom logits processors are not supported when speculative decoding is enabled"),
+    ],
+)
+def test_what_vllm_refuses_itself(pooling: bool, speculative: object, message: str) -> None:
+    settings = config({"blocklists": {"gpl": "gpl.prod"}})
+    settings.speculative_config = speculative
+    with pytest.raises(ValueError, match=message):
+        build_logitsprocs(settings, torch.device("cpu"), False, pooling, ["prod_decode.vllm:ProdLogitsProcessor"])
+
+
+def test_a_tokenizer_without_eos(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    use_vocabulary(monkeypatch, Vocabulary.from_bytes(TOKENS, special=[EOS, BOS]))
+    assert make(files).eos_ids == [EOS]
+    assert make(files, try_get_generation_config=lambda: {"eos_token_id": [BOS, 5]}).eos_ids == [BOS]
+    with pytest.raises(ProdError, match=r"expected an EOS token .* add eos_token_id to the model's generation_config"):
+        make(files, try_get_generation_config=dict)
+
+
+def test_the_v2_runner_is_refused_without_a_kernel(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prod_decode.vllm.find_spec", lambda _: None)
+    with pytest.raises(ProdError, match=r"expected vLLM's V1 model runner, got V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
+        ProdLogitsProcessor(config({"blocklists": files}), request_states(1))
+
+
+def test_missing_settings_and_files(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProdError, match=r"expected --additional-config .* got neither"):
+        ProdLogitsProcessor(config(), torch.device("cpu"), False)
+    with pytest.raises(ProdError, match="blocklist 'gone': cannot read"):
+        make({"gone": str(tmp_path / "gone.prod")})
+    monkeypatch.setenv("PROD_BLOCKLISTS", "{}")
+    with pytest.raises(ProdError, match="got both: drop one"):
+        make(files)
+
+
+# ---- the V2 runner --------------------------------------------------------------------------------------------------
+
+
+def request_states(slots: int, width: int = WIDTH) -> LogitsProcRequestState:
+    """vLLM's own record, with plain tensors where it has staged ones."""
+    on_device = [
+        SimpleNamespace(gpu=torch.zeros(shape, dtype=torch.int32))
+        for shape in ((slots, MOST_TOKENS), slots, slots, slots)
+    ]
+    return LogitsProcRequestState(torch.device("cpu"), slots, width, *on_device)  # type: ignore[arg-type]
+
+
+def context(rows: list[tuple[int, int, int, int]]) -> LogitsContext:
+    """Of rows (slot, place among the rows of the slot, token fed, its position)."""
+    slots, places, fed, positions = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
+    of_slots = slots[places == 0]
+    return LogitsContext(slots, of_slots, of_slots.numpy(), places, fed, positions.long(), of_slots.numpy())
+
+
+def on_v2(
+    files: dict[str, str], states: LogitsProcRequestState, default: list[str], drafts: int = 0
+) -> ProdLogitsProcessor:
+    pytest.importorskip("prod_decode.device")
+    settings = config({"blocklists": files, "default": default})
+    settings.speculative_config = SimpleNamespace(num_speculative_tokens=drafts) if drafts else None
+    return ProdLogitsProcessor(settings, states)
+
+
+@given(
+    st.lists(st.tuples(texts, names, st.lists(st.sampled_from(TEXT_IDS), max_size=3)), min_size=1, max_size=4),
+    st.lists(phrases, min_size=3, max_size=3),
+    names,
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=60)
+def test_v2_equals_the_oracle(
+    requests: list[tuple[list[int], set[str], list[int]]], lists: list[list[str]], default: set[str], rng: Any
+) -> None:
+    """Texts in slots, drafts of speculative decoding after them; a slot is taken again by another text."""
+    blocklists = {
+        name: Blocklist.compile([Entry(p, boundary="none") for p in entries], allow_short=True)
+        for name, entries in zip(("one", "two", "three"), lists, strict=True)
+    }
+    states = request_states(4)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        use_vocabulary(monkeypatch)
+        files = {name: f"{folder}/{name}.prod" for name in blocklists}
+        for name, blocklist in blocklists.items():
+            blocklist.save(files[name])
+        processor = on_v2(files, states, sorted(default), drafts=3)
+    for _ in range(2):
+        taken = rng.sample(range(4), len(requests))
+        rows, histories, guards = [], [], []
+        for slot, (text, added, drafts) in zip(taken, requests, strict=True):
+            enforced = processor.add_request(slot, params(*sorted(added)))
+            assert enforced == bool(default | added)
+            states.all_token_ids.gpu[slot, : len(text)] = torch.tensor(text, dtype=torch.int32)
+            states.total_len.gpu[slot] = len(text)
+            for place in range(len(drafts) + 1):
+                history = [*text, *drafts[:place]]
+                rows.append((slot, place, history[-1], len(history) - 1))
+                histories.append(history)
+                guards.append([blocklists[name] for name in default | added])
+        processor.apply_staged_writes()
+        logits = torch.randn(len(rows), WIDTH)
+        logits[::2, EOS] = -INF
+        # Verification may ask several times for one step.
+        for _ in range(2):
+            masked = processor.apply(logits.clone(), context(rows))
+            for row, history in enumerate(histories):
+                assert masked[row].equal(expected(logits[row], guards[row], history)), (row, history)
+        requests = [(text[::-1], added, drafts) for text, added, drafts in requests]
+
+
+def test_v2_ends_what_was_not_validated_and_leaves_what_is_not_guarded(files: dict[str, str]) -> None:
+    states = request_states(2)
+    processor = on_v2(files, states, [])
+    assert processor.add_request(0, params("three"))
+    assert not processor.add_request(1, params())
+    processor.apply_staged_writes()
+    states.total_len.gpu[:] = 1
+    states.all_token_ids.gpu[:, 0] = encode("a")[0]
+    masked = processor.apply(torch.zeros(2, WIDTH), context([(0, 0, encode("a")[0], 0), (1, 0, encode("a")[0], 0)]))
+    assert (masked[0] > -INF).nonzero().tolist() == [[EOS]]
+    assert (masked[1] == 0).all()
+    assert processor.add_request(0, params("one"))
+    processor.apply_staged_writes()
+    masked = processor.apply(torch.zeros(1, WIDTH), context([(0, 0, encode("a")[0], 0)]))
+    assert masked[0, TOKENS.index(b"b")] == -INF
+    assert masked[0, TOKENS.index(b"a")] == 0
+
+
+# ---- validation of requests -----------------------------------------------------------------------------------------
+
+
+class Frontend:
+    """What vLLM's `InputProcessor` is to the class: the caller that has the configuration."""
+
+    def __init__(self, prod: object) -> None:
+        self.vllm_config = config(prod)
+
+    def validate(self, sampling_params: SamplingParams) -> None:
+        validate_logits_processors_parameters([ProdLogitsProcessor], sampling_params)
+
+
+def test_names_are_validated_where_requests_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
+    frontend = Frontend({"blocklists": {"gpl": "gpl.prod", "insecure": "i.prod"}, "default": []})
+    frontend.validate(params())
+    frontend.validate(params("gpl", "insecure"))
+    frontend.validate(SamplingParams(extra_args={"prod_blocklists": "gpl", "other": 1}))
+    with pytest.raises(
+        VLLMValidationError, match=r"prod_blocklists: expected one of 'gpl', 'insecure', got 'glp'; did"
+    ):
+        frontend.validate(params("glp"))
+    with pytest.raises(VLLMValidationError, match="prod_blocklists: expected a list of names, got 3"):
+        frontend.validate(SamplingParams(extra_args={"prod_blocklists": 3}))
+    with pytest.raises(VLLMValidationError, match="expected the argument prod_blocklists, got prod_blocklist:"):
+        frontend.validate(SamplingParams(extra_args={"prod_blocklist": "gpl"}))
+    with pytest.raises(VLLMValidationError, match="set PROD_BLOCKLISTS instead of --additional-config"):
+        validate_logits_processors_parameters([ProdLogitsProcessor], params("gpl"))
+
+
+def test_names_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROD_BLOCKLISTS", '{"blocklists": {"gpl": "gpl.prod"}}')
+    validate_logits_processors_parameters([ProdLogitsProcessor], params("gpl"))
+    with pytest.raises(VLLMValidationError, match="expected one of 'gpl', got 'x'"):
+        validate_logits_processors_parameters([ProdLogitsProcessor], params("x"))
+
+
+def test_beam_search_is_refused() -> None:
+    # As vllm/entrypoints/generate/beam_search builds them.
+    beam = SamplingParams(logprobs=4, max_tokens=1, temperature=0.0, watermarking=False, detokenize=False)
+    with pytest.raises(VLLMValidationError, match="beam search picks tokens by their probabilities before"):
+        validate_logits_processors_parameters([ProdLogitsProcessor], beam)
+    validate_logits_processors_parameters([ProdLogitsProcessor], SamplingParams(logprobs=4, max_tokens=1))

