@@ -94,6 +94,10 @@ def test_positions_are_those_of_the_text(program: str) -> None:
         assert line[statement.col_offset] not in " \t"
 
 
+def test_lines_behind_a_skipped_one_keep_their_number() -> None:
+    assert [s.lineno for s in parse_fragment("x = = 1\ny = 2\n").statements()] == [2]
+
+
 def test_close_leaves_a_complete_text() -> None:
     assert parses(close("x = 1"))
     assert ast.unparse(ast.parse(close("f([1, 'a"))) == "f([1, 'a'])"
@@ -144,6 +148,7 @@ class Called(Names):
         ("with tf.Session() as s:\n    s.run(x)", "tensorflow.Session.run"),
         ("a, b = x.f, y.g\nb(1)", "y.g"),
         ("def f(x):\n    import os\nos.system(x)", "os.system"),
+        ("import os\ndef f(os):\n    pass\nos.system(x)", "os.system"),
     ],
 )
 def test_names_by_hand(program: str, expected: str) -> None:
