@@ -18,6 +18,7 @@ COMMANDS = {
         "bench.train_overhead",
         "an epoch with cached targets, without, and of plain cross-entropy",
     ),
+    "detectors": ("bench.detectors", "precision and recall of detectors of insecure code on labelled rows"),
     "humaneval": ("bench.utility", "score completions of HumanEval in the sandbox"),
 }
 
