@@ -7,7 +7,7 @@ loss and its gradient to `hidden`, for a frozen head, from the same random input
                  them, then the paper's loss
     paper loss   only its loss, `-sum q * log(softmax(z) + 1e-10)` under a mask; targets scattered from sparse ones
     log_softmax  what a careful author writes without a fused kernel; targets scattered likewise
-    fused        `distillation_loss` on cached sparse targets, in chunks of 512 rows (the default)
+    fused        `distillation_loss` on cached sparse targets, in chunks of the default size, 448 rows
     fused 256    the same in chunks of 256: half the memory, a head read twice as often
 
 All but the first must agree on the loss (but for the 1e-10). All make the same two products with the head, which on a

@@ -141,7 +141,7 @@ class Config:
         1.0, "gradients are clipped to this norm (default 1)", "training", metavar="X"
     )
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, a third more time", "training")
-    chunk_size: int = _option(512, "rows of logits that exist at once (default 512)", "training", metavar="N")
+    chunk_size: int = _option(448, "rows of logits that exist at once (default 448)", "training", metavar="N")
     seed: int = _option(
         42, "of the order of rows, initialisation, dropout and refusals (default 42)", "training", metavar="N"
     )

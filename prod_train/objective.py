@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prod_decode.errors import ProdError
 from prod_train.data import Batch
-from prod_train.loss import SparseTargets, distillation_loss
+from prod_train.loss import DEFAULT_CHUNK_SIZE, SparseTargets, distillation_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Head:
     bias: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
-    chunk_size: int = 512
+    chunk_size: int = DEFAULT_CHUNK_SIZE
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, V] in float32 (float64 for a float64 head), for a few rows."""
@@ -110,7 +110,7 @@ class Head:
 class Encoder:
     """Runs a causal language model and returns what its output head would be applied to."""
 
-    def __init__(self, base: Any, chunk_size: int = 512) -> None:
+    def __init__(self, base: Any, chunk_size: int = DEFAULT_CHUNK_SIZE) -> None:
         """Attach to a model.
 
         Args:
