@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bench import overhead
+from bench import overhead, vllm_overhead
 from bench.__main__ import main
 from bench.overhead import Figure, Walked
 
@@ -89,3 +89,18 @@ def test_a_mistake_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_vllm_benchmark_says_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.vllm_overhead.find_spec", lambda _: None)
+    assert main(["vllm"]) == 2
+    assert "expected vLLM in this environment, got none: run it with .venv-vllm/bin/python" in capsys.readouterr().err
+
+
+def test_the_vllm_table_shows_what_was_measured() -> None:
+    runs = [(100.0, [(16, 1e-6, 99e-6), (16, 0.0, 100e-6), (3, 1.0, 1.0)])]
+    figure = vllm_overhead._figure("10 patterns", 16, runs, [(200.0, [])])
+    assert (figure.own, figure.share, figure.ratio) == (pytest.approx(100), pytest.approx(100e-6 * 100 / 16), 0.5)
+    assert "| 16 | 10 patterns | 100 | 0.50 | 100 us | 100 us | 0.06 % |" in vllm_overhead.table([figure])
