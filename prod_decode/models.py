@@ -27,11 +27,15 @@ def bundled_model() -> Path:
 def quiet() -> None:
     """Keep the bars and advice of transformers, and what bitsandbytes says of kernels, out of a command's output."""
     import logging
+    from functools import partial
 
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    if hasattr(gguf, "tqdm"):  # a bar of its own, which does not heed the line above
+        gguf.tqdm = partial(gguf.tqdm, disable=True)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
