@@ -401,7 +401,8 @@ def test_a_program_that_lends_a_function_cannot_pass_without_the_right_value(nam
     if name == "not there":
         assert outcome.detail == "KeyError: 'answer'"
     if name == "loops":
-        assert outcome.reason == "cpu"
+        # The tests' process may be seen to end, for want of an answer, before the one that the limit killed.
+        assert outcome.reason in ("cpu", "failed")
 
 
 def test_values_come_back_as_they_were(isolation: Isolation) -> None:
