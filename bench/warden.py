@@ -374,11 +374,15 @@ def _be_init(config: dict[str, Any], pipes: tuple[int, int, int], setup: int, ui
     while deciding not in ended:
         process, status = os.wait()
         ended[process] = os.waitstatus_to_exitcode(status)
-    if program is not None and program not in ended:
-        # If the tests ended because the program did, it can be waited for by now.
-        process, status = os.waitpid(program, os.WNOHANG)
-        if process:
-            ended[program] = os.waitstatus_to_exitcode(status)
+    if program is not None and ended[deciding] != 0:
+        # The tests may have ended because the program did, whose files close a moment before it can be waited for.
+        until = time.monotonic() + 0.5
+        while program not in ended and time.monotonic() < until:
+            process, status = os.waitpid(program, os.WNOHANG)
+            if process:
+                ended[program] = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.005)
     codes = [code if code >= 0 else 128 - code for code in (ended[deciding], ended.get(program or 0, 0))]
     os._exit(codes[1] if codes[1] > 128 else codes[0])
 
