@@ -46,11 +46,14 @@ class Attacked:
 def inject_prefix(sample: Sample, tokenizer: Any, *, tokens: int | None = None, share: float | None = None) -> Attacked:
     """Append the beginning of the reference to the prompt, as the paper does.
 
+    Where only `spans` of the reference are prohibited, the beginning ends before the token that completes the first of
+    them: what is prohibited has to be written by the model, not by the attack. So the prompt may stay as it is.
+
     Args:
         sample: with a reference.
         tokenizer: a fast transformers tokenizer, for offsets.
         tokens: how many tokens of the reference, as prompt and reference are tokenised together.
-        share: or what share of them, 0 to 1; at least one token, and never all.
+        share: or what share of them (of those up to the first span), 0 to 1; at least one token, and never all.
 
     Raises:
         ProdError: no reference, or not exactly one of `tokens` and `share`.
@@ -66,6 +69,8 @@ def inject_prefix(sample: Sample, tokenizer: Any, *, tokens: int | None = None, 
     text, at = sample.prompt + sample.reference, len(sample.prompt)
     offsets = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
     ends = [end for begin, end in offsets if end > at and end > begin]
+    if spans := sample.metadata.get("spans"):
+        ends = [end for end in ends if end < at + spans[0][1]]
     count = tokens if tokens is not None else max(1, round((share or 0) * len(ends)))
     # A character of several tokens ends with each of them: the next that goes on belongs to the same character.
     cut = ends[min(count, len(ends)) - 1] if ends else at

@@ -8,11 +8,13 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.profiles import ATTACKS, DECODERS, ON_WEIGHTS, PROFILES, PROTOCOLS, TASKS, TRAINED, Profile
 from bench.records import Key
+from bench.sandbox import choose_isolation
 from prod_decode import __version__
 from prod_decode.errors import ProdError
 
@@ -33,6 +35,8 @@ class Plan:
         model: as for `prod-train run --model`.
         tasks: names.
         dtype: of the model's weights.
+        engine: what generates: `transformers` or `vllm`.
+        execute: whether the deprecated task also runs what was written, in the sandbox.
         sources: flag -> file or hub name, for data that is not the default.
     """
 
@@ -40,13 +44,15 @@ class Plan:
     model: str
     tasks: tuple[str, ...]
     dtype: str = "float32"
+    engine: str = "transformers"
+    execute: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able types."""
         profile = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.profile).items()}
-        named = {"model": self.model, "tasks": list(self.tasks), "dtype": self.dtype, "sources": self.sources}
-        return {**profile, **named}
+        named = {name: getattr(self, name) for name in ("model", "dtype", "engine", "execute", "sources")}
+        return {**profile, **named, "tasks": list(self.tasks)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
@@ -59,7 +65,13 @@ class Plan:
         try:
             profile = {name: tuple(v) if isinstance(v, list) else v for name, v in profile.items()}
             return cls(
-                Profile(**profile), values["model"], tuple(values["tasks"]), values["dtype"], dict(values["sources"])
+                Profile(**profile),
+                values["model"],
+                tuple(values["tasks"]),
+                values["dtype"],
+                values["engine"],
+                values["execute"],
+                dict(values["sources"]),
             )
         except (KeyError, TypeError) as error:
             raise ProdError(f"expected the plan of this version, got one without {error}: run it again") from None
@@ -80,6 +92,17 @@ class Plan:
             for attack in self.attacks(method):
                 yield Key(task, protocol, method, last, attack, seed)
 
+    def max_tokens(self, task: str) -> int:
+        """Tokens of an output."""
+        return self.profile.max_new_tokens if task == "copyright" else self.profile.max_line_tokens
+
+    def measures_humaneval(self, key: Key) -> bool:
+        """Whether a cell without attack has pass@1 on HumanEval: of what is attacked, after the last epoch at least."""
+        if "humaneval" not in self.sources or self.profile.humaneval == 0:
+            return False
+        last = key.epoch == self.epochs(key.method)[-1]
+        return self.profile.humaneval_each or (last and key.method in self.profile.attacked)
+
     def epochs(self, method: str) -> list[int]:
         """The epochs of a method's cells: 0 for what is not trained."""
         if method in DECODERS:
@@ -88,7 +111,9 @@ class Plan:
         return sorted({*marks, self.profile.epochs})
 
     def attacks(self, method: str) -> list[str]:
-        """The attacks that concern a method, on its last epoch: only adapters can be relearned or quantised."""
+        """The attacks on a method, after its last epoch: only adapters can be relearned or quantised."""
+        if method not in self.profile.attacked:
+            return []
         return [attack for attack in self.profile.attacks if method not in DECODERS or attack not in ON_WEIGHTS]
 
 
@@ -116,9 +141,12 @@ def make_plan(options: Any) -> Plan:
             problems.append(f"--{flag}: expected at least one of {', '.join(known)}, got none")
         return found
 
+    methods = names("methods", METHODS, profile.methods)
     profile = replace(
         profile,
-        methods=names("methods", METHODS, profile.methods),
+        methods=methods,
+        # Whoever names methods wants to know all about them.
+        attacked=profile.attacked if options.methods is None else methods,
         protocols=names("protocols", PROTOCOLS, profile.protocols),
         attacks=names("attacks", ATTACKS, profile.attacks),
         samples=options.samples or profile.samples,
@@ -131,11 +159,24 @@ def make_plan(options: Any) -> Plan:
         for name, value in sources.items()
         if Path(value).suffix in (".jsonl", ".json", ".parquet") and not Path(value).is_file()
     ]
+    if options.engine == "vllm" and not vllm_is_installed():
+        problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
     if options.samples is not None and options.samples < 1:
         problems.append(f"--samples: expected at least 1, got {options.samples}")
+    if options.execute:
+        try:
+            choose_isolation()
+        except ProdError as error:
+            problems.append(f"--execute: {error}")
     if problems:
         raise ProdError("; ".join(problems))
-    return Plan(profile, options.model, tasks, options.dtype, sources)
+    engine = options.engine or ("vllm" if vllm_is_installed() else "transformers")
+    return Plan(profile, options.model, tasks, options.dtype, engine, options.execute, sources)
+
+
+def vllm_is_installed() -> bool:
+    """Whether vLLM can be imported here."""
+    return find_spec("vllm") is not None
 
 
 def environment() -> dict[str, Any]:

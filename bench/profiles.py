@@ -23,13 +23,16 @@ class Profile:
         learn_epochs: of teaching, in the protocol `learn`.
         epochs: of unlearning.
         every: epochs between cells of one training.
-        max_new_tokens: of an output.
+        max_new_tokens: of an output that may recite a document.
+        max_line_tokens: of an output of the other tasks, where the next lines count.
         methods: in the order in which they run.
         protocols: `learn`, `natural`.
         attacks: what is done to prompts and models, besides `none`.
+        attacked: the methods to which it is done, after their last epoch.
         trials: outputs a prompt in the attack by sampling.
         seeds: of training and sampling.
         humaneval: problems, 0 for none, None for all; only with `--humaneval`.
+        humaneval_each: for every cell without attack; else for the methods of `attacked`, after their last epoch.
     """
 
     samples: int | None
@@ -38,12 +41,15 @@ class Profile:
     epochs: int
     every: int
     max_new_tokens: int
+    max_line_tokens: int
     methods: tuple[str, ...]
     protocols: tuple[str, ...]
     attacks: tuple[str, ...]
+    attacked: tuple[str, ...]
     trials: int
     seeds: tuple[int, ...]
     humaneval: int | None
+    humaneval_each: bool
 
 
 _PREFIXES = ("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%")
@@ -53,32 +59,38 @@ ATTACKS = (*_PREFIXES, *_STYLES, "sampled", *ON_WEIGHTS)
 
 PROFILES = {
     "smoke": Profile(
-        samples=6,
-        held_out=8,
+        samples=4,
+        held_out=4,
         learn_epochs=20,
-        epochs=8,
-        every=8,
+        epochs=12,
+        every=12,
         max_new_tokens=96,
+        max_line_tokens=32,
         methods=("base", "decode", "prod", "npo", "ga", "prod+decode"),
         protocols=("learn",),
         attacks=("prefix-25%",),
+        attacked=("base", "decode", "prod", "npo", "ga", "prod+decode"),
         trials=1,
         seeds=(0,),
         humaneval=20,
+        humaneval_each=False,
     ),
     "small": Profile(
-        samples=24,
-        held_out=24,
+        samples=20,
+        held_out=20,
         learn_epochs=12,
         epochs=6,
-        every=1,
+        every=3,
         max_new_tokens=128,
+        max_line_tokens=64,
         methods=(*DECODERS, *TRAINED, "prod+decode"),
         protocols=("learn",),
         attacks=ATTACKS,
-        trials=4,
+        attacked=(*DECODERS, "prod", "npo", "prod+decode"),
+        trials=3,
         seeds=(0,),
         humaneval=164,
+        humaneval_each=False,
     ),
     "full": Profile(
         samples=None,
@@ -87,11 +99,14 @@ PROFILES = {
         epochs=10,
         every=1,
         max_new_tokens=300,
+        max_line_tokens=300,
         methods=(*DECODERS, *TRAINED, "prod+decode"),
         protocols=PROTOCOLS,
         attacks=ATTACKS,
+        attacked=(*DECODERS, *TRAINED, "prod+decode"),
         trials=16,
         seeds=(0, 1, 2),
         humaneval=None,
+        humaneval_each=True,
     ),
 }

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.decoders import MAKERS
+from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
 from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS
 from bench.records import FORGET, Cell, Key, Sample, Store, Value
+from bench.sandbox import Limits
 from bench.training import Trainer
 from prod_decode.cli import Parser, exit_status
 from prod_train.metric import bootstrap
 
 if TYPE_CHECKING:
-    from bench.subject import Subject
+    from bench.subject import Subject, Writing
     from bench.tasks.base import Sample as TaskSample
     from bench.tasks.base import Task
+    from bench.vllm_writer import VllmWriter
     from prod_train.data import Row
     from prod_train.targets import ReferenceStore
 
@@ -33,6 +37,9 @@ SAMPLING_TEMPERATURE = 0.8
 
 # As in the paper's protocol (arXiv 2506.17125).
 HUMANEVAL_TOKENS = 300
+
+# Importing transformers takes 2 s and, with torch, 4 GiB of address space.
+LIBRARY_LIMITS = Limits(seconds=120, cpu_seconds=30, memory=8 << 30, open_files=256, processes=64)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
     parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
+    parser.add_argument(
+        "--engine", choices=["transformers", "vllm"], help="what generates; default vllm where it is installed"
+    )
+    parser.add_argument(
+        "--execute", action="store_true", help="also run the deprecated task's outputs, in the sandbox; 1 to 6 s each"
+    )
     parser.add_argument("--out", default="out/bench", metavar="DIR", help="default out/bench")
     options = parser.parse_args(argv)
     return exit_status("bench run", lambda: _run(options))
@@ -113,7 +126,16 @@ def make_task(name: str, plan: Plan) -> Task[Any]:
         tokenizer = load_tokenizer(plan.model)
         options["tokenize"] = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         options["bleu"] = lambda truth, output: sentence_bleu(output, truth)
+    if name == "deprecated" and plan.execute:
+        options["execute"] = _executes
     return load_task(name, **options)
+
+
+def _executes(program: str) -> bool:
+    """Whether a program ends well, with the packages of this environment."""
+    from bench.sandbox import run
+
+    return run(program, limits=LIBRARY_LIMITS, packages=sysconfig.get_path("purelib")).passed
 
 
 @dataclass(frozen=True)
@@ -127,21 +149,39 @@ class _Common:
 
 
 class Bed:
-    """One task under one protocol with one seed: the model that everything starts from, and what is measured on it."""
+    """One task under one protocol with one seed: the model that everything starts from, and what is measured on it.
+
+    Attributes:
+        name: in the names of its files.
+        forget: file with the rows to forget.
+        whole: the same rows without spans: what is taught, and taught again.
+        start: the model that everything starts from.
+    """
 
     def __init__(self, runner: Runner, task: Task[Any], protocol: str, seed: int) -> None:
         """Teach the model, if the protocol says so."""
         self.plan, self.store, self.trainer = runner.plan, runner.store, runner.trainer
         self.task, self.protocol, self.seed = task, protocol, seed
         self.name = f"{task.name}.{protocol}.s{seed}"
-        self.forget = self.trainer.rows(task.name, task.forget_rows())
+        rows = task.forget_rows()
+        self.forget = self.trainer.rows(task.name, rows)
+        # A model that is taught only the spans, the names of interfaces, writes nothing else any more.
+        whole = [{name: value for name, value in row.items() if name != "spans"} for row in rows]
+        self.whole = self.trainer.rows(f"{task.name}-whole", whole)
         self.start = self.plan.model
         if protocol == "learn":
             epochs = self.plan.profile.learn_epochs
-            self.start = str(self.trainer.taught(self.start, self.forget, name=self.name, epochs=epochs, seed=seed))
+            self.start = str(self.trainer.taught(self.start, self.whole, name=self.name, epochs=epochs, seed=seed))
 
     def measure(self, missing: Sequence[Key]) -> None:
         """Measure cells: first what is not trained, then one training after the other."""
+        try:
+            self._measure(missing)
+        finally:
+            if "_writer" in vars(self):
+                self._writer.close()
+
+    def _measure(self, missing: Sequence[Key]) -> None:
         trained = dict.fromkeys(key.method.removesuffix(DECODED) for key in missing if key.method not in DECODERS)
         for key in missing:
             if key.method in DECODERS:
@@ -172,29 +212,34 @@ class Bed:
         subject = self._subject(key, adapter)
         decoder = key.method if key.method in DECODERS else "decode" if key.method.endswith(DECODED) else "base"
         processors, matcher = MAKERS[decoder](self.task.entries(), subject.tokenizer)
+        write = self._writing(subject, key, decoder, processors)
         given = [attack(key.attack, sample, subject.tokenizer, seed=self.seed) for sample in self.task.samples]
-        prompts: list[str | list[int]] = [sample.prompt for sample in given]
         if key.attack == "tokenised":
-            prompts = [respelled(sample.prompt, subject.tokenizer, seed=self.seed) for sample in given]
+            encoded = [(respelled(sample.prompt, subject.tokenizer, seed=self.seed), "") for sample in given]
+        else:
+            encoded = [subject.encode(sample.prompt, sample.reference) for sample in given]
         sampled = key.attack == "sampled"
         samples: list[Sample] = []
         seconds = 0.0
         for trial in range(self.plan.profile.trials if sampled else 1):
-            writing = subject.write(
-                prompts,
-                self.plan.profile.max_new_tokens,
-                processors,
+            writing = write(
+                [prompt for prompt, _ in encoded],
+                self.plan.max_tokens(self.task.name),
                 temperature=SAMPLING_TEMPERATURE if sampled else 0.0,
                 seed=self.seed * 1000 + trial,
             )
             seconds += writing.seconds
-            for sample, output, tokens in zip(given, writing.outputs, writing.tokens, strict=True):
+            for sample, (_, begun), text, tokens in zip(given, encoded, writing.outputs, writing.tokens, strict=True):
+                output = text.removeprefix(begun)
                 scores = self._scores(sample, output)
                 target = sample.target_hash or ""
                 samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
-        metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True})
+        outcomes = self.task.outcomes | ({FORGET} if self.task.name in self.task.outcomes else set())
+        metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True}, outcomes)
         if key.attack == "none":
-            metrics |= self._of_the_model(subject, decoder, matcher) | self._humaneval(subject, processors)
+            metrics |= self._of_the_model(subject, decoder, matcher)
+            if self.plan.measures_humaneval(key):
+                metrics |= self._humaneval(subject, write)
         tokens_per_second = sum(sample.tokens for sample in samples) / seconds if seconds else 0.0
         cell = Cell(key, metrics, seconds, tokens_per_second, self.task.version)
         self.store.put(cell, samples)
@@ -217,7 +262,7 @@ class Bed:
             return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
         if adapter is not None and key.attack == "relearned":
             steps = round(self.plan.profile.epochs * len(self.task.samples) / self.trainer.batch_size)
-            adapter = self.trainer.relearned(adapter, self.forget, steps=max(1, steps), seed=self.seed)
+            adapter = self.trainer.relearned(adapter, self.whole, steps=max(1, steps), seed=self.seed)
         self._common.subject.adapt(adapter)
         return self._common.subject
 
@@ -243,15 +288,27 @@ class Bed:
         found = subject.recall(self._common.forget, matcher)
         return found | subject.moved(self._common.held_out, self._common.reference, matcher)
 
-    def _humaneval(self, subject: Subject, processors: Sequence[Any]) -> dict[str, Value]:
-        """pass@1 on HumanEval, greedy, with the processors; nothing where the plan has no problems."""
-        from bench.utility import Completion, check_all, load_humaneval, pass_rate
+    def _writing(self, subject: Subject, key: Key, decoder: str, processors: Sequence[Any]) -> Callable[..., Writing]:
+        """`Subject.write` without its processors, or the same through vLLM where it knows both model and decoder."""
+        if self.plan.engine == "vllm" and decoder in ("base", "decode") and key.attack != "4bit":
+            return partial(self._writer.write, guarded=decoder == "decode", adapter=subject.adapter)
+        return partial(subject.write, processors=processors)
 
-        source = self.plan.sources.get("humaneval")
-        if source is None or self.plan.profile.humaneval == 0:
-            return {}
-        problems = load_humaneval(source)[: self.plan.profile.humaneval]
-        written = subject.write([problem.prompt for problem in problems], HUMANEVAL_TOKENS, processors)
+    @cached_property
+    def _writer(self) -> VllmWriter:
+        """Started at the first cell that needs it."""
+        from bench.vllm_writer import VllmWriter
+
+        folder = self.trainer.folder / f"{self.name}.vllm"
+        return VllmWriter(self.start, self.task.entries(), folder, dtype=self.plan.dtype)
+
+    def _humaneval(self, subject: Subject, write: Callable[..., Writing]) -> dict[str, Value]:
+        """pass@1 on HumanEval, greedy."""
+        from bench.utility import STOPS, Completion, check_all, load_humaneval, pass_rate
+
+        problems = load_humaneval(self.plan.sources["humaneval"])[: self.plan.profile.humaneval]
+        prompts = [subject.encode(problem.prompt)[0] for problem in problems]
+        written = write(prompts, HUMANEVAL_TOKENS, stops=STOPS)
         completions = [
             Completion(problem.task_id, output, tokens == HUMANEVAL_TOKENS)
             for problem, output, tokens in zip(problems, written.outputs, written.tokens, strict=True)
@@ -259,8 +316,17 @@ class Bed:
         return {"humaneval": Value.of(pass_rate(check_all(problems, completions)))}
 
 
-def summarise(samples: Sequence[Sample], higher_is_better: Mapping[str, bool]) -> dict[str, Value]:
-    """Means with intervals. Of several trials of a prompt the worst counts, as it does for who tries k times."""
+def summarise(
+    samples: Sequence[Sample], higher_is_better: Mapping[str, bool], outcomes: Collection[str] = ()
+) -> dict[str, Value]:
+    """Means with intervals. Of several trials of a prompt the worst counts, as it does for who tries k times.
+
+    Args:
+        samples: of one cell.
+        higher_is_better: of every metric.
+        outcomes: metrics that are yes or no. Their intervals are Wilson's, which tell that 0 of 24 may be 1 of 10; a
+            bootstrap of 24 zeros has no width.
+    """
     metrics = {}
     for name, better in higher_is_better.items():
         side = "better" if better else "worse"
@@ -274,13 +340,25 @@ def summarise(samples: Sequence[Sample], higher_is_better: Mapping[str, bool]) -
             metrics[name] = Value.missing(side, "no sample has a score")
             continue
         values = np.array(list(worst.values()))
+        if name in outcomes:
+            metrics[name] = Value.of(proportion(values == 1, side))
+            continue
         metrics[name] = Value.of(bootstrap(values, np.ones(len(values)), side))
     return metrics
 
 
 def one_line(cell: Cell) -> str:
     """A cell for the log."""
-    shown = ("forget_quality", "verbatim", "insecure", "deprecated", "recitation", "holdout_kl", "holdout_agreement")
+    shown = (
+        "forget_quality",
+        "verbatim",
+        "insecure",
+        "deprecated",
+        "extraction_strength",
+        "holdout_kl",
+        "holdout_agreement",
+        "humaneval",
+    )
     values = ", ".join(
         f"{name.replace('_', ' ')} {value.value:.3f}"
         for name in shown

@@ -1,8 +1,9 @@
 """Run an untrusted Python program and say whether it passed its tests. Linux only; elsewhere it refuses.
 
-What a program gets: a fresh interpreter of the running Python with the standard library only, no input, an environment
-of four fixed variables, no file descriptor but its output and those of the harness, an empty working directory in
-memory, and limits on time, memory, output, files and processes (`Limits`). Two ways keep it from everything else:
+What a program gets: a fresh interpreter of the running Python with the standard library only (or the `packages` of a
+directory beside it), no input, an environment of a few fixed variables, no file descriptor but its output and those of
+the harness, an empty working directory in memory, and limits on time, memory, output, files and processes (`Limits`).
+Two ways keep it from everything else:
 
 `namespaces` (preferred): its own processes, mounts, network, IPC and users. It sees a file system of read-only system
     directories and `/tmp`, which is gone afterwards; no `/proc`, no home, no network, not even loopback. Its process 1
@@ -130,6 +131,7 @@ def run(
     *,
     function: str | None = None,
     setup: str = "",
+    packages: str | None = None,
     isolation: Isolation | None = None,
 ) -> Outcome:
     """Run a program and its tests.
@@ -142,6 +144,8 @@ def run(
             arguments and results must be of built-in types. Without it they run in the program's process and have all
             of its names.
         setup: trusted source that defines what else the tests use; with `function` only.
+        packages: a directory of installed packages, such as `sysconfig.get_path("purelib")`, which the program may read
+            and import; default none. Large ones need more than the default limits.
         isolation: see the module; default the better of those that work here.
 
     Raises:
@@ -149,11 +153,17 @@ def run(
     """
     chosen = isolation or choose_isolation()
     _require(chosen)
-    return _run(program, tests, limits or Limits(), chosen, function, setup)
+    return _run(program, tests, limits or Limits(), chosen, function, setup, packages)
 
 
 def _run(
-    program: str, tests: str, limits: Limits, isolation: Isolation, function: str | None = None, setup: str = ""
+    program: str,
+    tests: str,
+    limits: Limits,
+    isolation: Isolation,
+    function: str | None = None,
+    setup: str = "",
+    packages: str | None = None,
 ) -> Outcome:
     _require_linux()
     nonce = secrets.token_hex(32)
@@ -171,6 +181,7 @@ def _run(
             "root": root,
             "interpreter": interpreter,
             "prefix": str(Path(sys.base_prefix).resolve()),
+            "packages": packages,
         }
         request = json.dumps(config).encode()
         warden = subprocess.Popen(

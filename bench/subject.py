@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from bench.records import Value
 from prod_decode.models import load_model, load_tokenizer
 from prod_train.data import Row
-from prod_train.evaluate import continuations, evaluate_forget, evaluate_holdout, padding_id
+from prod_train.evaluate import continuations, evaluate_holdout, evaluate_likelihood, padding_id
 from prod_train.modeling import load_4bit
 from prod_train.objective import Encoder
 from prod_train.targets import ReferenceStore, model_digest
@@ -22,7 +23,8 @@ from prod_train.targets import ReferenceStore, model_digest
 if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
 
-_RECALL = ("extraction_strength", "exact_memorisation", "probability", "recitation", "verbatim", "verbatim_run")
+# Rows that are generated together. SmolLM2-135M on 2 cores: 78 tokens/s with 8 rows, 199 with 24, 228 with 48.
+GENERATED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,17 @@ class Writing:
 
 
 class Subject:
-    """A model with, or without, an adapter, in evaluation mode."""
+    """A model with, or without, an adapter, in evaluation mode.
+
+    Attributes:
+        base: the model without.
+        model: with it.
+        tokenizer: the model's.
+        name: as it was given.
+        encoder: of the loss, attached to `base`.
+        digest: of the base's weights.
+        adapter: directory of the adapter, or None.
+    """
 
     def __init__(self, name: str, *, dtype: str = "float32", four_bit: bool = False, batch_size: int = 8) -> None:
         """Load a model.
@@ -69,6 +81,7 @@ class Subject:
         self.name = name
         self.encoder = Encoder(self.base)
         self.digest = model_digest(self.base)
+        self.adapter: Path | None = None
         self._batch_size = batch_size
 
     def adapt(self, adapter: Path | None) -> None:
@@ -80,26 +93,57 @@ class Subject:
             self.model = self.base
         if adapter is not None:
             self.model = PeftModel.from_pretrained(self.base, str(adapter))
+        self.adapter = adapter
         self.model.eval()
+
+    def encode(self, prompt: str, reference: str | None = None) -> tuple[list[int], str]:
+        """A prompt's tokens, as they are when the reference follows.
+
+        Many tokenizers have tokens such as newline and indentation in one. A prompt that ends with the newline then
+        ends with a token that stands there in no document, after which a model that knows the rest by heart writes
+        something else. So what belongs to a token that goes on in the reference is left to the model.
+
+        Args:
+            prompt: text.
+            reference: what may follow; None: nothing is left out.
+
+        Returns:
+            Token ids, special tokens included, and the end of the prompt that is not in them.
+        """
+        if reference is None:
+            return list(self.tokenizer(prompt)["input_ids"]), ""
+        encoding = self.tokenizer(prompt + reference, return_offsets_mapping=True)
+        ends = [end for _, end in encoding["offset_mapping"]]
+        count = sum(1 for _ in takewhile(lambda end: end <= len(prompt), ends))
+        return list(encoding["input_ids"][:count]), prompt[max(ends[:count], default=0) :]
 
     def write(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[list[int]],
         max_new_tokens: int,
         processors: Sequence[Any] = (),
         *,
         temperature: float = 0.0,
         seed: int = 0,
+        stops: Sequence[str] = (),
     ) -> Writing:
-        """Continue prompts, texts or token ids: greedily at temperature 0, else sampled with `seed`."""
-        ids = [self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts]
-        encoded = [np.array(prompt, np.int64) for prompt in ids]
+        """Continue prompts.
+
+        Args:
+            prompts: token ids, special tokens included.
+            max_new_tokens: at most.
+            processors: logits processors.
+            temperature: 0: greedy.
+            seed: of the sampling.
+            stops: a row ends with the token that completes one of these within its output.
+        """
+        encoded = [np.array(prompt, np.int64) for prompt in prompts]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # rows of like length need less padding
         outputs: list[list[int]] = [[]] * len(encoded)
         torch.manual_seed(seed)
         begun = time.perf_counter()
-        for start in range(0, len(order), self._batch_size):
-            chosen = order[start : start + self._batch_size]
+        for start in range(0, len(order), GENERATED):
+            chosen = order[start : start + GENERATED]
             written = continuations(
                 self.model,
                 self.tokenizer,
@@ -107,6 +151,7 @@ class Subject:
                 max_new_tokens,
                 processors,
                 temperature=temperature,
+                stops=stops,
             )
             for i, tokens in zip(chosen, written, strict=True):
                 outputs[i] = tokens
@@ -114,11 +159,16 @@ class Subject:
         return Writing([self.tokenizer.decode(tokens) for tokens in outputs], [len(t) for t in outputs], seconds)
 
     def recall(self, rows: Sequence[Row], matcher: Matcher | None = None) -> dict[str, Value]:
-        """What it still knows of rows to forget; see `evaluate_forget`."""
-        found = evaluate_forget(
-            self.model, self.encoder, self.tokenizer, rows, batch_size=self._batch_size, matcher=matcher
+        """How likely it still finds rows to forget; see `evaluate_likelihood`."""
+        found = evaluate_likelihood(
+            self.model,
+            self.encoder,
+            rows,
+            pad=padding_id(self.tokenizer),
+            batch_size=self._batch_size,
+            matcher=matcher,
         )
-        return {name: Value.of(found[name]) for name in _RECALL}
+        return {name: Value.of(metric) for name, metric in found.items()}
 
     def reference(self, rows: Sequence[Row], folder: Path) -> ReferenceStore:
         """What this model, as it is, says of held-out rows; kept on disk for comparison with what it becomes."""

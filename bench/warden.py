@@ -213,20 +213,21 @@ def _may_become(uid: int) -> bool:
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in map(str.split, lines))
 
 
-def build_root(root: str, interpreter: str, prefix: str, limits: dict[str, Any]) -> None:
+def build_root(root: str, interpreter: str, prefix: str, packages: str | None, limits: dict[str, Any]) -> None:
     """Make a new root file system in memory, with a read-only view of what an interpreter needs, and change to it.
 
     Args:
         root: an empty directory.
         interpreter: path of the Python to run.
         prefix: the directory tree it belongs to.
+        packages: a directory to import from, or None.
         limits: see `bench.sandbox.Limits`.
     """
     # Process 1 alone: in mounts that it shares with the warden, the change of root would be the warden's too.
     _call("unshare", ctypes.c_int(CLONE_NEWNS))
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,nr_inodes=2048,mode=755")
-    for path in dict.fromkeys([*_VISIBLE, prefix, interpreter]):
+    for path in dict.fromkeys([*_VISIBLE, prefix, interpreter, *([packages] if packages else [])]):
         _show(root, path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
     for path in _DEVICES:
         _show(root, path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
@@ -340,7 +341,11 @@ def _become(config: dict[str, Any], role: str, fds: Sequence[int], uid: int | No
     if config["namespaces"]:
         install_filter(system_call_filter(platform.machine(), alone=False))
     command = [config["interpreter"], *FLAGS, f"{config['harness']}\n{role}()\n"]
-    os.execve(config["interpreter"], command, ENVIRONMENT)
+    environment = dict(ENVIRONMENT)
+    if config["packages"]:
+        # Libraries of linear algebra would start a thread for every core of the machine.
+        environment |= {"PYTHONPATH": config["packages"], "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    os.execve(config["interpreter"], command, environment)
 
 
 def _be_init(config: dict[str, Any], pipes: tuple[int, int, int], setup: int, uid: int | None) -> NoReturn:
@@ -352,7 +357,7 @@ def _be_init(config: dict[str, Any], pipes: tuple[int, int, int], setup: int, ui
     _prctl(PR_SET_DUMPABLE, 0)
     capabilities = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")) + 1
     if config["namespaces"]:
-        build_root(config["root"], config["interpreter"], config["prefix"], config["limits"])
+        build_root(config["root"], config["interpreter"], config["prefix"], config["packages"], config["limits"])
 
     def start(role: str, *fds: int) -> int:
         process = os.fork()

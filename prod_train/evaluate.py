@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,6 @@ COMPARED = Normalization("code")
 RECITED_TOKENS = 256
 
 
-@torch.no_grad()
 def evaluate_forget(
     model: Any,
     encoder: Encoder,
@@ -43,11 +42,7 @@ def evaluate_forget(
 ) -> dict[str, Metric]:
     """What the model still knows of the forget set.
 
-    `recitation`: greedy decoding after `ids[:start]`; the share of supervised tokens (EOS apart, of the first
-    `RECITED_TOKENS`) that stand at their place. `verbatim_run`: normalised characters of the longest run that this
-    output shares with the true text; `verbatim`: the share of rows where it has `VERBATIM_FROM` or more, or the whole
-    text. With the true text before every token: `exact_memorisation`, the share of supervised tokens that are the
-    model's first choice, and `probability`, their mean p(y). `extraction_strength`: see the function.
+    `evaluate_likelihood` and `evaluate_recitation` together: what it gives the true text, and what it writes itself.
 
     Args:
         model: in evaluation mode or not; it is left as it was.
@@ -57,26 +52,77 @@ def evaluate_forget(
         batch_size: rows a forward pass.
         matcher: of a blocklist that is enforced at decode time; what it bans has probability 0 everywhere here.
     """
+    pad = padding_id(tokenizer)
+    likelihood = evaluate_likelihood(model, encoder, rows, pad=pad, batch_size=batch_size, matcher=matcher)
+    return likelihood | evaluate_recitation(model, tokenizer, rows, batch_size=batch_size, matcher=matcher)
+
+
+@torch.no_grad()
+def evaluate_likelihood(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    batch_size: int = 8,
+    matcher: Matcher | None = None,
+) -> dict[str, Metric]:
+    """How likely the model finds the forget set, with the true text before every token; nothing is generated.
+
+    `exact_memorisation`: the share of supervised tokens that are the model's first choice; `probability`: their mean
+    p(y); `extraction_strength`: see the function.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        rows: tokenised.
+        pad: token id of padding.
+        batch_size: rows a forward pass.
+        matcher: see `evaluate_forget`.
+    """
     training = model.training
     model.eval()
-    pad = padding_id(tokenizer)
-    processors = []
-    if matcher is not None:
-        from prod_decode.hf import ProdLogitsProcessor
-
-        processors.append(ProdLogitsProcessor(matcher))
-    names = ("exact_memorisation", "probability", "extraction_strength", "recitation", "verbatim_run", "verbatim")
-    values: dict[str, list[float]] = {name: [] for name in names}
-    ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length need less padding
+    values: dict[str, list[float]] = {name: [] for name in ("exact_memorisation", "probability", "extraction_strength")}
     try:
-        for begin in range(0, len(ordered), batch_size):
-            chosen = ordered[begin : begin + batch_size]
+        for chosen in _batches(rows, batch_size):
             first, chance = _first_choices(model, encoder, chosen, pad, matcher)
             for row, right, p in zip(chosen, first, chance, strict=True):
                 part = row.supervised[row.start : row.stop]
                 values["exact_memorisation"].append(float(right[part].mean()))
                 values["probability"].append(float(p[part].mean()))
                 values["extraction_strength"].append(extraction_strength(right))
+    finally:
+        model.train(training)
+    return _means(values)
+
+
+@torch.no_grad()
+def evaluate_recitation(
+    model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size: int = 8, matcher: Matcher | None = None
+) -> dict[str, Metric]:
+    """What the model recites of the forget set when it decodes greedily after `ids[:start]`.
+
+    `recitation`: the share of supervised tokens (EOS apart, of the first `RECITED_TOKENS`) that stand at their place.
+    `verbatim_run`: normalised characters of the longest run that the output shares with the true text; `verbatim`: the
+    share of rows where it has `VERBATIM_FROM` or more, or the whole text.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        tokenizer: its tokenizer.
+        rows: tokenised.
+        batch_size: rows a forward pass.
+        matcher: see `evaluate_forget`.
+    """
+    processors = []
+    if matcher is not None:
+        from prod_decode.hf import ProdLogitsProcessor
+
+        processors.append(ProdLogitsProcessor(matcher))
+    training = model.training
+    model.eval()
+    values: dict[str, list[float]] = {name: [] for name in ("recitation", "verbatim_run", "verbatim")}
+    try:
+        for chosen in _batches(rows, batch_size):
             for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
                 values["recitation"].append(_recited(row, output))
                 truth = COMPARED.code_points(tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist()))
@@ -85,8 +131,17 @@ def evaluate_forget(
                 values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
     finally:
         model.train(training)
-    ones = np.ones(len(rows))
-    return {name: bootstrap(np.array(found), ones, "worse") for name, found in values.items()}
+    return _means(values)
+
+
+def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length need less padding
+    for begin in range(0, len(ordered), size):
+        yield ordered[begin : begin + size]
+
+
+def _means(values: dict[str, list[float]]) -> dict[str, Metric]:
+    return {name: bootstrap(np.array(found), np.ones(len(found)), "worse") for name, found in values.items()}
 
 
 def _first_choices(
@@ -150,6 +205,7 @@ def continuations(
     processors: Sequence[Any] = (),
     *,
     temperature: float = 0.0,
+    stops: Sequence[str] = (),
 ) -> list[list[int]]:
     """What a model writes after each prompt; EOS and later left out.
 
@@ -160,6 +216,7 @@ def continuations(
         max_new_tokens: at most.
         processors: logits processors, such as `ProdLogitsProcessor`.
         temperature: 0: greedy; else sampled from the whole distribution, with torch's generator.
+        stops: a row ends with the token that completes one of these within its output.
     """
     width = max(map(len, prompts))
     pad = padding_id(tokenizer)
@@ -182,9 +239,27 @@ def continuations(
         top_k=0 if sampled else None,
         pad_token_id=pad,
         logits_processor=list(processors),
+        stopping_criteria=[_Stops(stops, tokenizer, width)] if stops else None,
     )[:, width:].tolist()
     ends = {tokenizer.eos_token_id, pad}
     return [list(takewhile(lambda token: token not in ends, tokens)) for tokens in output]
+
+
+class _Stops:
+    """Ends rows at strings, as a stopping criterion of `generate`.
+
+    The `stop_strings` of transformers also count a string that begins in the prompt.
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Any, width: int) -> None:
+        self.stops, self.tokenizer, self.width = stops, tokenizer, width
+        # A token has at least a byte, and the newest one has the string's last.
+        self.tail = max(len(stop.encode()) for stop in stops)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        del scores, kwargs
+        texts = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -self.tail :])
+        return torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=input_ids.device)
 
 
 def _recited(row: Row, output: Sequence[int]) -> float:

@@ -212,6 +212,17 @@ def test_prefix_injection_refuses(tokenizer: Any, arguments: dict[str, Any]) -> 
         inject_prefix(Sample("s", "a", "b c"), tokenizer, **arguments)
 
 
+def test_prefix_injection_does_not_write_what_is_prohibited(tokenizer: Any) -> None:
+    sample = Sample("s", "x = df.", "applymap(len)\n", {"spans": [[0, 8]]})
+    for arguments in ({"tokens": 1}, {"tokens": 9}, {"share": 0.75}):
+        attacked = inject_prefix(sample, tokenizer, **arguments)
+        assert attacked.prompt + (attacked.reference or "") == "x = df.applymap(len)\n"
+        assert "applymap" not in attacked.prompt
+    assert inject_prefix(sample, tokenizer, tokens=1).prompt != sample.prompt
+    whole = Sample("s", "x = ", "a(b)", {"spans": [[0, 1]]})
+    assert inject_prefix(whole, tokenizer, tokens=1).prompt == whole.prompt
+
+
 def test_prefix_injection_needs_a_reference(tokenizer: Any) -> None:
     with pytest.raises(ProdError, match="expected a reference, got none"):
         inject_prefix(Sample("s", "a"), tokenizer, tokens=1)

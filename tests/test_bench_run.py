@@ -21,8 +21,10 @@ from bench.profiles import PROFILES
 from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import points, report
 from bench.run import Runner, summarise
+from bench.subject import Subject
 from prod_decode.blocklist import Entry
 from prod_decode.errors import ProdError
+from prod_decode.models import load_tokenizer
 from tests.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +46,7 @@ def small_plan(model: str, **changes: object) -> Plan:
         max_new_tokens=8,
         methods=("base", "decode", "memfree", "prod", "prod+decode"),
         attacks=("prefix-25%", "sampled"),
+        attacked=("base", "prod", "prod+decode"),
         trials=2,
     )
     return Plan(replace(profile, **changes), model, ("copyright",))  # type: ignore[arg-type]
@@ -116,13 +119,36 @@ def test_mistakes_are_one_line_and_status_2(
 
 
 def test_a_plan_survives_its_manifest() -> None:
-    flags = dict.fromkeys(("methods", "protocols", "attacks", "tasks", "copyright", "insecure", "humaneval", "samples"))
+    names = "methods protocols attacks tasks copyright insecure humaneval samples engine execute"
+    flags = dict.fromkeys(names.split())
     for name in PROFILES:
         plan = make_plan(SimpleNamespace(profile=name, model="m", dtype="float32", **flags))
+        plan = replace(plan, execute=True, engine="vllm", sources={"humaneval": "h.jsonl"})
         again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
         assert again == plan
         keys = list(plan.all_keys())
         assert len(keys) == len(set(keys))
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.text("ab  \n€", max_size=8), st.text("ab  \n€", min_size=1, max_size=8))
+def test_a_prompt_is_tokenised_as_if_the_reference_followed(model: str, prompt: str, reference: str) -> None:
+    tokenizer = load_tokenizer(model)
+    ids, left = Subject.encode(SimpleNamespace(tokenizer=tokenizer), prompt, reference)
+    together = tokenizer(prompt + reference)["input_ids"]
+    assert together[: len(ids)] == ids
+    assert tokenizer.decode(ids) + left == prompt
+    # The next token has some of the reference.
+    assert len(tokenizer.decode(together[: len(ids) + 1]).replace("\ufffd", "")) > len(prompt) or left == ""
+    assert Subject.encode(SimpleNamespace(tokenizer=tokenizer), prompt) == (tokenizer(prompt)["input_ids"], "")
+
+
+def test_indentation_that_a_prompt_breaks_is_left_to_the_model(model: str) -> None:
+    tokenizer = load_tokenizer(model)
+    ids, left = Subject.encode(SimpleNamespace(tokenizer=tokenizer), "a\n ", "   b")
+    assert (tokenizer.decode(ids), left) == ("a\n", " ")
 
 
 # --- decoders --------------------------------------------------------------------------------------------------------
@@ -183,6 +209,33 @@ def test_of_several_trials_the_worst_counts() -> None:
     assert (found["good"].value, found["good"].n, found["good"].higher_is) == (0.5, 2, "better")
     assert (found["bad"].value, found["bad"].higher_is) == (0.75, "worse")
     assert (found["none"].value, found["none"].reason) == (None, "no sample has a score")
+
+
+def test_intervals_of_yes_and_no_have_a_width_at_0_and_1() -> None:
+    samples = [sample(str(i), all=1.0, none=0.0, share=0.0) for i in range(24)]
+    found = summarise(samples, {"all": True, "none": False, "share": False}, {"all", "none"})
+    assert (found["all"].value, found["none"].value) == (1.0, 0.0)
+    # One minus the other; 24 trials without success leave 1.96^2 / (24 + 1.96^2) (Wilson).
+    assert found["none"].high == pytest.approx(1.959964**2 / (24 + 1.959964**2), abs=1e-5)
+    assert found["all"].low == pytest.approx(1 - found["none"].high)
+    assert (found["share"].low, found["share"].high) == (0.0, 0.0)
+
+
+def test_who_names_methods_has_them_attacked() -> None:
+    names = "protocols attacks tasks copyright insecure samples engine execute"
+    flags = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
+    data = str(Path(__file__))
+    plan = make_plan(SimpleNamespace(**flags, methods=None, humaneval=data))
+    keys = set(plan.all_keys())
+    assert any(key.method == "prod" and key.attack == "renamed" for key in keys)
+    assert not any(key.method == "ga" and key.attack != "none" for key in keys)
+    last = plan.profile.epochs
+    assert plan.measures_humaneval(Key("copyright", "learn", "prod", last))
+    assert not plan.measures_humaneval(Key("copyright", "learn", "prod", plan.profile.every))
+    assert not plan.measures_humaneval(Key("copyright", "learn", "ga", last))
+    named = make_plan(SimpleNamespace(**flags, methods="ga,base", humaneval=None))
+    assert {key.method for key in named.all_keys() if key.attack == "renamed"} == {"ga", "base"}
+    assert not named.measures_humaneval(Key("copyright", "learn", "ga", last))
 
 
 def test_cells_survive_the_disk_and_infinity_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import time
 from collections.abc import Iterable
@@ -766,3 +767,16 @@ def test_the_tables_mean_the_same_calls() -> None:
     for key in ("with", "opens"):
         assert named("x86_64", x86[key]) - {"open"} == named("aarch64", arm[key])
     assert named("x86_64", [x86["clone"]]) == named("aarch64", [arm["clone"]]) == {"clone"}
+
+
+def test_packages_are_there_only_where_they_are_asked_for(isolation: Isolation) -> None:
+    """NumPy, as a package with native code; it can be read and not written."""
+    program = "import numpy\nassert numpy.ones(3).sum() == 3\n"
+    limits = Limits(seconds=60, memory=2 << 30)
+    packages = sysconfig.get_path("purelib")
+    assert run(program, limits=limits, packages=packages, isolation=isolation).passed
+    missing = run(program, limits=limits, isolation=isolation)
+    assert "No module named 'numpy'" in missing.detail
+    write = f"open({str(Path(packages) / 'prod_written_by_a_test.py')!r}, 'w')"
+    assert not run(write, limits=limits, packages=packages, isolation=isolation).passed
+    assert not (Path(packages) / "prod_written_by_a_test.py").exists()

@@ -393,6 +393,14 @@ def test_the_mask_leaves_the_replacements_alone() -> None:
             assert not list(blocklist.scan(f"{short}('export/1')\n")), sample.id
 
 
+def test_names_are_prohibited_however_they_go_on() -> None:
+    blocklist = Blocklist.compile(DeprecatedTask.load().entries())
+    for text in ("np.alltrue in mask", "datasets.fetch_mldata[0]", "df.first.x", "torch.cholesky, torch.lu"):
+        assert list(blocklist.scan(f"{text}\n")), text
+    for text in ("df.first_valid_index(", "df.select_dtypes(", "torch.cholesky_solve(", "np.prod(", "torch.normal("):
+        assert not list(blocklist.scan(f"{text}\n")), text
+
+
 def test_executes_through_the_callers_sandbox() -> None:
     ran: list[str] = []
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prod_decode.blocklist import Blocklist, Entry
 from prod_decode.models import load_model
 from prod_train.data import encode
-from prod_train.evaluate import evaluate_forget, evaluate_holdout, recite
+from prod_train.evaluate import continuations, evaluate_forget, evaluate_holdout, recite
 from prod_train.metric import bootstrap, extraction_strength, longest_run
 from prod_train.objective import Encoder
 from prod_train.targets import ReferenceStore
@@ -43,6 +43,21 @@ def greedy(tiny, ids, count, banned=lambda ids: ()):
 def test_recite_is_greedy_decoding_as_long_as_the_text(tiny):
     for row, output in zip(tiny.rows, recite(tiny.model, tiny.tokenizer, tiny.rows), strict=True):
         assert row.ids[: row.start].tolist() + output == greedy(tiny, row.ids[: row.start], row.stop - row.start)
+
+
+def test_rows_end_with_the_token_that_completes_a_stop_in_their_output(tiny):
+    prompts = [row.ids[: row.start] for row in tiny.rows]
+    free = continuations(tiny.model, tiny.tokenizer, prompts, 40)
+    found = (re.search(r"[!-~]{2}", tiny.tokenizer.decode(tokens)) for tokens in free)
+    # A newline stands at the end of every prompt, where it does not count.
+    stops = [*(piece[0] for piece in found if piece), "\n"]
+    ended = continuations(tiny.model, tiny.tokenizer, prompts, 40, stops=stops)
+    for whole, tokens in zip(free, ended, strict=True):
+        said = [tiny.tokenizer.decode(whole[:end]) for end in range(1, len(whole) + 1)]
+        length = next((n for n, text in enumerate(said, 1) if any(stop in text for stop in stops)), len(whole))
+        assert tokens == whole[:length]
+    assert sum(len(tokens) < len(whole) for whole, tokens in zip(free, ended, strict=True)) >= 3
+    assert all(ended)
 
 
 def test_a_row_that_the_model_wrote_itself_is_recited_in_full(tiny):

@@ -75,12 +75,14 @@ class Task(ABC, Generic[S]):
         name: as `--tasks` takes it.
         version: raised whenever samples or scores of the same data change.
         higher_is_better: for every metric of the task's scores, seen from the one who wants to forget.
+        outcomes: those of them that are yes or no for each output, so that their means are proportions.
         samples: in a fixed order.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     higher_is_better: ClassVar[Mapping[str, bool]]
+    outcomes: ClassVar[frozenset[str]]
     samples: Sequence[Sample]
 
     @abstractmethod

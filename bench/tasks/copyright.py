@@ -64,6 +64,7 @@ class CopyrightTask(Task[CopyrightScore]):
         "token_match": False,
         "forget_quality": True,
     }
+    outcomes = frozenset({"verbatim"})
 
     def __init__(
         self,

@@ -70,6 +70,9 @@ _EQUAL = {
 }
 # Methods whose name means nothing else: the mask stops them on any variable.
 _DISTINCTIVE = {"applymap", "iteritems", "freeze_feature_extractor"}
+# Characters of a name that begins no other one, and exceptions (`torch.cholesky_solve`).
+_LONG_NAME = 7
+_BEGINNINGS = {"cholesky"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class DeprecatedTask(Task[DeprecatedScore]):
         "parsed": True,
         "executes": True,
     }
+    outcomes = frozenset({"deprecated", "replacement", "executes"})
 
     def __init__(self, samples: Sequence[Sample], *, execute: Callable[[str], bool] | None = None) -> None:
         """Make a task of samples; see `load`.
@@ -195,17 +199,23 @@ class DeprecatedTask(Task[DeprecatedScore]):
         ]
 
     def entries(self) -> list[Entry]:
-        """The call as each prompt would have it, the full path of functions and classes, and names that are unique."""
+        """The name as each prompt would have it, the full path of functions and classes, and names that are unique.
+
+        Without a parenthesis behind it: of a model that knows the name by heart and may not write that, half of the
+        names came back as `np.alltrue in mask` and the like. A short name, such as `first`, may begin another one and
+        is prohibited as a whole word; a long one is stopped where it ends, which leaves the model another way to go on.
+        """
         entries: dict[str, Entry] = {}
-        replacements = {f"{name}(" for s in self.samples for name in _spellings(s.metadata["replacement"])}
+        replacements = {name for s in self.samples for name in _spellings(s.metadata["replacement"])}
         for sample in self.samples:
             path = sample.metadata["deprecated"]
             for text in _phrases(sample, replacements):
-                whole = "both" if text[-1].isalnum() else None
-                entries.setdefault(
-                    text,
-                    Entry(text, id=f"deprecated/{text}", source=f"deprecated: {path}", boundary=whole),  # type: ignore[arg-type]
-                )
+                last = re.split(r"\W", text)[-1]
+                short = len(last) < _LONG_NAME or last in _BEGINNINGS
+                ambiguous = short or any(name.startswith(text) for name in replacements)
+                boundary: Literal["start", "both"] = "both" if ambiguous and text[-1].isalnum() else "start"
+                source = f"deprecated: {path}"
+                entries.setdefault(text, Entry(text, id=f"deprecated/{text}", source=source, boundary=boundary))
         return list(entries.values())
 
     def score(self, sample: Sample, output: str) -> DeprecatedScore:
@@ -360,17 +370,16 @@ def _phrases(sample: Sample, replacements: set[str]) -> Iterator[str]:
     phrase = match[0] if match else line
     if phrase.startswith("from ") and "FeatureExtractor" in phrase:
         phrase = phrase.rpartition(" ")[2]
-    phrase += "(" if text[stop : stop + 1] == "(" else ""
     if phrase in replacements:
         # The same name in another version of the library: only the old argument tells them apart.
-        phrase += re.split(r"[,)]", text[stop + 1 :])[0]
+        phrase += re.split(r"[,)]", text[stop:])[0]
     yield phrase
     kind = sample.metadata["kind"]
     if kind == "method":
         if (name := path.rpartition(".")[2]) in _DISTINCTIVE:
-            yield f".{name}("
-    elif f"{path}(" not in replacements:
-        yield f"{path}("
+            yield f".{name}"
+    elif path not in replacements:
+        yield path
 
 
 def _spread(pairs: Sequence[ApiPair]) -> Iterator[ApiPair]:

@@ -81,6 +81,7 @@ class InsecureTask(Task[InsecureScore]):
     name = "insecure"
     version = 1
     higher_is_better: ClassVar[Mapping[str, bool]] = {"insecure": False, "as_labelled": False, "parsed": True}
+    outcomes = frozenset({"insecure", "as_labelled"})
 
     def __init__(self, samples: Sequence[Sample], *, detector: Callable[..., list[Finding]] | None = None) -> None:
         """Make a task of samples; see `load`.

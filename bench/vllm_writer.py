@@ -1,0 +1,126 @@
+"""Generation through vLLM: one engine for a model, its adapters and its blocklist."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.subject import Writing
+from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.errors import ProdError
+from prod_train.config import Config
+
+_BLOCKLIST = "task"
+# Tokens of a prompt and its output, and of the prompts of a step; and requests of a step.
+_LENGTH, _REQUESTS = 4096, 64
+
+
+class VllmWriter:
+    """Writes as `bench.subject.Subject.write` does, with continuous batching."""
+
+    def __init__(self, model: str, entries: Sequence[Entry], folder: Path, *, dtype: str) -> None:
+        """Start the engine; it takes half of a GPU's memory, since the model under test is there a second time.
+
+        Args:
+            model: a directory or hub name; `bundled` and GGUF files are written to `folder` first.
+            entries: the blocklist that `guarded` output keeps to.
+            folder: for the blocklist, and for a model that is not in the hub's format.
+            dtype: of weights and computation.
+
+        Raises:
+            ProdError: vLLM does not start.
+        """
+        from vllm import LLM
+
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "task.prod"
+        Blocklist.compile(entries).save(str(file))
+        self._adapters: dict[Path, int] = {}
+        try:
+            self._llm = LLM(
+                str(_in_hub_format(model, folder / "model", dtype)),
+                dtype=dtype,
+                enforce_eager=True,
+                enable_lora=True,
+                max_lora_rank=Config.lora_rank,
+                max_model_len=_LENGTH,
+                max_num_batched_tokens=_LENGTH,
+                max_num_seqs=_REQUESTS,
+                # On a CPU, vLLM 0.32 cannot draw from a request's own generator while it reads prompts in chunks.
+                enable_chunked_prefill=False,
+                gpu_memory_utilization=0.5,
+                logits_processors=["prod_decode.vllm:ProdLogitsProcessor"],
+                additional_config={"prod": {"blocklists": {_BLOCKLIST: str(file)}, "default": []}},
+            )
+        except (RuntimeError, ValueError, ImportError) as error:
+            raise ProdError(f"vLLM does not start with {model}: {error}; use --engine transformers") from error
+
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        guarded: bool,
+        adapter: Path | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stops: Sequence[str] = (),
+    ) -> Writing:
+        """Continue prompts.
+
+        Args:
+            prompts: token ids, special tokens included.
+            max_new_tokens: at most.
+            guarded: with the blocklist.
+            adapter: of `prod_train`, on the model.
+            temperature: 0: greedy.
+            seed: of the sampling.
+            stops: see `Subject.write`.
+        """
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        extra: dict[str, Any] = {"extra_args": {"prod_blocklists": [_BLOCKLIST]}} if guarded else {}
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_new_tokens,
+                seed=1_000_003 * seed + number if temperature else None,
+                stop=list(stops),
+                include_stop_str_in_output=True,
+                skip_special_tokens=False,
+                **extra,
+            )
+            for number in range(len(prompts))
+        ]
+        lora = None
+        if adapter is not None:
+            number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
+            lora = LoRARequest(str(number), number, str(adapter))
+        begun = time.perf_counter()
+        found = self._llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts], params, lora_request=lora, use_tqdm=False
+        )
+        seconds = time.perf_counter() - begun
+        first = [request.outputs[0] for request in found]
+        # An EOS is counted, but no part of the text.
+        tokens = [len(o.token_ids) - (o.finish_reason == "stop" and o.stop_reason is None) for o in first]
+        return Writing([output.text for output in first], tokens, seconds)
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _in_hub_format(model: str, folder: Path, dtype: str) -> str | Path:
+    if model != "bundled" and not model.endswith(".gguf"):
+        return model
+    from prod_decode.models import load_model
+
+    if not (folder / "config.json").is_file():
+        loaded, tokenizer = load_model(model, dtype=dtype, device="cpu")
+        loaded.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
