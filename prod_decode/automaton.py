@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import inline, jit
 from prod_decode.errors import ProdError
-from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, WORD, fold, transduce
+from prod_decode.normalize import AFTER_WORD, CLASSES, WORD
 from prod_decode.trie import build_trie, concatenate
 
 ROOT, BOUND_ROOT = 0, 1
@@ -312,74 +312,6 @@ def _spell(
             symbols[i] = nodes[node].label
             node = parent[node]
         bound[at] = node == BOUND_ROOT
-
-
-@jit
-def find_matches(
-    nodes: NDArray[Any],
-    rows: NDArray[np.int32],
-    symbols: NDArray[np.uint8],
-    classes: NDArray[np.uint8],
-    out: NDArray[np.int64],
-) -> int:
-    """Walk the symbols of a whole text and list where patterns end.
-
-    Writes pairs (index of the last symbol, 2 * node + whether the word ends there) to `out` [m, 2] while they fit.
-
-    Returns:
-        The number of pairs there are: call again with a larger `out` if it exceeds `m`.
-    """
-    node = ROOT
-    count = 0
-    in_word = False
-    for i in range(len(symbols)):
-        symbol = symbols[i]
-        is_word = classes[symbol] == WORD
-        node = step(nodes, rows, node, symbol, is_word and not in_word)
-        in_word = is_word
-        flags = nodes[node].flags
-        if flags & (MATCH | MATCH_END):
-            ends_word = i + 1 == len(symbols) or classes[symbols[i + 1]] != WORD
-            if flags & MATCH or ends_word:
-                if count < len(out):
-                    out[count, 0] = i
-                    out[count, 1] = 2 * node + ends_word
-                count += 1
-    return count
-
-
-@jit
-def has_match(
-    nodes: NDArray[Any],
-    rows: NDArray[np.int32],
-    codes: NDArray[np.uint8],
-    is_code: bool,
-    ignore_case: bool,
-    classes: NDArray[np.uint8],
-) -> bool:
-    """Whether the text whose UTF-8 bytes are `codes` contains a pattern; normalises on the way and stores nothing."""
-    node = ROOT
-    state = AFTER_OTHER
-    word_matched = False
-    for i in range(len(codes)):
-        code = codes[i]
-        kind = classes[code]
-        in_word = state == AFTER_WORD
-        state, emitted = transduce(state, kind, is_code)
-        if word_matched and state != AFTER_WORD:
-            return True
-        if emitted == 0:
-            continue
-        if emitted == 2:
-            node = step(nodes, rows, node, 32, False)
-            if nodes[node].flags & MATCH:
-                return True
-        node = step(nodes, rows, node, fold(code, ignore_case), kind == WORD and not in_word)
-        flags = nodes[node].flags
-        if flags & MATCH:
-            return True
-        word_matched = (flags & MATCH_END) != 0
-    return word_matched
 
 
 @jit

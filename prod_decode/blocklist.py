@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from prod_decode.anchors import FreeCode, choose_anchors
 from prod_decode.artifact import read_artifact, write_artifact
-from prod_decode.automaton import Automaton, Pattern, find_matches, has_match
+from prod_decode.automaton import Automaton, Pattern
 from prod_decode.errors import ProdError
 from prod_decode.normalize import CLASSES, WORD, Normalization
+from prod_decode.scan import Filter
 from prod_decode.trie import concatenate
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ class Blocklist:
         self.report = report
         self._owner_starts, self._owners = owners
         self._records, self._record_starts = records
+        self._filter: Filter | None = None
 
     @classmethod
     def compile(
@@ -343,25 +345,27 @@ class Blocklist:
         Of a `quote` entry these are its anchors: where one stands, `max_quote` characters of the document may.
         """
         codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        if self._filter is None:
+            self._filter = Filter.of(self.automaton)
         automaton, normalization = self.automaton, self.normalization
-        if not has_match(
-            automaton.nodes, automaton.rows, codes, normalization.is_code, normalization.ignore_case, CLASSES
-        ):
-            return
-        symbols, origins = normalization.run(codes)
+        symbols = normalization.fold(codes)
         found = np.empty((1024, 2), np.int64)
-        count = find_matches(automaton.nodes, automaton.rows, symbols, CLASSES, found)
+        count = self._filter.find(automaton, symbols, found)
+        if not count:
+            return
         if count > len(found):
             found = np.empty((count, 2), np.int64)
-            find_matches(automaton.nodes, automaton.rows, symbols, CLASSES, found)
-        # Byte offsets to characters: a character begins at every byte that is not a continuation byte.
-        character = np.cumsum((codes & 0xC0) != 0x80) - 1
-        for last, where in found[:count].tolist():
-            for pattern, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1)):
-                start = int(character[origins[last - length + 1]])
-                end = int(character[origins[last]]) + 1
-                for entry_id in self.entries_of(pattern):
-                    yield Match(start, end, entry_id)
+            self._filter.find(automaton, symbols, found)
+        matches = [
+            (last - length + 1, last, pattern)
+            for last, where in found[:count].tolist()
+            for pattern, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1))
+        ]
+        places = np.unique([place for first, last, _ in matches for place in (first, last)])
+        character = dict(zip(places.tolist(), normalization.locate(codes, places).tolist(), strict=True))
+        for first, last, pattern in matches:
+            for entry_id in self.entries_of(pattern):
+                yield Match(character[first], character[last] + 1, entry_id)
 
 
 def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pattern:

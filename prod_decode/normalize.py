@@ -44,6 +44,11 @@ def _character_classes() -> NDArray[np.uint8]:
 
 CLASSES = _character_classes()
 
+# Every byte as itself, and with ASCII capitals in lower case.
+_ALIKE = np.arange(256, dtype=np.uint8)
+_FOLDED = np.frombuffer(bytes(range(256)).lower(), np.uint8)
+_ALIKE.flags.writeable = False
+
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
@@ -88,6 +93,27 @@ class Normalization:
         origins = np.empty(len(codes), np.int64)
         count = _normalize(codes, self.is_code, self.ignore_case, CLASSES, symbols, origins)
         return symbols[:count], origins[:count]
+
+    def locate(self, codes: NDArray[np.uint8], symbols: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where symbols of a text come from, in characters: one pass that stores nothing else.
+
+        Args:
+            codes: the text's UTF-8 bytes, uint8 [n].
+            symbols: int64 [k], ascending indices of symbols as `run` counts them, all of which the text has.
+
+        Returns:
+            int64 [k]; see `run` for the space between two words.
+        """
+        found = np.empty(len(symbols), np.int64)
+        _locate(codes, self.is_code, CLASSES, symbols, found)
+        return found
+
+    def fold(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The symbols that `run` gives for bytes, without where they come from: several times as fast."""
+        if not self.is_code and not self.ignore_case:
+            return codes
+        symbols = np.empty(len(codes) + 1, np.uint8)
+        return symbols[: _fold(codes, self.is_code, _FOLDED if self.ignore_case else _ALIKE, CLASSES, symbols)]
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -146,3 +172,52 @@ def _normalize(
             origins[count] = i
             count += 1
     return count
+
+
+@jit
+def _fold(
+    codes: NDArray[np.uint8],
+    is_code: bool,
+    folded: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+    symbols: NDArray[np.uint8],
+) -> int:
+    """As `_normalize`, without a branch: a space and a character are always written, and kept by moving on."""
+    count = 0
+    state = AFTER_OTHER
+    for i in range(len(codes)):
+        code = codes[i]
+        state, emitted = transduce(state, classes[code], is_code)
+        symbols[count] = 32
+        count += emitted == 2
+        symbols[count] = folded[code]
+        count += emitted > 0
+    return count
+
+
+@jit
+def _locate(
+    codes: NDArray[np.uint8],
+    is_code: bool,
+    classes: NDArray[np.uint8],
+    wanted: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> None:
+    count = 0
+    state = AFTER_OTHER
+    character = -1
+    space_at = 0
+    at = 0
+    for i in range(len(codes)):
+        code = codes[i]
+        before = state
+        state, emitted = transduce(state, classes[code], is_code)
+        character += (code & 0xC0) != 0x80  # which begins no character
+        if emitted == 0 and before == AFTER_WORD:
+            space_at = character
+        count += emitted
+        while at < len(wanted) and wanted[at] < count:
+            found[at] = space_at if wanted[at] == count - 2 and emitted == 2 else character
+            at += 1
+        if at == len(wanted):
+            return

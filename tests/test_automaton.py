@@ -8,16 +8,17 @@ from typing import Any
 import ahocorasick
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from prod_decode.automaton import BOUND_ROOT, ROOT, Automaton, Pattern, find_matches, has_match
+from prod_decode.automaton import BOUND_ROOT, ROOT, Automaton, Pattern
 from prod_decode.errors import ProdError
 from prod_decode.matcher import step_once
 from prod_decode.normalize import CLASSES, WORD, Normalization
+from prod_decode.scan import Filter
 from tests import oracle
-from tests.strategies import normalizations, pattern_lists, planted
+from tests.strategies import pattern_lists, planted
 
 AS_IS = Normalization("none")
 pattern_sets = pattern_lists(AS_IS, max_size=12)
@@ -42,7 +43,7 @@ def codes_of(data: bytes) -> NDArray[np.uint8]:
 
 def matches(automaton: Automaton, symbols: bytes) -> NDArray[np.int64]:
     out = np.empty((len(symbols), 2), np.int64)
-    return out[: find_matches(automaton.nodes, automaton.rows, codes_of(symbols), CLASSES, out)]
+    return out[: Filter.of(automaton).find(automaton, codes_of(symbols), out)]
 
 
 def found_in(automaton: Automaton, patterns: list[Pattern], symbols: bytes) -> set[tuple[int, Pattern]]:
@@ -105,6 +106,47 @@ def test_many_patterns_over_wide_and_narrow_alphabets(letters: int) -> None:
     assert automaton.spell() == patterns
 
 
+@given(st.data(), pattern_sets, st.integers(4, 18), st.booleans())
+def test_long_patterns_are_found_behind_the_filter(
+    data: st.DataObject, patterns: list[Pattern], shortest: int, everywhere: bool
+) -> None:
+    """Patterns of the filter's width and more; and whatever it lets through, the result is the same."""
+    stretched = [Pattern(p.bound, (p.symbols * shortest)[: max(shortest, len(p.symbols))], p.whole) for p in patterns]
+    fitting = (p for p in stretched if not p.whole or oracle.is_word(p.symbols, len(p.symbols) - 1))
+    patterns = sorted(set(fitting))
+    symbols = data.draw(planted(patterns))
+    automaton = Automaton.build(patterns)
+    found = Filter.of(automaton)
+    assert found.window == min([16, *(len(p.symbols) for p in patterns)])
+    if everywhere:
+        found = replace(found, bits=~np.zeros_like(found.bits))
+    out = np.empty((len(symbols), 2), np.int64)
+    count = found.find(automaton, codes_of(symbols), out)
+    assert out[:count].tolist() == matches(automaton, symbols).tolist()
+    assert found_in(automaton, patterns, symbols) == oracle.occurrences(symbols, patterns)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_the_filter_over_long_texts(everywhere: bool) -> None:
+    """Long enough that a filter which hits everywhere is given up."""
+    random = np.random.default_rng(0)
+    text = random.choice(list(b"ab_ ("), 60_000).astype(np.uint8).tobytes()
+    cuts = [(int(at), int(at) + int(random.integers(6, 30))) for at in random.integers(0, len(text) - 30, 300)]
+    drawn = [text[a:b] for a, b in cuts] + [random.choice(list(b"ab_ ("), 9).astype(np.uint8).tobytes()]
+    patterns = sorted({Pattern(bool(i & 1) and oracle.is_word(s, 0), s, False) for i, s in enumerate(drawn)})
+    automaton = Automaton.build(patterns)
+    found = Filter.of(automaton)
+    assert found.window == 6
+    if everywhere:
+        found = replace(found, bits=~np.zeros_like(found.bits))
+    out = np.empty((len(text), 2), np.int64)
+    count = found.find(automaton, codes_of(text), out)
+    assert out[:count].tolist() == matches(automaton, text).tolist()
+    assert found_in(automaton, patterns, text) == audit(patterns, text)
+    nothing = replace(found, bits=np.zeros_like(found.bits))
+    assert nothing.find(automaton, codes_of(text), out) == 0
+
+
 @given(st.data(), pattern_sets, st.integers(0, 20))
 def test_a_buffer_that_is_too_small_is_filled_and_never_overrun(
     data: st.DataObject, patterns: list[Pattern], room: int
@@ -113,33 +155,10 @@ def test_a_buffer_that_is_too_small_is_filled_and_never_overrun(
     automaton = Automaton.build(patterns)
     expected = matches(automaton, symbols)
     memory = np.full((room + len(symbols), 2), -7, np.int64)
-    count = find_matches(automaton.nodes, automaton.rows, codes_of(symbols), CLASSES, memory[:room])
+    count = Filter.of(automaton).find(automaton, codes_of(symbols), memory[:room])
     assert count == len(expected)
     assert memory[: min(room, count)].tolist() == expected[:room].tolist()
     assert (memory[min(room, count) :] == -7).all()
-
-
-@st.composite
-def texts_to_scan(draw: st.DrawFn) -> tuple[Normalization, list[Pattern], bytes]:
-    normalization = draw(normalizations)
-    patterns = draw(pattern_lists(normalization, max_size=2))
-    return normalization, patterns, draw(planted(patterns, max_size=6))
-
-
-@given(texts_to_scan())
-@example((Normalization("code"), [Pattern(False, b"ab", True)], b"ab b"))
-@example((Normalization("none"), [Pattern(False, b"ab", True)], b"ab b"))
-@example((Normalization("code"), [Pattern(False, b"ab", True)], b"b ab"))
-@example((Normalization("code"), [Pattern(True, b"ab", True)], b"ab_ (ab1 cab"))
-@example((Normalization("code", ignore_case=True), [Pattern(False, b"b a", False)], b"_B\n\tA"))
-def test_has_match_normalises_on_the_way(case: tuple[Normalization, list[Pattern], bytes]) -> None:
-    normalization, patterns, text = case
-    automaton = Automaton.build(patterns)
-    symbols = oracle.normalize(text, normalization.mode, normalization.ignore_case)
-    found = has_match(
-        automaton.nodes, automaton.rows, codes_of(text), normalization.is_code, normalization.ignore_case, CLASSES
-    )
-    assert found == bool(oracle.occurrences(symbols, patterns))
 
 
 @given(st.data(), pattern_sets, st.booleans())

@@ -94,20 +94,29 @@ def test_llama_cpp_shape() -> None:
 @pytest.mark.slow
 def test_llama_cpp_writes_nothing_prohibited() -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    blocklist = Blocklist.compile([Entry(phrase, boundary="none") for phrase in ("return", "print(", " = ", "self.")])
-    processors = blocklist.bind(load_tokenizer("bundled"))
     llm = llama_cpp.Llama(str(bundled_model()), n_ctx=512, n_threads=2, verbose=False, seed=0)
-    for prompt, options in (
+
+    def write(prompt: str, **options: Any) -> str:
+        text: str = llm(prompt, max_tokens=48, **options)["choices"][0]["text"]
+        return text
+
+    requests: list[tuple[str, dict[str, Any]]] = [
         ("def f(x):\n", {"temperature": 0}),
-        ("class A:\n    def __init__(self):\n", {"temperature": 1.0}),
-        ("x", {"temperature": 0.8, "logit_bias": {28: 1.0}}),
-    ):
-        free = llm(prompt, max_tokens=48, **options)["choices"][0]["text"]
-        options["logits_processor"] = adapter.ProdLogitsProcessors(processors)
-        text = llm(prompt, max_tokens=48, **options)["choices"][0]["text"]
-        assert [match for match in blocklist.scan(prompt + text) if match.end > len(prompt)] == [], text
-        assert free
+        ("class A:\n    def __init__(self):\n", {"temperature": 0}),
+        ("class A:\n    def __init__(self):\n", {"temperature": 1.0, "seed": 1}),
+        ("x", {"temperature": 0.8, "logit_bias": {28: 1.0}, "seed": 1}),
+    ]
+    free = [write(prompt, **options) for prompt, options in requests]
+    # What the model wants to write, piece by piece.
+    phrases = {text[i : i + 6] for text in free for i in range(0, len(text) - 6, 9)}
+    entries = [Entry(phrase, boundary="none") for phrase in sorted(phrases)]
+    blocklist = Blocklist.compile(entries, normalize="none")
+    processors = adapter.ProdLogitsProcessors(blocklist.bind(load_tokenizer("bundled")))
+    for (prompt, options), unguarded in zip(requests, free, strict=True):
+        text = write(prompt, logits_processor=processors, **options)
         assert text
+        for output, found in ((text, False), (unguarded, True)):
+            assert any(m.end > len(prompt) for m in blocklist.scan(prompt + output)) == found, output
 
 
 class MlxArray:

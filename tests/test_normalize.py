@@ -28,6 +28,7 @@ def test_run_takes_bytes_that_are_no_utf8(data: bytes, normalization: Normalizat
     symbols, _ = normalization.run(codes)
     assert symbols.tobytes() == oracle.normalize(data, normalization.mode, normalization.ignore_case)
     assert symbols.dtype == np.uint8
+    assert normalization.fold(codes).tobytes() == symbols.tobytes()
 
 
 @given(texts, normalizations)
@@ -51,6 +52,16 @@ def test_origins_lead_back_to_the_text(text: str, normalization: Normalization) 
     left_out = [text[at] for at in range(len(text)) if at not in kept]
     assert all(character in SPACES for character in left_out)
     assert normalization.is_code or not left_out
+
+
+@given(st.data(), texts, normalizations)
+def test_symbols_are_located_in_characters(data: st.DataObject, text: str, normalization: Normalization) -> None:
+    codes = np.frombuffer(text.encode(), np.uint8)
+    symbols, origins = normalization.run(codes)
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(symbols) - 1)))) if len(symbols) else []
+    found = normalization.locate(codes, np.array(wanted, np.int64))
+    begun = np.cumsum((codes & 0xC0) != 0x80)
+    assert found.tolist() == [begun[origins[i]] - 1 for i in wanted]
 
 
 @given(texts, normalizations)
