@@ -15,17 +15,17 @@ from bench.subject import Subject, Writing
 from bench.vllm_writer import VllmWriter
 from prod_decode import Entry
 from prod_decode.models import load_model
-from tests.vllm.engine import ENVIRONMENT, PROMPTS, model_directory
+from tests.vllm.engine import ENVIRONMENT, PROMPTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TOKENS = 24
-ENTRIES = [Entry(phrase, boundary="none") for phrase in ("return", " = ", "self.", "print(", "the")]
+ENTRIES = [Entry(phrase, boundary="none") for phrase in ("return", "def", "self.", "print(", "the")]
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject(model_directory())
+    return Subject("bundled")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def prompts(subject: Subject) -> list[list[int]]:
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random, and strong enough to change what is written."""
     torch.manual_seed(0)
-    model, _ = load_model(model_directory(), dtype="float32", device="cpu")
+    model, _ = load_model("bundled", dtype="float32", device="cpu")
     config = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     folder = tmp_path_factory.mktemp("adapter")
     get_peft_model(model, config).save_pretrained(folder)
