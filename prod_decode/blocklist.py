@@ -348,7 +348,7 @@ class Blocklist:
         if self._filter is None:
             self._filter = Filter.of(self.automaton)
         automaton, normalization = self.automaton, self.normalization
-        symbols = normalization.fold(codes)
+        symbols, marks = normalization.fold(codes)
         found = np.empty((1024, 2), np.int64)
         count = self._filter.find(automaton, symbols, found)
         if not count:
@@ -362,7 +362,10 @@ class Blocklist:
             for pattern, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1))
         ]
         places = np.unique([place for first, last, _ in matches for place in (first, last)])
-        character = dict(zip(places.tolist(), normalization.locate(codes, places).tolist(), strict=True))
+        origins = normalization.locate(codes, marks, places)
+        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+        characters = origins - np.searchsorted(continuations, origins, side="right")
+        character = dict(zip(places.tolist(), characters.tolist(), strict=True))
         for first, last, pattern in matches:
             for entry_id in self.entries_of(pattern):
                 yield Match(character[first], character[last] + 1, entry_id)

@@ -44,6 +44,9 @@ def _character_classes() -> NDArray[np.uint8]:
 
 CLASSES = _character_classes()
 
+# Bytes of a text between two marks.
+_BLOCK = 1024
+
 # Every byte as itself, and with ASCII capitals in lower case.
 _ALIKE = np.arange(256, dtype=np.uint8)
 _FOLDED = np.frombuffer(bytes(range(256)).lower(), np.uint8)
@@ -94,26 +97,40 @@ class Normalization:
         count = _normalize(codes, self.is_code, self.ignore_case, CLASSES, symbols, origins)
         return symbols[:count], origins[:count]
 
-    def locate(self, codes: NDArray[np.uint8], symbols: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where symbols of a text come from, in characters: one pass that stores nothing else.
+    def fold(self, codes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The symbols that `run` gives for bytes, several times as fast.
 
         Args:
-            codes: the text's UTF-8 bytes, uint8 [n].
-            symbols: int64 [k], ascending indices of symbols as `run` counts them, all of which the text has.
+            codes: the text, uint8 [n].
 
         Returns:
-            int64 [k]; see `run` for the space between two words.
+            The symbols, uint8 [m], and what `locate` needs to find out where they come from: int64 [blocks, 3].
         """
-        found = np.empty(len(symbols), np.int64)
-        _locate(codes, self.is_code, CLASSES, symbols, found)
-        return found
-
-    def fold(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The symbols that `run` gives for bytes, without where they come from: several times as fast."""
         if not self.is_code and not self.ignore_case:
-            return codes
+            return codes, np.empty((0, 3), np.int64)
         symbols = np.empty(len(codes) + 1, np.uint8)
-        return symbols[: _fold(codes, self.is_code, _FOLDED if self.ignore_case else _ALIKE, CLASSES, symbols)]
+        marks = np.empty((len(codes) // _BLOCK + 1, 3), np.int64)
+        count = _fold(codes, self.is_code, _FOLDED if self.ignore_case else _ALIKE, CLASSES, symbols, marks)
+        return symbols[:count], marks
+
+    def locate(
+        self, codes: NDArray[np.uint8], marks: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Where some symbols come from: their `origins`, as `run` gives them.
+
+        Args:
+            codes: what was folded.
+            marks: what `fold` returned.
+            wanted: indices of symbols, int64 [k], ascending.
+
+        Returns:
+            Indices in `codes`, int64 [k].
+        """
+        if not self.is_code:
+            return wanted
+        origins = np.empty(len(wanted), np.int64)
+        _locate(codes, CLASSES, marks, wanted, origins)
+        return origins
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -181,43 +198,55 @@ def _fold(
     folded: NDArray[np.uint8],
     classes: NDArray[np.uint8],
     symbols: NDArray[np.uint8],
+    marks: NDArray[np.int64],
 ) -> int:
-    """As `_normalize`, without a branch: a space and a character are always written, and kept by moving on."""
+    """As `_normalize`, without a branch: a space and a character are always written, and kept by moving on.
+
+    A mark for each block of the text: how many symbols, which text state and which last whitespace came before it.
+    """
     count = 0
     state = AFTER_OTHER
-    for i in range(len(codes)):
-        code = codes[i]
-        state, emitted = transduce(state, classes[code], is_code)
-        symbols[count] = 32
-        count += emitted == 2
-        symbols[count] = folded[code]
-        count += emitted > 0
+    space_at = 0
+    for block in range(len(marks)):
+        begin = block * _BLOCK
+        marks[block, 0] = count
+        marks[block, 1] = state
+        marks[block, 2] = space_at
+        for i in range(begin, min(begin + _BLOCK, len(codes))):
+            code = codes[i]
+            before = state
+            state, emitted = transduce(state, classes[code], is_code)
+            if emitted == 0 and before == AFTER_WORD:
+                space_at = i
+            symbols[count] = 32
+            count += emitted == 2
+            symbols[count] = folded[code]
+            count += emitted > 0
     return count
 
 
 @jit
 def _locate(
     codes: NDArray[np.uint8],
-    is_code: bool,
     classes: NDArray[np.uint8],
+    marks: NDArray[np.int64],
     wanted: NDArray[np.int64],
-    found: NDArray[np.int64],
+    origins: NDArray[np.int64],
 ) -> None:
-    count = 0
-    state = AFTER_OTHER
-    character = -1
-    space_at = 0
     at = 0
-    for i in range(len(codes)):
-        code = codes[i]
-        before = state
-        state, emitted = transduce(state, classes[code], is_code)
-        character += (code & 0xC0) != 0x80  # which begins no character
-        if emitted == 0 and before == AFTER_WORD:
-            space_at = character
-        count += emitted
-        while at < len(wanted) and wanted[at] < count:
-            found[at] = space_at if wanted[at] == count - 2 and emitted == 2 else character
-            at += 1
-        if at == len(wanted):
-            return
+    block = 0
+    while at < len(wanted):
+        while block + 1 < len(marks) and marks[block + 1, 0] <= wanted[at]:
+            block += 1
+        count, state, space_at = marks[block]
+        begin = block * _BLOCK
+        for i in range(begin, min(begin + _BLOCK, len(codes))):
+            before = state
+            state, emitted = transduce(state, classes[codes[i]], True)
+            if emitted == 0 and before == AFTER_WORD:
+                space_at = i
+            count += emitted
+            while at < len(wanted) and wanted[at] < count:
+                origins[at] = space_at if emitted == 2 and wanted[at] == count - 2 else i
+                at += 1
+        block += 1

@@ -28,7 +28,6 @@ def test_run_takes_bytes_that_are_no_utf8(data: bytes, normalization: Normalizat
     symbols, _ = normalization.run(codes)
     assert symbols.tobytes() == oracle.normalize(data, normalization.mode, normalization.ignore_case)
     assert symbols.dtype == np.uint8
-    assert normalization.fold(codes).tobytes() == symbols.tobytes()
 
 
 @given(texts, normalizations)
@@ -54,14 +53,26 @@ def test_origins_lead_back_to_the_text(text: str, normalization: Normalization) 
     assert normalization.is_code or not left_out
 
 
-@given(st.data(), texts, normalizations)
-def test_symbols_are_located_in_characters(data: st.DataObject, text: str, normalization: Normalization) -> None:
-    codes = np.frombuffer(text.encode(), np.uint8)
+@given(st.data(), st.one_of(byte_strings(max_size=30), st.binary(max_size=30)), normalizations, st.integers(0, 200))
+def test_folding_and_locating_is_running(
+    data: st.DataObject, piece: bytes, normalization: Normalization, times: int
+) -> None:
+    """Over several blocks; runs of whitespace may lie across their edges."""
+    codes = np.frombuffer(piece * times + piece, np.uint8)
     symbols, origins = normalization.run(codes)
-    wanted = sorted(data.draw(st.sets(st.integers(0, len(symbols) - 1)))) if len(symbols) else []
-    found = normalization.locate(codes, np.array(wanted, np.int64))
-    begun = np.cumsum((codes & 0xC0) != 0x80)
-    assert found.tolist() == [begun[origins[i]] - 1 for i in wanted]
+    folded, marks = normalization.fold(codes)
+    assert folded.tobytes() == symbols.tobytes()
+    wanted = sorted(data.draw(st.sets(st.integers(0, len(symbols) - 1), max_size=9))) if len(symbols) else []
+    found = normalization.locate(codes, marks, np.array(wanted, np.int64))
+    assert found.tolist() == origins[wanted].tolist()
+
+
+def test_a_run_of_whitespace_over_several_blocks() -> None:
+    codes = np.frombuffer(b"a" * 1000 + b" " * 5000 + b"b", np.uint8)
+    symbols, marks = Normalization("code").fold(codes)
+    assert symbols.tobytes() == b"a" * 1000 + b" b"
+    found = Normalization("code").locate(codes, marks, np.array([999, 1000, 1001], np.int64))
+    assert found.tolist() == [999, 1000, 6000]
 
 
 @given(texts, normalizations)
