@@ -321,13 +321,15 @@ def test_tokens_filled_in_later_open_the_row_again(files: dict[str, str]) -> Non
     assert free[TOKENS.index(b".a")] == 0
 
 
-def test_a_token_that_was_replaced_below_a_new_one_is_seen(files: dict[str, str]) -> None:
+def test_a_token_that_was_replaced_is_seen(files: dict[str, str]) -> None:
     processor = make(files)
     output = encode("(")
     processor.update_state(added((params(), encode("("), output)))
     processor.apply(torch.zeros(1, WIDTH))
-    output[:] = encode("b.")
+    output[:] = encode("b.")  # and one more behind it
     assert processor.apply(torch.zeros(1, WIDTH))[0, TOKENS.index(b"a")] == -INF
+    output[-1:] = encode("(")  # the newest one
+    assert processor.apply(torch.zeros(1, WIDTH))[0, TOKENS.index(b"a")] == 0
 
 
 def test_special_tokens_neither_end_nor_complete_a_pattern(files: dict[str, str]) -> None:
