@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import Point, hypervolume, paper_frontier, paper_points, pareto_dominance_ratio, utility_at
-from bench.plan import Plan
+from bench.plan import DECODED, Plan
 from bench.profiles import DECODERS
 from bench.records import FORGET, Cell, Value, read_run
 from prod_decode.artifact import write_whole
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 # What remains of the model's ability: the first of these that all cells of a task have.
 UTILITIES = {"humaneval": "HumanEval pass@1", "holdout_agreement": "top-1 agreement on held-out code"}
 
+# What should not come through, by task.
+LEAKS = {"copyright": "verbatim", "insecure": "insecure", "deprecated": "deprecated"}
+
 _DIGITS = {"verbatim_run": 0, "holdout_loss": 2}
+_PAPER_MARKERS = {"PROD": "o", "GA": "v", "NPO": "s", "DPO": "^", "FLAT": "x"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +57,12 @@ def report(folder: Path) -> Path:
         if not mine:
             sections.append(f"<section><h2>{html.escape(task)}</h2><p>Nothing was measured.</p></section>")
             continue
-        for name, draw in (("pareto", draw_pareto), ("epochs", draw_epochs)):
+        figures = [("pareto", draw_pareto)]
+        if any(cell.key.epoch for cell in mine):
+            figures.append(("epochs", draw_epochs))
+        for name, draw in figures:
             _figure(folder / f"{task}-{name}.png", draw, mine, task)
-        sections.append(_section(task, mine))
+        sections.append(_section(task, mine, [name for name, _ in figures]))
     page = folder / "index.html"
     with write_whole(page) as file:
         file.write(_PAGE.replace("BODY", "\n".join(sections)).encode())
@@ -128,14 +135,13 @@ def draw_pareto(axes: Axes, cells: Sequence[Cell], task: str) -> None:
     start = next(iter(points(cells, "base", utility)), (1.0, 0.0))[0] or 1.0
     original = paper_frontier()["original"][task][0]
     for method, theirs in paper_points(task).items():
-        marker = "o" if method == "PROD" else "."
         scaled = [(u / original, q) for u, q in theirs]
-        axes.scatter(*_columns(scaled), c="0.8", marker=marker, s=30, zorder=1)
-        axes.annotate(f"{method} (paper)", max(scaled), color="0.6", fontsize=7, zorder=1)
+        marker = _PAPER_MARKERS.get(method, ".")
+        axes.scatter(*_columns(scaled), color="0.75", marker=marker, s=22, zorder=1, label=f"{method}, paper")
     for number, method in enumerate(methods_of(cells)):
         mine = [(u / start, q) for u, q in points(cells, method, utility)]
         if mine:
-            marker, size = ("*", 120) if method in DECODERS else ("o", 28)
+            marker, size = ("*", 120) if method in DECODERS else ("+", 60) if method.endswith(DECODED) else ("o", 28)
             color = f"C{number % 10}"
             axes.scatter(*_columns(mine), color=color, label=method, zorder=3, marker=marker, s=size)
             axes.plot(*_columns(mine), color=color, linewidth=1, alpha=0.6, zorder=2)
@@ -143,7 +149,7 @@ def draw_pareto(axes: Axes, cells: Sequence[Cell], task: str) -> None:
     axes.set_ylabel("forget quality")
     axes.set_title(f"{task}: up and right is better")
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -187,17 +193,23 @@ def _head(manifest: dict[str, Any], plan: Plan, done: int, missing: Sequence[str
     )
 
 
-def _section(task: str, cells: Sequence[Cell]) -> str:
+def _section(task: str, cells: Sequence[Cell], figures: Sequence[str]) -> str:
+    described = {"pareto": "Utility against forget quality", "epochs": "Forget quality and utility by epoch"}
+    attacked = [
+        f"<h3>What comes through under attack: {LEAKS[task]}</h3>"
+        "<p>The share of prompts, each method after its last epoch; 0 is best.</p>",
+        _attacks_table(cells, LEAKS[task]),
+        *(["<h3>Forget quality under attack</h3>", _attacks_table(cells, FORGET)] if task == "copyright" else []),
+    ]
     return "\n".join(
         [
             f"<section><h2>{html.escape(task)}</h2>",
-            f'<img src="{task}-pareto.png" alt="Utility against forget quality">',
-            f'<img src="{task}-epochs.png" alt="Forget quality and utility by epoch">',
-            "<h3>Every cell without attack</h3><p>Each with its 95 % interval and the number of samples.</p>",
+            *(f'<img src="{task}-{name}.png" alt="{described[name]}">' for name in figures),
+            "<h3>Every cell without attack</h3><p>Each with its 95 % interval; n: samples.</p>",
             _cells_table(cells),
             "<h3>Trade-off</h3>",
             _trade_off(cells, task),
-            *(["<h3>Forget quality under attack</h3>", _attacks_table(cells)] if _attacks(cells) else []),
+            *(attacked if _attacks(cells) else []),
             "</section>",
         ]
     )
@@ -207,17 +219,14 @@ def _cells_table(cells: Sequence[Cell]) -> str:
     plain = [cell for cell in cells if cell.key.attack == "none"]
     plain.sort(key=lambda cell: (methods_of(cells).index(cell.key.method), cell.key.protocol, cell.key.epoch))
     names = list(dict.fromkeys(name for cell in plain for name in cell.metrics))
-    head = ["protocol", "method", "epoch", *names, "tokens/s"]
-    rows = [
-        [
-            cell.key.protocol,
-            cell.key.method,
-            str(cell.key.epoch or "-"),
-            *(_interval(cell.metrics.get(name), _DIGITS.get(name, 3)) for name in names),
-            f"{cell.tokens_per_second:.0f}",
-        ]
-        for cell in plain
+    columns = [_column(name, [cell.metrics.get(name) for cell in plain], _DIGITS.get(name, 3)) for name in names]
+    labels = [
+        ["protocol", *(cell.key.protocol for cell in plain)],
+        ["method", *(cell.key.method for cell in plain)],
+        ["epoch", *(str(cell.key.epoch or "-") for cell in plain)],
     ]
+    speed = ["tokens/s", *(f"{cell.tokens_per_second:.0f}" for cell in plain)]
+    head, *rows = zip(*labels, *columns, speed, strict=True)
     return _table(head, rows)
 
 
@@ -247,25 +256,37 @@ def _attacks(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.key.attack for cell in cells if cell.key.attack != "none"))
 
 
-def _attacks_table(cells: Sequence[Cell]) -> str:
-    attacks = _attacks(cells)
-    rows = []
+def _attacks_table(cells: Sequence[Cell], metric: str) -> str:
+    """A row an attack, a column a method."""
+    attacks = ["none", *_attacks(cells)]
+    columns = [["attack", *attacks]]
     for method in methods_of(cells):
         mine = [cell for cell in cells if cell.key.method == method]
         last = max(cell.key.epoch for cell in mine)
-        found = {cell.key.attack: cell for cell in mine if cell.key.epoch == last}
+        found = {cell.key.attack: cell.metrics.get(metric) for cell in mine if cell.key.epoch == last}
         if len(found) > 1:
-            cellular = [found.get(attack) for attack in ("none", *attacks)]
-            rows.append([method, *(_interval(c.metrics.get(FORGET), 3) if c else "not measured" for c in cellular)])
-    return _table(["method, last epoch", "none", *attacks], rows)
+            columns.append(_column(method, [found.get(attack) for attack in attacks], 3))
+    head, *rows = zip(*columns, strict=True)
+    return _table(head, rows)
 
 
-def _interval(found: Value | None, digits: int) -> str:
+def _column(name: str, values: Sequence[Value | None], digits: int) -> list[str]:
+    """A head, with the number of samples where all values have the same, and the values with intervals."""
+    sizes = {value.n for value in values if value is not None and value.value is not None}
+    common = sizes.pop() if len(sizes) == 1 else None
+    return [
+        name if common is None else f"{name}\nn={common}",
+        *(_interval(value, digits, show_n=common is None) for value in values),
+    ]
+
+
+def _interval(found: Value | None, digits: int, *, show_n: bool) -> str:
     if found is None:
         return "-"
     if found.value is None or found.low is None or found.high is None:
-        return f"not measured: {found.reason}"
-    return f"{found.value:.{digits}f}\n{found.low:.{digits}f}-{found.high:.{digits}f}, n={found.n}"
+        return f"not measured:\n{found.reason}"
+    n = f", n={found.n}" if show_n else ""
+    return f"{found.value:.{digits}f}\n[{found.low:.{digits}f}, {found.high:.{digits}f}]{n}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -280,11 +301,11 @@ _PAGE = """<!doctype html>
 <style>
 :root { color-scheme: light dark; --line: #8884; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 49%; background: #fff; }
+img { max-width: 49%; background: #fff; vertical-align: top; }
 @media (max-width: 60rem) { img { max-width: 100%; } }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-td { white-space: pre-line; }
+th, td { white-space: pre; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; vertical-align: top; }
 .missing { border-left: 4px solid #c62828; padding-left: .75rem; }
 </style></head><body>
