@@ -338,6 +338,22 @@ def test_special_tokens_neither_end_nor_complete_a_pattern(files: dict[str, str]
     assert processor.apply(torch.zeros(1, WIDTH))[0, TOKENS.index(b"b")] == -INF
 
 
+def test_padding_is_masked_where_nothing_else_is(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [token for token in TOKENS if token is not None]
+    use_vocabulary(monkeypatch, Vocabulary.from_bytes(known, special=[BOS], eos_ids=[EOS]))
+    processor = make(files, ["one"])
+    processor.update_state(added((params(), [known.index(b"b")], [])))
+    masked = processor.apply(torch.zeros(1, WIDTH))
+    # Only tokens with all of `ab` inside are banned, and ids without a token.
+    banned = [i for i, token in enumerate(known) if b"ab" in token]
+    assert (masked[0] == -INF).nonzero().flatten().tolist() == [*banned, *range(len(known), WIDTH)]
+    empty = save(Path(files["one"]).parent, "empty", [])
+    processor = ProdLogitsProcessor(config({"blocklists": {"empty": empty}}), torch.device("cpu"), False)
+    processor.update_state(added((params(), [known.index(b"b")], [])))
+    masked = processor.apply(torch.zeros(1, WIDTH))
+    assert (masked[0] == -INF).nonzero().flatten().tolist() == list(range(len(known), WIDTH))
+
+
 def test_fewer_columns_than_tokens(files: dict[str, str]) -> None:
     processor = make(files)
     processor.update_state(added((params(), [HOLE], []), (params(), encode("a"), [])))
