@@ -284,6 +284,22 @@ def engine_of(
 
 
 @both_backends
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("list_above", [0, 10**9])
+@pytest.mark.parametrize("count", [2, 5])  # few tokens below a node are masked in another place than many
+def test_no_score_beyond_a_row_is_written(
+    backend: Backend, whole: bool, list_above: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The banned tokens lie on both sides of the row's end."""
+    monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
+    tokens = [b"<eos>", b"a", b"x", *[b"b", b"b(", b"b.", b"b)", b"b,"][:count]]
+    matcher = matcher_of(tokens, [Pattern(False, b"ab", whole)], Normalization("none"), set())
+    assert matcher.banned(matcher.state_of([1])).tolist() == list(range(3, len(tokens)))
+    engine, visits = engine_of(matcher, backend, [[1], [2], [1]], width=4)
+    engine.mask(visits)
+
+
+@both_backends
 @pytest.mark.parametrize("list_above", [64, 10**9])
 def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
