@@ -23,8 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,8 @@ from numpy.typing import NDArray
 from prod_decode._jit import inline, jit
 from prod_decode.errors import ProdError
 from prod_decode.normalize import AFTER_WORD, CLASSES, WORD
-from prod_decode.trie import build_trie, concatenate
+from prod_decode.patterns import Pattern, Patterns
+from prod_decode.trie import build_trie
 
 ROOT, BOUND_ROOT = 0, 1
 ACCEPT, ACCEPT_END, MATCH, MATCH_END = 1, 2, 4, 8
@@ -41,20 +41,6 @@ FAR = 255
 NODE = np.dtype(
     [("child", "<i4"), ("fail", "<i4"), ("label", "u1"), ("flags", "u1"), ("below", "u1"), ("near", "u1")], align=True
 )
-
-
-class Pattern(NamedTuple):
-    """A byte string that the normalised text may not contain.
-
-    Attributes:
-        bound: it counts only where a word begins; its first symbol is a word character.
-        symbols: its bytes; at least one.
-        whole: it counts only where its last word ends; its last symbol is a word character.
-    """
-
-    bound: bool
-    symbols: bytes
-    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +73,15 @@ class Automaton:
 
     @classmethod
     def build(cls, patterns: Sequence[Pattern]) -> Automaton:
-        """Compile patterns, given sorted and distinct, in time and memory linear in their bytes."""
-        if any(not pattern.symbols for pattern in patterns):
-            raise ProdError("expected patterns of at least one symbol, got an empty one")
-        if any(a >= b for a, b in pairwise(patterns)):
-            raise ProdError("expected distinct patterns in sorted order: pass sorted(set(patterns))")
-        first_bound = sum(1 for pattern in patterns if not pattern.bound)
-        data, offsets = concatenate([pattern.symbols for pattern in patterns])
-        trie = build_trie(data, offsets, (0, first_bound))
-        whole = np.fromiter((pattern.whole for pattern in patterns), np.uint8, len(patterns))
+        """Compile patterns, given sorted and distinct."""
+        return cls.of(Patterns.of(patterns))
+
+    @classmethod
+    def of(cls, patterns: Patterns) -> Automaton:
+        """Compile patterns in time and memory linear in their bytes."""
+        offsets = patterns.offsets
+        trie = build_trie(patterns.data, offsets, (0, len(patterns) - int(patterns.bound.sum())))
+        whole = patterns.whole.astype(np.uint8)
 
         nodes = np.zeros(len(trie.label) + 1, NODE)
         nodes["child"] = trie.child
@@ -156,22 +142,19 @@ class Automaton:
             node = int(self.nodes["fail"][node])
         return found
 
-    def spell(self) -> list[Pattern]:
-        """All patterns, by index: what `build` was given."""
-        if not len(self.patterns):
-            return []
-        starts = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
-        symbols = np.empty(int(starts[-1]), np.uint8)
-        bound = np.empty(len(self.accepting), np.bool_)
-        _spell(self.nodes, self.accepting, starts, symbols, bound)
-        data = symbols.tobytes()
-        spelled: list[Pattern] = [Pattern(False, b"", False)] * len(self.patterns)
-        items = self.patterns.tolist()
-        for at, is_bound in enumerate(bound.tolist()):
-            text = data[starts[at] : starts[at + 1]]
-            for item in items[self.starts[at] : self.starts[at + 1]]:
-                spelled[item >> 1] = Pattern(is_bound, text, bool(item & 1))
-        return spelled
+    def spell(self) -> Patterns:
+        """All patterns, by index: what the automaton was compiled from."""
+        items = self.patterns >> 1
+        counts = np.diff(self.starts)
+        lengths = np.zeros(len(items), np.int64)
+        lengths[items] = np.repeat(self.lengths, counts)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        data = np.empty(int(offsets[-1]), np.uint8)
+        bound = np.empty(len(items), np.bool_)
+        whole = np.empty(len(items), np.bool_)
+        whole[items] = (self.patterns & 1) != 0
+        _spell(self.nodes, np.repeat(self.accepting, counts), items, offsets, data, bound)
+        return Patterns(data, offsets, bound, whole)
 
 
 @inline
@@ -297,21 +280,23 @@ def _is_sound(
 @jit
 def _spell(
     nodes: NDArray[Any],
-    accepting: NDArray[np.int32],
-    starts: NDArray[np.int64],
-    symbols: NDArray[np.uint8],
+    ends: NDArray[np.int32],
+    items: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    data: NDArray[np.uint8],
     bound: NDArray[np.bool_],
 ) -> None:
     parent = np.zeros(len(nodes), np.int32)
     for node in range(len(nodes) - 1):
         for v in range(nodes[node].child, nodes[node + 1].child):
             parent[v] = node
-    for at in range(len(accepting)):
-        node = accepting[at]
-        for i in range(starts[at + 1] - 1, starts[at] - 1, -1):
-            symbols[i] = nodes[node].label
+    for i in range(len(items)):
+        node = ends[i]
+        item = items[i]
+        for at in range(offsets[item + 1] - 1, offsets[item] - 1, -1):
+            data[at] = nodes[node].label
             node = parent[node]
-        bound[at] = node == BOUND_ROOT
+        bound[item] = node == BOUND_ROOT
 
 
 @jit

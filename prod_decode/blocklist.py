@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,11 +19,11 @@ from numpy.typing import NDArray
 
 from prod_decode.anchors import FreeCode, choose_anchors
 from prod_decode.artifact import read_artifact, write_artifact
-from prod_decode.automaton import Automaton, Pattern
+from prod_decode.automaton import Automaton
 from prod_decode.errors import ProdError
 from prod_decode.normalize import CLASSES, WORD, Normalization
+from prod_decode.patterns import Collected, Pattern
 from prod_decode.scan import Filter
-from prod_decode.trie import concatenate
 
 if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
@@ -164,6 +169,7 @@ class Blocklist:
         ignore_case: bool = False,
         allow: Iterable[str] = (),
         allow_short: bool = False,
+        jobs: int = 1,
     ) -> Blocklist:
         """Compile entries.
 
@@ -173,34 +179,33 @@ class Blocklist:
             ignore_case: fold ASCII letters.
             allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
             allow_short: accept phrases of fewer than 3 normalised bytes, which ban very much.
+            jobs: processes that choose the anchors of documents, where there are several megabytes of them.
 
         Raises:
             ProdError: an entry that prohibits nothing or would prohibit everything, or two entries with one id.
         """
+        if jobs < 1:
+            raise ProdError(f"expected jobs as a number above 0, got {jobs}: leave it out to use one process")
         normalization = Normalization(normalize, ignore_case)
         free = FreeCode(normalization.code_points(text) for text in allow)
-        seen: dict[str, EntryInfo] = {}
-        infos: list[EntryInfo] = []
-        owned: dict[Pattern, list[int]] = {}
-        report = Report()
+        records, collected = _Records(), Collected()
         counts = {"phrase": 0, "quote": 0}
-        for entry in entries:
-            info = EntryInfo.of(entry)
-            if info.id in seen:
-                _require_equal(seen[info.id], info)
+        too_short: list[str] = []
+        waived: list[tuple[str, int, int]] = []
+        for prepared in _prepare_all(entries, _Preparing(normalization, free, allow_short), jobs):
+            info = prepared.info
+            number, is_new = records.add(info)
+            if not is_new:
                 continue
-            seen[info.id] = info
-            number = len(infos)
-            infos.append(info)
-            counts[entry.policy] += 1
-            if info.max_quote is None:
-                patterns = [_phrase(entry, normalization, allow_short)]
-            else:
-                patterns = _anchors(entry, info.max_quote, normalization, free, report)
-            for pattern in patterns:
-                owned.setdefault(pattern, []).append(number)
-        report = Report(counts["phrase"], counts["quote"], report.too_short, report.waived)
-        return cls._assemble(owned, infos, normalization, report)
+            counts[info.policy] += 1
+            if prepared.patterns is None:
+                too_short.append(info.id)
+                continue
+            for pattern in prepared.patterns:
+                collected.add(pattern, number)
+            waived += [(info.id, start, end) for start, end in prepared.waived]
+        report = Report(counts["phrase"], counts["quote"], too_short, waived)
+        return cls._assemble(collected, records, normalization, report)
 
     @classmethod
     def merge(cls, blocklists: Sequence[Blocklist]) -> Blocklist:
@@ -212,9 +217,7 @@ class Blocklist:
         if not blocklists:
             raise ProdError("expected at least one blocklist to merge, got none")
         normalization = blocklists[0].normalization
-        owned: dict[Pattern, list[int]] = {}
-        numbers: dict[str, int] = {}
-        infos: list[EntryInfo] = []
+        records, collected = _Records(), Collected()
         too_short: dict[str, None] = {}
         waived: dict[tuple[str, int, int], None] = {}
         for blocklist in blocklists:
@@ -223,34 +226,22 @@ class Blocklist:
                     f"cannot merge blocklists that normalise differently: expected {normalization}, got "
                     f"{blocklist.normalization}; compile them with the same normalize and ignore_case"
                 )
-            renumbered = []
-            for info in blocklist.entries():
-                if info.id in numbers:
-                    _require_equal(infos[numbers[info.id]], info)
-                else:
-                    numbers[info.id] = len(infos)
-                    infos.append(info)
-                renumbered.append(numbers[info.id])
-            for index, pattern in enumerate(blocklist.automaton.spell()):
-                owners = owned.setdefault(pattern, [])
-                owners.extend(n for i in blocklist._owner_numbers(index) if (n := renumbered[i]) not in owners)
+            renumbered = np.fromiter((records.add(info)[0] for info in blocklist.entries()), np.int64, len(blocklist))
+            owners = renumbered[blocklist._owners]
+            indices = np.repeat(np.arange(len(blocklist._owner_starts) - 1), np.diff(blocklist._owner_starts))
+            collected.extend(blocklist.automaton.spell(), indices, owners)
             too_short.update(dict.fromkeys(blocklist.report.too_short))
             waived.update(dict.fromkeys(blocklist.report.waived))
-        phrases = sum(info.policy == "phrase" for info in infos)
-        return cls._assemble(
-            owned, infos, normalization, Report(phrases, len(infos) - phrases, list(too_short), list(waived))
-        )
+        phrases = sum(info.policy == "phrase" for info in records)
+        report = Report(phrases, len(records) - phrases, list(too_short), list(waived))
+        return cls._assemble(collected, records, normalization, report)
 
     @classmethod
     def _assemble(
-        cls, owned: dict[Pattern, list[int]], infos: list[EntryInfo], normalization: Normalization, report: Report
+        cls, collected: Collected, records: _Records, normalization: Normalization, report: Report
     ) -> Blocklist:
-        patterns = sorted(owned)
-        owner_starts = np.zeros(len(patterns) + 1, np.int64)
-        np.cumsum(np.fromiter((len(owned[p]) for p in patterns), np.int64, len(patterns)), out=owner_starts[1:])
-        owners = np.fromiter((n for p in patterns for n in owned[p]), np.int32, int(owner_starts[-1]))
-        records = concatenate([_pack(info) for info in infos])
-        return cls(Automaton.build(patterns), normalization, (owner_starts, owners), records, report)
+        patterns, owner_starts, owners = collected.sorted()
+        return cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the blocklist to a file; a crash leaves what was there before."""
@@ -371,6 +362,111 @@ class Blocklist:
                 yield Match(character[first], character[last] + 1, entry_id)
 
 
+class _Records:
+    """What is kept of entries, packed, and the number of each by its id."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._starts = array("q", [0])
+        # By a hash of the id: a string of its own for each of a million entries would take as much as their patterns.
+        self._numbers: dict[int, int] = {}
+
+    def add(self, info: EntryInfo) -> tuple[int, bool]:
+        """The entry's number, and whether it is new.
+
+        Raises:
+            ProdError: another entry has its id.
+        """
+        key = xxhash.xxh3_64_intdigest(info.id.encode("utf-8", "surrogatepass"))
+        while (number := self._numbers.get(key)) is not None:
+            known = self[number]
+            if known.id == info.id:
+                _require_equal(known, info)
+                return number, False
+            key += 1  # another id with the same hash
+        self._numbers[key] = number = len(self)
+        self._data += _pack(info)
+        self._starts.append(len(self._data))
+        return number, True
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> EntryInfo:
+        return _unpack(bytes(self._data[self._starts[number] : self._starts[number + 1]]))
+
+    def __iter__(self) -> Iterator[EntryInfo]:
+        return map(self.__getitem__, range(len(self)))
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """uint8 [bytes], and int64 [entries + 1] where each begins."""
+        return np.frombuffer(self._data, np.uint8), np.frombuffer(self._starts, np.int64)
+
+
+class _Prepared(NamedTuple):
+    """An entry's record and patterns; None for a document that is too short to have any."""
+
+    info: EntryInfo
+    patterns: list[Pattern] | None
+    waived: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Preparing:
+    """Finds an entry's patterns."""
+
+    normalization: Normalization
+    free: FreeCode
+    allow_short: bool
+
+    def __call__(self, entry: Entry) -> _Prepared:
+        info = EntryInfo.of(entry)
+        if info.max_quote is None:
+            return _Prepared(info, [_phrase(entry, self.normalization, self.allow_short)], [])
+        return _Prepared(info, *_anchors(entry, info.max_quote, self.normalization, self.free))
+
+    def all(self, entries: list[Entry]) -> list[_Prepared]:
+        """Of several entries."""
+        return [self(entry) for entry in entries]
+
+
+# Characters of entries that a process takes at a time; fewer altogether are not worth starting one.
+_PORTION = 2_000_000
+
+
+def _prepare_all(entries: Iterable[Entry], prepare: _Preparing, jobs: int) -> Iterator[_Prepared]:
+    """The entries' patterns, in their order, by several processes if there is enough to do."""
+    portions = _portions(entries)
+    begun = list(islice(portions, 2)) if jobs > 1 else []
+    if len(begun) < 2:
+        for portion in chain(begun, portions):
+            yield from prepare.all(portion)
+        return
+    # Not forked: the caller may have threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting: deque[Future[list[_Prepared]]] = deque()
+        for portion in chain(begun, portions):
+            waiting.append(pool.submit(prepare.all, portion))
+            if len(waiting) > 2 * jobs:  # so that neither entries nor patterns pile up
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _portions(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    portion: list[Entry] = []
+    size = 0
+    for entry in entries:
+        portion.append(entry)
+        size += len(entry.text)
+        if size >= _PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
 def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pattern:
     symbols = _symbols(entry, normalization)
     if not symbols:
@@ -390,23 +486,18 @@ def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pa
 
 
 def _anchors(
-    entry: Entry, max_quote: int, normalization: Normalization, free: FreeCode, report: Report
-) -> list[Pattern]:
+    entry: Entry, max_quote: int, normalization: Normalization, free: FreeCode
+) -> tuple[list[Pattern] | None, list[tuple[int, int]]]:
     if not _symbols(entry, normalization):
         raise ProdError(f"{entry.label}: expected a document to protect, got an empty one")
     text = normalization.code_points(entry.text)
     if len(text) < max_quote:
-        report.too_short.append(entry.name)
-        return []
+        return None, []
     anchors = choose_anchors(text, max_quote, free=free)
-    report.waived.extend((entry.name, start, end) for start, end in anchors.waived)
-    # A document may repeat itself; the same anchor counts once.
-    return list(
-        dict.fromkeys(
-            Pattern(False, text[start:end].tobytes().decode("utf-32-le").encode(), False)
-            for start, end in anchors.spans
-        )
+    patterns = (
+        Pattern(False, text[start:end].tobytes().decode("utf-32-le").encode(), False) for start, end in anchors.spans
     )
+    return list(patterns), anchors.waived
 
 
 def _symbols(entry: Entry, normalization: Normalization) -> bytes:

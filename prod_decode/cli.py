@@ -101,6 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="code that is free to use: never banned by a document",
     )
     add.add_argument("--allow-short", action="store_true", help="accept phrases of fewer than 3 normalised bytes")
+    add.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, where there are several megabytes of documents (default: one a core)",
+    )
     add.set_defaults(run=_compile)
 
     add = commands.add_parser("merge", help="make one blocklist of several")
@@ -174,6 +181,7 @@ def _compile(options: argparse.Namespace) -> int:
         ignore_case=options.ignore_case,
         allow=(text for _, text in read_texts(options.allow, skipped=skipped)),
         allow_short=options.allow_short,
+        jobs=options.jobs,
     )
     if not len(blocklist):
         raise ProdError(f"no entries in {', '.join(options.sources)}: expected at least one phrase or document")

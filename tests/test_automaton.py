@@ -103,7 +103,7 @@ def test_many_patterns_over_wide_and_narrow_alphabets(letters: int) -> None:
     found = found_in(automaton, patterns, text)
     assert len(found) > 1000
     assert found == audit(patterns, text)
-    assert automaton.spell() == patterns
+    assert list(automaton.spell()) == patterns
 
 
 @given(st.data(), pattern_sets, st.integers(4, 18), st.booleans())
@@ -182,7 +182,7 @@ def test_patterns_at_lists_what_ends_at_a_node(data: st.DataObject, patterns: li
 def test_build_keeps_the_patterns_and_shares_their_prefixes(patterns: list[Pattern]) -> None:
     automaton = Automaton.build(patterns)
     automaton.validate()
-    assert automaton.spell() == patterns
+    assert list(automaton.spell()) == patterns
     prefixes = {(p.bound, p.symbols[:n]) for p in patterns for n in range(1, len(p.symbols) + 1)}
     assert len(automaton) == 2 + len(prefixes)
     assert automaton.longest == max((len(p.symbols) for p in patterns), default=0)
