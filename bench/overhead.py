@@ -55,6 +55,8 @@ from prod_decode.matcher import Matcher
 from prod_decode.sources import read_texts
 
 ROUNDS = 3
+# Beyond so many patterns, which compile in seconds, compiling is timed once.
+MANY = 100_000
 # Seconds for a child process to start, import a peer and load a tokenizer; no figure includes them.
 STARTING = 120.0
 
@@ -166,7 +168,7 @@ def _checked(options: argparse.Namespace) -> list[int]:
 
 
 def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:
-    """Load the tokenizer and cut the standard library into patterns and text to walk."""
+    """Load the tokenizer and cut the standard library, and packages if need be, into patterns and text to walk."""
     from prod_decode.models import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_name)
@@ -174,12 +176,16 @@ def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:
     texts = [text for _, text in read_texts(sorted(library.glob("*.py")))]
     held_out, sources = texts[::4], [text for i, text in enumerate(texts) if i % 4]
     if patterns > 50_000:
-        sources += [text for path, text in read_texts([library]) if path.suffix == ".py"]
+        folders = [library] if patterns <= 150_000 else [library, Path(sysconfig.get_path("purelib"))]
+        sources += [text for path, text in read_texts(folders) if path.suffix == ".py"]
     lines = sorted({line.strip() for text in sources for line in text.split("\n")})
     lines = [line for line in lines if 30 <= len(line) <= 60 and len(set(line)) > 8 and "\ufffd" not in line]
     random.Random(0).shuffle(lines)
     if len(lines) < patterns:
-        raise ProdError(f"the standard library has {len(lines)} patterns, {patterns} were asked for: ask for fewer")
+        raise ProdError(
+            f"the standard library and the installed packages have {len(lines)} patterns, {patterns} were asked for: "
+            "ask for fewer"
+        )
     other = "\n".join(held_out)
     walk = tokenizer(other[: 20 * steps], add_special_tokens=False)["input_ids"]
     return Material(tokenizer, lines, "\n".join(texts), other, list(walk[:steps]))
@@ -212,8 +218,11 @@ def timer() -> Figure:
 def masks(material: Material, count: int, tokenizer_folder: str | None, limit: float) -> list[Figure]:
     """Compile time, and mask and advance a token, on a walk over code and on one that stays near patterns."""
     lines = material.lines[:count]
-    matcher = _bind(lines, material.tokenizer)
-    compiled, ready = _cpu_seconds(lambda: _compile(lines)), _cpu_seconds(lambda: _bind(lines, material.tokenizer))
+    blocklist, vocabulary = _compile(lines), _vocabulary(material.tokenizer)
+    matcher = blocklist.bind(vocabulary)
+    rounds = ROUNDS if count <= MANY else 1
+    compiled = _cpu_seconds(lambda: _compile(lines), rounds)
+    ready = compiled + _cpu_seconds(lambda: blocklist.bind(vocabulary), rounds)
     size = f"{count:,} patterns" if count > 1 else "1 pattern"
     goal = _goal(compiled, 0.010 if count == 100 else None, "s")
     figures = [
@@ -224,8 +233,7 @@ def masks(material: Material, count: int, tokenizer_folder: str | None, limit: f
     walks = {name: _without_matches(matcher, walk) for name, walk in found.items()}
     ours: dict[str, Walked] = {}
     for name, walk in walks.items():
-        rounds = [_walk_ours(_bind(lines, material.tokenizer), walk, ready) for _ in range(ROUNDS)]
-        ours[name] = walked = _fastest(rounds)
+        ours[name] = walked = _fastest([_walk_ours(blocklist.bind(vocabulary), walk, ready) for _ in range(ROUNDS)])
         bounds = _mask_goal(count) if name == "code" else (None, None)
         mask, advance = f"mask, {size}, {name}", f"advance, {size}, {name}"
         figures.append(_distribution(mask, "prod_decode", walked.mask, mean_goal=bounds[0], p99_goal=bounds[1]))
@@ -580,7 +588,7 @@ def scans(what: str, text: str, lines: Sequence[str], *, with_peers: bool) -> li
         run = partial(_scan_all, blocklist, text)
         guards.append((f"prod_decode ({mode})", run, f"{len(run()):,} matches"))
     guards += _scan_peers(text, lines) if with_peers else []
-    rates = {name: megabytes / _cpu_seconds(run) for name, run, _ in guards}
+    rates = {name: megabytes / _cpu_seconds(run, ROUNDS) for name, run, _ in guards}
     ours = rates["prod_decode (none)"]
     return [
         Figure(
@@ -654,13 +662,18 @@ def _compile(lines: Sequence[str]) -> Blocklist:
 _VOCABULARIES: dict[int, Any] = {}
 
 
-def _bind(lines: Sequence[str], tokenizer: Any) -> Matcher:
-    # The vocabulary is proved once a process, as a server would; a fresh matcher has an empty cache.
+def _vocabulary(tokenizer: Any) -> Any:
+    """Proved once a process, as a server would."""
     from prod_decode.tokenizer_bytes import vocabulary_of
 
     if id(tokenizer) not in _VOCABULARIES:
         _VOCABULARIES[id(tokenizer)] = vocabulary_of(tokenizer)
-    return _compile(lines).bind(_VOCABULARIES[id(tokenizer)])
+    return _VOCABULARIES[id(tokenizer)]
+
+
+def _bind(lines: Sequence[str], tokenizer: Any) -> Matcher:
+    """A fresh matcher, with an empty cache."""
+    return _compile(lines).bind(_vocabulary(tokenizer))
 
 
 def _fastest(rounds: Sequence[Walked]) -> Walked:
@@ -686,9 +699,9 @@ def _timed(run: Callable[[], object], times: int, clock: Callable[[], int] = tim
     return taken
 
 
-def _cpu_seconds(run: Callable[[], object]) -> float:
+def _cpu_seconds(run: Callable[[], object], rounds: int) -> float:
     """The fastest of the rounds, after a run that does not count."""
-    return min(_timed(run, ROUNDS, time.process_time_ns)) / 1e9
+    return min(_timed(run, rounds, time.process_time_ns)) / 1e9
 
 
 def _distribution(
