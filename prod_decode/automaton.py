@@ -136,7 +136,8 @@ class Automaton:
         wanted = MATCH | (MATCH_END if ends_word else 0)
         while node > BOUND_ROOT and self.nodes["flags"][node] & wanted:
             if self.nodes["flags"][node] & (ACCEPT | ACCEPT_END):
-                at = int(np.searchsorted(self.accepting, node))
+                # Of the array's own type: for any other, NumPy converts the whole array, 160 us for a million.
+                at = int(np.searchsorted(self.accepting, np.int32(node)))
                 here = self.patterns[self.starts[at] : self.starts[at + 1]].tolist()
                 found += [(item >> 1, int(self.lengths[at])) for item in here if ends_word or not item & 1]
             node = int(self.nodes["fail"][node])
