@@ -104,12 +104,12 @@ class Normalization:
             codes: the text, uint8 [n].
 
         Returns:
-            The symbols, uint8 [m], and what `locate` needs to find out where they come from: int64 [blocks, 3].
+            The symbols, uint8 [m], and what `locate` needs to find out where they come from: int64 [blocks, 2].
         """
         if not self.is_code and not self.ignore_case:
-            return codes, np.empty((0, 3), np.int64)
+            return codes, np.empty((0, 2), np.int64)
         symbols = np.empty(len(codes) + 1, np.uint8)
-        marks = np.empty((len(codes) // _BLOCK + 1, 3), np.int64)
+        marks = np.empty((len(codes) // _BLOCK + 1, 2), np.int64)
         count = _fold(codes, self.is_code, _FOLDED if self.ignore_case else _ALIKE, CLASSES, symbols, marks)
         return symbols[:count], marks
 
@@ -202,22 +202,17 @@ def _fold(
 ) -> int:
     """As `_normalize`, without a branch: a space and a character are always written, and kept by moving on.
 
-    A mark for each block of the text: how many symbols, which text state and which last whitespace came before it.
+    A mark for each block of the text: how many symbols came before it, and the text state.
     """
     count = 0
     state = AFTER_OTHER
-    space_at = 0
     for block in range(len(marks)):
         begin = block * _BLOCK
         marks[block, 0] = count
         marks[block, 1] = state
-        marks[block, 2] = space_at
         for i in range(begin, min(begin + _BLOCK, len(codes))):
             code = codes[i]
-            before = state
             state, emitted = transduce(state, classes[code], is_code)
-            if emitted == 0 and before == AFTER_WORD:
-                space_at = i
             symbols[count] = 32
             count += emitted == 2
             symbols[count] = folded[code]
@@ -238,8 +233,11 @@ def _locate(
     while at < len(wanted):
         while block + 1 < len(marks) and marks[block + 1, 0] <= wanted[at]:
             block += 1
-        count, state, space_at = marks[block]
+        count, state = marks[block]
         begin = block * _BLOCK
+        space_at = begin
+        while state == AFTER_SPACE and classes[codes[space_at - 1]] == SPACE:
+            space_at -= 1
         for i in range(begin, min(begin + _BLOCK, len(codes))):
             before = state
             state, emitted = transduce(state, classes[codes[i]], True)
