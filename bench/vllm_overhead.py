@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ class Figure:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print a table."""
+    from bench.plan import vllm_is_installed
     from prod_decode.cli import Parser
 
     parser = Parser(prog="python -m bench vllm", description="What guarding costs inside vLLM.")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", help="default float32")
     parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
     options = parser.parse_args(argv)
-    if find_spec("vllm") is None:
+    if not vllm_is_installed():
         print(
             "bench vllm: expected vLLM in this environment, got none: run it with .venv-vllm/bin/python",
             file=sys.stderr,

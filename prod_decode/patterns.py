@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import inline, jit
 from prod_decode.errors import ProdError
+from prod_decode.trie import concatenate
 
 _BOUND, _WHOLE = 1, 2
 
@@ -61,10 +62,11 @@ class Patterns:
             raise ProdError("expected patterns of at least one symbol, got an empty one")
         if any(a >= b for a, b in pairwise(patterns)):
             raise ProdError("expected distinct patterns in sorted order: pass sorted(set(patterns))")
-        collected = Collected()
-        for pattern in patterns:
-            collected.add(pattern, 0)
-        return collected.sorted()[0]
+        data, offsets = concatenate([pattern.symbols for pattern in patterns])
+        bound, whole = (
+            np.fromiter((pattern[field] for pattern in patterns), np.bool_, len(patterns)) for field in (0, 2)
+        )
+        return cls(data, offsets, bound, whole)
 
     def __len__(self) -> int:
         """How many there are."""
