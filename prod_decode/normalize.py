@@ -76,7 +76,7 @@ class Normalization:
             ProdError: `text` has a lone surrogate, which no UTF-8 output can contain.
         """
         codes = np.frombuffer(_encode(text, "utf-8"), np.uint8)
-        symbols, _ = self.run(codes)
+        symbols, _ = self.fold(codes)
         return symbols.tobytes()
 
     def code_points(self, text: str) -> NDArray[np.uint32]:
