@@ -94,7 +94,7 @@ def test_a_mistake_is_one_line_and_status_2(
 def test_the_vllm_benchmark_says_where_it_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.vllm_overhead.find_spec", lambda _: None)
+    monkeypatch.setattr("bench.plan.find_spec", lambda _: None)
     assert main(["vllm"]) == 2
     assert "expected vLLM in this environment, got none: run it with .venv-vllm/bin/python" in capsys.readouterr().err
 
