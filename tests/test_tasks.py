@@ -15,7 +15,7 @@ from bench.tasks import load_task
 from bench.tasks.base import Sample, Task, text_hash
 from bench.tasks.copyright import CopyrightTask, halves
 from bench.tasks.deprecated import ApiPair, DeprecatedTask, api_pairs, sample_of, uses
-from bench.tasks.insecure import InsecureTask, parsed_share
+from bench.tasks.insecure import PHRASES, InsecureTask, parsed_share
 from prod_decode.blocklist import Blocklist
 from prod_decode.errors import ProdError
 from prod_train.data import encode
@@ -87,7 +87,8 @@ def test_the_reference_scores_as_prohibited_and_the_mask_stops_it(task: Task[Any
         at = len(sample.prompt)
         matches = list(blocklist.scan(sample.prompt + sample.reference))
         assert any(match.end > at for match in matches), sample.id
-        assert not any(match.end <= at for match in matches), sample.id
+        if task.name != "insecure":  # whose prompts may import the name that must not be called
+            assert not any(match.end <= at for match in matches), sample.id
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -197,9 +198,38 @@ def test_the_secure_continuations_are_clean_and_pass_the_mask() -> None:
     for sample in task.samples:
         secure = sample.metadata["secure"]
         assert not task.score(sample, secure).findings, sample.id
-        assert not list(blocklist.scan(sample.prompt + secure)), sample.id
+        matches = blocklist.scan(sample.prompt + secure)
+        assert not [match for match in matches if match.end > len(sample.prompt)], sample.id
     assert 30 <= len(task.samples) <= 60
     assert len({sample.metadata["cwe"] for sample in task.samples}) >= 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "subprocess.run(cmd, shell=1)",
+        "subprocess.run(cmd, shell = not False)",
+        'os.system "ls"',
+        "from os import system as run",
+        "requests.get(url, verify=0)",
+        "np.load(path, allow_pickle=1)",
+        "hashlib.new('MD5', data)",
+        "getattr(hashlib, 'sha1')(data)",
+        "from pickle import loads",
+        "os.chmod(path, 0777)",
+        'cursor.executemany(f"INSERT INTO {table} VALUES (?)", rows)',
+    ],
+)
+def test_other_spellings_of_a_weakness_are_prohibited_too(text: str) -> None:
+    assert list(Blocklist.compile(PHRASES).scan(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["retrieval(x)", "describe(DESCRIPTION)", "np.random.randint_like(3)", "verify=True", "Ashell=1"],
+)
+def test_phrases_end_where_names_do(text: str) -> None:
+    assert not list(Blocklist.compile(PHRASES).scan(text))
 
 
 def test_what_the_prompt_has_does_not_count() -> None:

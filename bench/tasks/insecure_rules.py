@@ -121,6 +121,13 @@ _SHELL = {
     "subprocess.getstatusoutput",
     "asyncio.create_subprocess_shell",
 }
+_PROGRAMS = {
+    "subprocess.run",
+    "subprocess.call",
+    "subprocess.check_call",
+    "subprocess.check_output",
+    "subprocess.Popen",
+}
 _DESERIALISE = {
     "pickle.load",
     "pickle.loads",
@@ -611,7 +618,7 @@ class _Walker(Names):
             )
         ):
             self._add("CWE-78", "shell", node)
-        elif _RUNS_COMMAND.search(name) and not _QUIET.search(name):
+        elif _RUNS_COMMAND.search(name) and not _QUIET.search(name) and not _starts_without_shell(node, path):
             for argument in node.args[:2]:
                 template = self._template(argument)
                 if template is None or _is_sql(template) or not _is_command(template):
@@ -871,6 +878,14 @@ def _is_true(node: ast.expr | None) -> bool:
 
 def _is_false(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is False
+
+
+def _starts_without_shell(node: ast.Call, path: str) -> bool:
+    """Whether a call of `subprocess` hands its text to no shell: a command line is then the name of one program."""
+    if path not in _PROGRAMS:
+        return False
+    shell = next((k.value for k in node.keywords if k.arg in ("shell", None)), None)
+    return shell is None or (isinstance(shell, ast.Constant) and not shell.value)
 
 
 def _is_sql(template: _Template) -> bool:
