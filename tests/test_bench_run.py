@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +18,7 @@ from bench.decoders import MemFree, bad_words
 from bench.plan import Plan, make_plan
 from bench.profiles import PROFILES
 from bench.records import Cell, Key, Sample, Store, Value, read_run
-from bench.report import points, report
+from bench.report import report
 from bench.run import Runner, summarise
 from bench.subject import Subject
 from prod_decode.blocklist import Entry
@@ -270,19 +269,3 @@ def test_changes_between_runs() -> None:
         list(changes([before], [cell(2)]))
     with pytest.raises(ProdError, match="cells in common"):
         list(changes([before], []))
-
-
-@given(st.lists(st.tuples(st.integers(1, 5), st.floats(0, 1), st.floats(0, 1)), max_size=5, unique_by=lambda x: x[0]))
-def test_points_come_by_epoch_and_without_attacks(found: list[tuple[int, float, float]]) -> None:
-    def cell(epoch: int, attack: str, utility: float, quality: float | None) -> Cell:
-        metrics = {
-            "u": Value(utility, 0, 1, 1, "better"),
-            "forget_quality": Value(quality, 0, 1, 1, "better"),
-        }
-        return Cell(Key("copyright", "learn", "prod", epoch, attack), metrics, 1, 1, 1)
-
-    cells = [cell(e, "none", u, q) for e, u, q in found]
-    extra = [cell(9, "renamed", 0, 0), cell(8, "none", 0, None)]
-    order = np.random.default_rng(0).permutation(len(cells) + 2)
-    mixed = [[*cells, *extra][i] for i in order]
-    assert points(mixed, "prod", "u") == [(u, q) for _, u, q in sorted(found)]

@@ -1,0 +1,125 @@
+"""The cells of a run as lines of a plot: which methods there are, and what each has for utility and forget quality."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from bench.metrics import Point
+from bench.plan import Plan
+from bench.profiles import DECODERS, PROTOCOLS
+from bench.records import FORGET, Cell, Key
+
+# What remains of the model's ability: the first of these that all cells of a task have.
+UTILITIES = {"humaneval": "HumanEval pass@1", "holdout_agreement": "top-1 agreement on held-out code"}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A method under a protocol.
+
+    Attributes:
+        method: as in `Key`.
+        protocol: as in `Key`.
+        label: both, or the method alone if the run has one protocol.
+    """
+
+    method: str
+    protocol: str
+    label: str
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has epochs."""
+        return self.method not in DECODERS
+
+    def cells(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of this series, by epoch, then seed."""
+        mine = (cell for cell in cells if (cell.key.method, cell.key.protocol) == (self.method, self.protocol))
+        return sorted(mine, key=lambda cell: (cell.key.epoch, cell.key.seed))
+
+
+def series_of(keys: Iterable[Key]) -> list[Series]:
+    """Every series, protocol by protocol: decoders first, then trained methods, each by name."""
+    found = {(key.method, key.protocol) for key in keys}
+    several = len({protocol for _, protocol in found}) > 1
+    ordered = sorted(
+        found, key=lambda pair: (PROTOCOLS.index(pair[1]), pair[0] not in DECODERS, pair[0] != "base", pair)
+    )
+    return [Series(method, protocol, f"{method}, {protocol}" if several else method) for method, protocol in ordered]
+
+
+def utility_of(cells: Iterable[Cell]) -> str:
+    """The name of the metric that stands for utility: the first of `UTILITIES` that every cell without attack has."""
+    plain = [cell for cell in cells if cell.key.attack == "none" and cell.key.method not in ("bad-words", "memfree")]
+    for name in UTILITIES:
+        if plain and all(value(cell, name) is not None for cell in plain):
+            return name
+    return list(UTILITIES)[-1]
+
+
+def value(cell: Cell, name: str) -> float | None:
+    """A metric's value, if it was measured."""
+    found = cell.metrics.get(name)
+    return None if found is None else found.value
+
+
+def points(cells: Iterable[Cell], series: Series, utility: str) -> list[Point]:
+    """(utility, forget quality) without attack, by epoch, each the mean over the seeds that have both."""
+    found: defaultdict[int, list[Point]] = defaultdict(list)
+    for cell in series.cells(cells):
+        pair = value(cell, utility), value(cell, FORGET)
+        if cell.key.attack == "none" and pair[0] is not None and pair[1] is not None:
+            found[cell.key.epoch].append((pair[0], pair[1]))
+    return [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs])) for _, pairs in sorted(found.items())]
+
+
+def by_epoch(cells: Iterable[Cell], series: Series, name: str) -> list[tuple[int, float]]:
+    """A metric without attack by epoch, each the mean over the seeds that have it."""
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for cell in series.cells(cells):
+        measured = value(cell, name)
+        if cell.key.attack == "none" and measured is not None:
+            found[cell.key.epoch].append(measured)
+    return [(epoch, _mean(values)) for epoch, values in sorted(found.items())]
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """What is to be shown of a series under attack.
+
+    Attributes:
+        series: which.
+        seed: of its cells.
+        label: the series', with the seed if the run has several.
+        cells: by attack, `none` included, after the last epoch of the plan; None where the plan has a cell that is not
+            there yet. An attack that the plan does not make on this method is not a key.
+    """
+
+    series: Series
+    seed: int
+    label: str
+    cells: dict[str, Cell | None]
+
+
+def attacked(plan: Plan, task: str, cells: Sequence[Cell]) -> list[Attacked]:
+    """Every series of a task that the plan attacks, and of which at least one cell is there."""
+    done = {cell.key: cell for cell in cells}
+    profile = plan.profile
+    planned = [key for key in plan.all_keys() if key.task == task]
+    found = []
+    for series in series_of(planned):
+        attacks = plan.attacks(series.method)
+        last = plan.epochs(series.method)[-1]
+        for seed in profile.seeds if attacks else ():
+            key = Key(task, series.protocol, series.method, last, "none", seed)
+            mine = {attack: done.get(replace(key, attack=attack)) for attack in ("none", *attacks)}
+            label = f"{series.label}, seed {seed}" if len(profile.seeds) > 1 else series.label
+            if any(cell is not None for cell in mine.values()):
+                found.append(Attacked(series, seed, label, mine))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
