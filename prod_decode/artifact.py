@@ -91,8 +91,14 @@ class write_whole:  # noqa: N801 (used like `open`)
                 temporary.unlink(missing_ok=True)
 
 
-def read_artifact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def read_artifact(
+    path: str | os.PathLike[str], *, verify: bool = True
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Map a file that `write_artifact` wrote: its meta and read-only arrays, shared between processes.
+
+    Args:
+        path: the file.
+        verify: read all of it and compare its checksum; else only the header's, and the file's size.
 
     Raises:
         ProdError: no such file, not such a file, of another version, cut short, or damaged.
@@ -120,7 +126,7 @@ def read_artifact(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     start = head_size + _DIGEST
     if len(mapped) != start + header["size"]:
         raise ProdError(f"{source} has {len(mapped)} bytes, expected {start + header['size']}: {again}")
-    if xxhash.xxh3_128_hexdigest(memoryview(mapped)[start:]) != header["checksum"]:
+    if verify and xxhash.xxh3_128_hexdigest(memoryview(mapped)[start:]) != header["checksum"]:
         raise ProdError(f"{source} is damaged (its checksum is wrong): {again}")
     arrays = {}
     for name, place in header["arrays"].items():

@@ -180,6 +180,32 @@ def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_artifact(tmp_path / "new")
 
 
+def test_without_verifying_only_header_and_size_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "block.prod"
+    Blocklist.compile([Entry("yaml.load(")]).save(path)
+    whole = path.read_bytes()
+    assert [match.entry_id for match in Blocklist.load(path, verify=False).scan("yaml.load(x)")] == ["yaml.load("]
+    path.write_bytes(whole[:-70] + bytes([whole[-70] ^ 1]) + whole[-69:])
+    with pytest.raises(ProdError, match="is damaged"):
+        Blocklist.load(path)
+    assert len(Blocklist.load(path, verify=False)) == 1
+    for damaged, message in ((whole[:-64], "expected"), (whole[:40] + b"\xff" + whole[41:], "is damaged")):
+        path.write_bytes(damaged)
+        with pytest.raises(ProdError, match=message):
+            Blocklist.load(path, verify=False)
+
+
+def test_arrays_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "block.prod"
+    Blocklist.compile([Entry("yaml.load(")]).save(path)
+    meta, arrays = read_artifact(path)
+    rows = arrays["rows"].copy()
+    rows[0, 0] = -1
+    write_artifact(path, meta, {**arrays, "rows": rows})
+    with pytest.raises(ProdError, match="contradict each other"):
+        Blocklist.load(path)
+
+
 @pytest.mark.parametrize("target", ["missing/block.prod", "folder"])
 def test_what_cannot_be_written_is_refused(tmp_path: Path, target: str) -> None:
     (tmp_path / "folder").mkdir()

@@ -293,7 +293,6 @@ LAST = len(Automaton.build(MIXED))
         ("nodes", ("fail", 3), BOUND_ROOT),
         ("nodes", ("fail", 3), LAST - 1),
         ("nodes", ("fail", 3), 2**31 - 1),
-        ("nodes", ("label", 2), 255),
         ("nodes", ("flags", 0), 1),
         ("nodes", ("flags", 2), 1),
         ("nodes", ("flags", LAST - 1), 0),
@@ -330,6 +329,13 @@ def test_validate_refuses_a_node_that_is_its_own_child() -> None:
     assert automaton.nodes["child"].tolist() == [2, 2, 2, 3]
     with pytest.raises(ProdError, match="contradict each other"):
         replace(automaton, rows=np.zeros((2, 256), np.int32)).validate()
+
+
+def test_validate_refuses_an_end_where_no_pattern_ends() -> None:
+    automaton = Automaton.build([Pattern(False, b"ab", False), Pattern(False, b"cde", False)])
+    assert automaton.accepting.tolist() == [4, 6]
+    with pytest.raises(ProdError, match="contradict each other"):
+        damaged(automaton, "accepting", 0, 5).validate()  # as deep, and as many
 
 
 @pytest.mark.parametrize("name", ARRAYS)
