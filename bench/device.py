@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from bench import overhead
-from bench.overhead import Figure, Material
+from bench.figures import Figure, table, versions
+from bench.overhead import Material
 from prod_decode.artifact import write_whole
 from prod_decode.cli import Parser
 from prod_decode.device import DeviceMatcher
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts, batches = _numbers("--patterns", options.patterns), _numbers("--batch", options.batch)
         material = overhead.gather(options.tokenizer, max(counts), steps=4 * (WARM_UP + options.steps))
         figures = measure(material, counts, batches, options)
-        print(overhead.table(figures))
+        print(table(figures))
         if options.json:
             with write_whole(options.json) as file:
                 file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
@@ -105,7 +106,7 @@ def measure(
                     )
                     for guard, us in times.items()
                 ]
-    machine = f"{torch.cuda.get_device_name()}; {overhead._versions()}"
+    machine = f"{torch.cuda.get_device_name()}; {versions()}"
     return [replace(figure, machine=machine) for figure in figures]
 
 

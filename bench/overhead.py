@@ -24,29 +24,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import platform
 import random
-import re
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import TimeoutError as OutOfTime
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.figures import (
+    ROUNDS,
+    Figure,
+    calls,
+    cpu_seconds,
+    distribution,
+    goal_of,
+    machine,
+    table,
+    timed,
+    versions,
+)
+from bench.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, in_child, peer_figures
 from prod_decode.artifact import write_whole
 from prod_decode.blocklist import Blocklist, Entry, Match
 from prod_decode.cli import Parser, exit_status
@@ -54,44 +59,13 @@ from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.sources import read_texts
 
-ROUNDS = 3
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCHES = (1, 16, 64, 256)
+
 # Beyond so many patterns, which compile in seconds, compiling is timed once.
 MANY = 100_000
-# Seconds for a child process to start, import a peer and load a tokenizer; no figure includes them.
-STARTING = 120.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measurement, a line of the JSON file.
-
-    Attributes:
-        what: the quantity, such as `mask, 100 patterns, code`.
-        guard: whose it is: `prod_decode` or a peer.
-        value: in `unit`, the mean where there is a distribution; None if it failed.
-        unit: `us`, `s`, `ms`, `MB/s`, `MB/min` or `bytes`.
-        p50: median of a distribution of times, where there is one.
-        p99: its 99th percentile.
-        worst: its maximum.
-        ours_over_peer: our value divided by this one; below 1 we are faster (for rates: below 1 we are slower).
-        goal: what docs/performance.md set out to reach, as text.
-        met: whether we reach it; None if there is no goal.
-        note: why it failed, or what else to know.
-        machine: processor, cores and versions; the same for all figures of a run.
-    """
-
-    what: str
-    guard: str
-    value: float | None
-    unit: str
-    p50: float | None = None
-    p99: float | None = None
-    worst: float | None = None
-    ours_over_peer: float | None = None
-    goal: str | None = None
-    met: bool | None = None
-    note: str | None = None
-    machine: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +87,6 @@ class Material:
     walk: list[int]
 
 
-@dataclass(frozen=True)
-class Walked:
-    """Nanoseconds of every mask and every advance on one walk, and seconds that compiling and binding took."""
-
-    compile_s: float
-    mask: list[int]
-    advance: list[int]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, and write JSON lines if asked to."""
     parser = Parser(prog="python -m bench overhead", description=(__doc__ or "").split("\n")[0])
@@ -137,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--json", metavar="OUT", help="write one JSON object a figure")
+    parser.add_argument("--plot", metavar="PNG", help="draw the figures over the number of patterns")
     options = parser.parse_args(argv)
     return exit_status("bench overhead", lambda: _run(options))
 
@@ -149,6 +115,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         with write_whole(options.json) as file:
             file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
+    if options.plot:
+        from bench.overhead_plot import draw
+
+        draw(figures, Path(options.plot))
     return 0
 
 
@@ -162,8 +132,9 @@ def _checked(options: argparse.Namespace) -> list[int]:
         raise ProdError(f"expected --patterns as numbers above 0, got {options.patterns!r}")
     if not 0 < options.time_limit < float("inf"):
         raise ProdError(f"expected --time-limit as seconds above 0, got {options.time_limit:g}")
-    if options.json and not Path(options.json).parent.is_dir():
-        raise ProdError(f"expected --json in a folder that exists, got {options.json!r}: make the folder first")
+    for flag, given in (("--json", options.json), ("--plot", options.plot)):
+        if given and not Path(given).parent.is_dir():
+            raise ProdError(f"expected {flag} in a folder that exists, got {given!r}: make the folder first")
     return counts
 
 
@@ -200,19 +171,19 @@ def measure(material: Material, counts: Iterable[int], *, peers: bool, limit: fl
             print(f"measuring {count:,} patterns ...", file=sys.stderr, flush=True)
             figures += masks(material, count, folder if peers else None, limit)
             figures.append(cold_start(folder, material.lines[:count]))
-            figures += steps(material, count, with_peer=peers and count >= 100)
+            figures += steps(material, count, peers=peers, limit=limit)
             figures += scans(f"scan, {count:,} patterns", material.other, material.lines[:count], with_peers=peers)
             # A character that Python code has nowhere keeps every pattern from matching but for its last symbol.
             near = [f"{line}\u00a7" for line in material.lines[:count]]
             figures += scans(f"scan, {count:,} patterns, all begun", material.text, near, with_peers=peers)
     figures += artifacts(material)
-    machine = f"{_machine()}; {_versions()}"
-    return [replace(figure, machine=machine) for figure in figures]
+    facts = f"{machine()}; {versions()}"
+    return [replace(figure, machine=facts) for figure in figures]
 
 
 def timer() -> Figure:
     """What timing nothing takes."""
-    return _distribution("timer", "perf_counter_ns", _calls(lambda: None, 20_000))
+    return distribution("timer", "perf_counter_ns", calls(lambda: None, 20_000))
 
 
 def masks(material: Material, count: int, tokenizer_folder: str | None, limit: float) -> list[Figure]:
@@ -221,10 +192,10 @@ def masks(material: Material, count: int, tokenizer_folder: str | None, limit: f
     blocklist, vocabulary = _compile(lines), _vocabulary(material.tokenizer)
     matcher = blocklist.bind(vocabulary)
     rounds = ROUNDS if count <= MANY else 1
-    compiled = _cpu_seconds(lambda: _compile(lines), rounds)
-    ready = compiled + _cpu_seconds(lambda: blocklist.bind(vocabulary), rounds)
+    compiled = cpu_seconds(lambda: _compile(lines), rounds)
+    ready = compiled + cpu_seconds(lambda: blocklist.bind(vocabulary), rounds)
     size = f"{count:,} patterns" if count > 1 else "1 pattern"
-    goal = _goal(compiled, 0.010 if count == 100 else None, "s")
+    goal = goal_of(compiled, 0.010 if count == 100 else None, "s")
     figures = [
         Figure(f"compile, {size}", "prod_decode", compiled, "s", **goal),
         Figure(f"compile and bind, {size}", "prod_decode", ready, "s"),
@@ -233,11 +204,11 @@ def masks(material: Material, count: int, tokenizer_folder: str | None, limit: f
     walks = {name: _without_matches(matcher, walk) for name, walk in found.items()}
     ours: dict[str, Walked] = {}
     for name, walk in walks.items():
-        ours[name] = walked = _fastest([_walk_ours(blocklist.bind(vocabulary), walk, ready) for _ in range(ROUNDS)])
+        ours[name] = walked = fastest([_walk_ours(blocklist.bind(vocabulary), walk, ready) for _ in range(ROUNDS)])
         bounds = _mask_goal(count) if name == "code" else (None, None)
         mask, advance = f"mask, {size}, {name}", f"advance, {size}, {name}"
-        figures.append(_distribution(mask, "prod_decode", walked.mask, mean_goal=bounds[0], p99_goal=bounds[1]))
-        figures.append(_distribution(advance, "prod_decode", walked.advance))
+        figures.append(distribution(mask, "prod_decode", walked.mask, mean_goal=bounds[0], p99_goal=bounds[1]))
+        figures.append(distribution(advance, "prod_decode", walked.advance))
     if tokenizer_folder is not None:
         for peer in (XGrammar, LLGuidance):
             figures += peer_figures(peer, tokenizer_folder, lines, walks, ours, size, limit)
@@ -254,7 +225,7 @@ def _mask_goal(count: int) -> tuple[float, float | None]:
 def cold_start(tokenizer_folder: str, lines: Sequence[str]) -> Figure:
     """Compile, bind, mask and advance for the first time in a process, after the imports."""
     what = f"cold start, {len(lines):,} patterns"
-    seconds = _in_child(_first_use, tokenizer_folder, lines, limit=STARTING)
+    seconds = in_child(_first_use, tokenizer_folder, lines, limit=STARTING)
     if isinstance(seconds, str):
         return Figure(what, "prod_decode", None, "s", note=seconds)
     return Figure(what, "prod_decode", seconds, "s", note="with the vocabulary's proof; kernels from numba's cache")
@@ -303,209 +274,6 @@ def _walk_ours(matcher: Matcher, walk: Sequence[int], ready: float) -> Walked:
     return Walked(ready, mask, advance)
 
 
-class Peer(Protocol):
-    """Another guard, in a child process: made with its tokenizer, given patterns, walked."""
-
-    guard: str
-    note: str | None
-
-    def __init__(self, tokenizer_folder: str) -> None: ...
-
-    def compile(self, lines: Sequence[str]) -> None:
-        """Do all that is needed before the first mask, but for loading the tokenizer."""
-
-    def start(self) -> tuple[Callable[[], Any], Callable[[int], bool]]:
-        """A fresh matcher: fill the mask of the next token; accept a token."""
-
-    def complaint(self) -> str:
-        """What the peer says about the token it refused."""
-
-
-class XGrammar:
-    """xgrammar: any text without the lines, as a structural tag with `excludes`."""
-
-    guard = "xgrammar"
-    note: str | None = None
-
-    def __init__(self, tokenizer_folder: str) -> None:
-        import xgrammar
-        from transformers import AutoTokenizer
-
-        self._module = xgrammar
-        info = xgrammar.TokenizerInfo.from_huggingface(AutoTokenizer.from_pretrained(tokenizer_folder))
-        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-        self._bitmask = xgrammar.allocate_token_bitmask(1, info.vocab_size)
-
-    def compile(self, lines: Sequence[str]) -> None:
-        """Compile the grammar; this computes masks ahead."""
-        tag = {"type": "structural_tag", "format": {"type": "any_text", "excludes": list(lines)}}
-        self._grammar = self._compiler.compile_structural_tag(json.dumps(tag))
-        self.start()
-
-    def start(self) -> tuple[Callable[[], Any], Callable[[int], bool]]:
-        """A matcher of the compiled grammar."""
-        matcher = self._module.GrammarMatcher(self._grammar)
-        return lambda: matcher.fill_next_token_bitmask(self._bitmask), matcher.accept_token
-
-    def complaint(self) -> str:
-        """Xgrammar says nothing."""
-        return ""
-
-
-class LLGuidance:
-    """llguidance: the complement of a regular expression that finds any of the lines."""
-
-    guard = "llguidance"
-    note: str | None = "resource limits raised: with its own it stops in walks near many patterns"
-
-    def __init__(self, tokenizer_folder: str) -> None:
-        import llguidance.hf
-        import llguidance.numpy
-        from transformers import AutoTokenizer
-
-        self._module = llguidance
-        self._tokenizer = llguidance.hf.from_tokenizer(AutoTokenizer.from_pretrained(tokenizer_folder))
-        self._bitmask = llguidance.numpy.allocate_token_bitmask(1, self._tokenizer.vocab_size)
-        # Its defaults (200,000 of step_lexer_fuel) end in "too many expressions constructed".
-        self._limits = llguidance.LLParserLimits(
-            initial_lexer_fuel=10**9, step_lexer_fuel=10**9, max_lexer_states=10**8, max_grammar_size=10**8
-        )
-
-    def compile(self, lines: Sequence[str]) -> None:
-        """Make the grammar and the first matcher; the automaton itself is built while walking."""
-        # Not re.escape: Rust reads `\<` and `\>` as the edges of a word.
-        found = "|".join(re.sub(r"([\\.^$|?*+()\[\]{}/&~#-])", r"\\\1", line) for line in lines)
-        self._grammar = f"start: TEXT\nTEXT: /(?s:.*)/ & ~/(?s:.*)({found})(?s:.*)/\n"
-        self.start()
-
-    def start(self) -> tuple[Callable[[], Any], Callable[[int], bool]]:
-        """A matcher that has built nothing yet."""
-        grammar = self._module.grammar_from("lark", self._grammar)
-        self._matcher = matcher = self._module.LLMatcher(self._tokenizer, grammar, limits=self._limits)
-        if matcher.get_error():
-            raise ValueError(matcher.get_error())
-        fill = self._module.numpy.fill_next_token_bitmask
-        return lambda: fill(matcher, self._bitmask, 0), matcher.consume_token
-
-    def complaint(self) -> str:
-        """The first line of its error."""
-        return (self._matcher.get_error() or "no reason given").splitlines()[0]
-
-
-def peer_figures(
-    peer: type[Peer],
-    tokenizer_folder: str,
-    lines: Sequence[str],
-    walks: Mapping[str, Sequence[int]],
-    ours: Mapping[str, Walked],
-    size: str,
-    limit: float,
-) -> list[Figure]:
-    """Compile and walk a peer; where it fails, figures that say why."""
-    pool = _new_pool()
-    try:
-        failure = _in_child(_load_peer, peer, tokenizer_folder, limit=STARTING, pool=pool)
-        seconds = failure or _in_child(_compile_peer, lines, limit=limit, pool=pool)
-        what = f"compile and bind, {size}"
-        if isinstance(seconds, str):
-            failed = [(what, "s")] + [(f"mask, {size}, {name}", "us") for name in walks]
-            return [Figure(name, peer.guard, None, unit, note=seconds) for name, unit in failed]
-        ratio = next(iter(ours.values())).compile_s / seconds
-        figures = [Figure(what, peer.guard, seconds, "s", ours_over_peer=ratio)]
-        for name, walk in walks.items():
-            # One step alone can take longer than the limit: then the process is killed.
-            theirs = _in_child(_walk_peer, walk, seconds, limit, limit=1.25 * limit + 1, pool=pool)
-            figures += _walk_figures(peer, f"{size}, {name}", theirs, ours[name])
-        return figures
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _walk_figures(peer: type[Peer], where: str, theirs: Walked | str, ours: Walked) -> list[Figure]:
-    if isinstance(theirs, str):
-        return [Figure(f"mask, {where}", peer.guard, None, "us", note=theirs)]
-    made, all_steps = len(theirs.mask), len(ours.mask)
-    notes = [] if made == all_steps else [f"the limit ended it after {made:,} of {all_steps:,} steps"]
-    note = "; ".join(notes + ([peer.note] if peer.note else [])) or None
-    return [
-        _distribution(f"mask, {where}", peer.guard, theirs.mask, against=ours.mask[:made], note=note),
-        _distribution(f"advance, {where}", peer.guard, theirs.advance, against=ours.advance[:made]),
-    ]
-
-
-# The peer of this process, if it is a child.
-_loaded: list[Peer] = []
-
-
-def _load_peer(peer: type[Peer], tokenizer_folder: str) -> None:
-    _loaded[:] = [peer(tokenizer_folder)]
-
-
-def _compile_peer(lines: Sequence[str]) -> float:
-    begun = time.process_time()
-    _loaded[0].compile(lines)
-    return time.process_time() - begun
-
-
-def _walk_peer(walk: Sequence[int], ready: float, limit: float) -> Walked:
-    """The rounds that the limit leaves time for; of the first, as many steps as it does."""
-    deadline = time.perf_counter() + limit
-    rounds: list[Walked] = []
-    while len(rounds) < ROUNDS:
-        walked = _walk_once(walk, ready, deadline)
-        if rounds and len(walked.mask) < len(walk):
-            break
-        rounds.append(walked)
-        if len(walked.mask) < len(walk):
-            break
-    return _fastest(rounds)
-
-
-def _walk_once(walk: Sequence[int], ready: float, deadline: float) -> Walked:
-    fill, accept = _loaded[0].start()
-    clock = time.perf_counter_ns
-    mask: list[int] = []
-    advance: list[int] = []
-    for token_id in walk:
-        a = clock()
-        fill()
-        b = clock()
-        accepted = accept(token_id)
-        c = clock()
-        if not accepted:
-            reason = f"refused token {token_id} after {len(mask)} steps of a walk without patterns"
-            raise ValueError(f"{reason}: {_loaded[0].complaint()}")
-        mask.append(b - a)
-        advance.append(c - b)
-        if c > deadline * 1e9:
-            break
-    return Walked(ready, mask, advance)
-
-
-def _new_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _in_child(
-    run: Callable[..., Any], *arguments: object, limit: float, pool: ProcessPoolExecutor | None = None
-) -> Any:
-    """What `run` returns in the process of `pool`, or else in one of its own; a string that says why if it fails."""
-    child = pool or _new_pool()
-    try:
-        return child.submit(run, *arguments).result(timeout=limit)
-    except OutOfTime:
-        for process in list((child._processes or {}).values()):
-            process.kill()
-        return f"not done after {limit:g} s"
-    except BrokenProcessPool:
-        return "its process has ended, or was killed at the time limit before"
-    except Exception as error:  # noqa: BLE001 (a peer may fail in any way; its message is the result)
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-    finally:
-        if pool is None:
-            child.shutdown(wait=False, cancel_futures=True)
-
-
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
     import torch
@@ -519,8 +287,8 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 @_one_torch_thread()
-def steps(material: Material, count: int, *, with_peer: bool) -> list[Figure]:
-    """A batch's whole step (advance, find, mask [64, V]), its mask alone, and a processor's call at B = 8."""
+def steps(material: Material, count: int, *, peers: bool, limit: float) -> list[Figure]:
+    """A batch's whole step (advance, find, mask [B, V]), its mask alone, and a processor's call at B = 8."""
     import torch
 
     from prod_decode.hf import ProdLogitsProcessor
@@ -529,53 +297,75 @@ def steps(material: Material, count: int, *, with_peer: bool) -> list[Figure]:
     lines = material.lines[:count]
     matcher = _bind(lines, material.tokenizer)
     width = len(matcher)
-    walk = np.array(material.walk, np.int64)
-    scores = torch.randn(64, width)
-    states = matcher.states_of(walk[: 64 * 20].reshape(64, 20))
-    column = walk[64 * 20 :][:64]
+    walk = np.resize(np.array(material.walk, np.int64), max(BATCHES) * 21)
+    scores = torch.randn(max(BATCHES), width)
+    size = f"{count:,} patterns" if count > 1 else "1 pattern"
+    figures = []
+    for batch in BATCHES:
+        states = matcher.states_of(walk[: batch * 20].reshape(batch, 20))
+        column, some = walk[batch * 20 :][:batch], scores[:batch]
 
-    def sparse() -> None:
-        rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
-        mask_prohibited_(scores, rows, tokens)
+        def sparse(states: Any = states, column: Any = column, some: Tensor = some) -> None:
+            rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
+            mask_prohibited_(some, rows, tokens)
 
-    def dense() -> None:
-        rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
-        mask = torch.zeros(64, width, dtype=torch.bool)
-        mask[torch.from_numpy(rows).long(), torch.from_numpy(tokens).long()] = True
-        scores.masked_fill_(mask, -torch.inf)
+        def dense(states: Any = states, column: Any = column, some: Tensor = some) -> None:
+            rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
+            mask = torch.zeros(len(some), width, dtype=torch.bool)
+            mask[torch.from_numpy(rows).long(), torch.from_numpy(tokens).long()] = True
+            some.masked_fill_(mask, -torch.inf)
 
-    what = f"step, {count:,} patterns, B=64"
-    ours, theirs = _calls(sparse, 300), _calls(dense, 10)
-    row = f"{np.median(ours) / 64e3:.2g} us a row (median)"
-    figures = [
-        _distribution(what, "prod_decode", ours, note=row),
-        _distribution(what, "prod_decode with a dense mask", theirs, against=ours),
-    ]
+        what = f"step, {size}, B={batch}"
+        ours = calls(sparse, 300)
+        row = f"{np.median(ours) / batch / 1e3:.2g} us a row (median)"
+        figures.append(distribution(what, "prod_decode", ours, note=row))
+        if batch == 64:
+            figures.append(distribution(what, "prod_decode with a dense mask", calls(dense, 10), against=ours))
     # Three bans a row, and a dense mask that is ready: making it is not counted.
     rows, tokens = np.repeat(np.arange(64), 3), walk[:192]
     ready_mask = torch.zeros(64, width, dtype=torch.bool)
     ready_mask[torch.from_numpy(rows), torch.from_numpy(tokens)] = True
-    what = f"apply 3 bans a row, {count:,} patterns, B=64"
-    ours = _calls(lambda: mask_prohibited_(scores, rows, tokens), 300)
-    theirs = _calls(lambda: scores.masked_fill_(ready_mask, -torch.inf), 10)
-    figures.append(_distribution(what, "prod_decode", ours))
-    figures.append(_distribution(what, "torch masked_fill_", theirs, against=ours))
+    what = f"apply 3 bans a row, {size}, B=64"
+    ours = calls(lambda: mask_prohibited_(scores[:64], rows, tokens), 300)
+    theirs = calls(lambda: scores[:64].masked_fill_(ready_mask, -torch.inf), 10)
+    figures.append(distribution(what, "prod_decode", ours))
+    figures.append(distribution(what, "torch masked_fill_", theirs, against=ours))
     text = torch.from_numpy(walk[: 8 * 64].reshape(8, 64).copy())
     processor = ProdLogitsProcessor(matcher)
-    call = f"processor call, {count:,} patterns, B=8"
-    ours = _calls(lambda: processor(text, scores[:8]), 100)
-    figures.append(_distribution(call, "prod_decode", ours))
-    if with_peer:
-        from transformers import NoBadWordsLogitsProcessor
+    what = f"processor call, {size}, B=8"
+    ours = calls(lambda: processor(text, scores[:8]), 100)
+    figures.append(distribution(what, "prod_decode", ours))
+    return figures + (step_peers(material, lines, what, text, scores[:8], ours, limit) if peers else [])
 
-        words = [material.tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+
+def step_peers(
+    material: Material,
+    lines: Sequence[str],
+    what: str,
+    text: Tensor,
+    scores: Tensor,
+    ours: Sequence[int],
+    limit: float,
+) -> list[Figure]:
+    """The same call by each of `STEP_PEERS`; one that has not made its first by the limit is not called again."""
+    from bench.step_peers import STEP_PEERS
+
+    figures = []
+    for name, make in STEP_PEERS.items():
         begun = time.perf_counter()
-        peer = NoBadWordsLogitsProcessor(words, eos_token_id=None)
-        peer(text, scores[:8])
+        try:
+            peer = make(lines, material.tokenizer)
+            peer(text, scores)
+        except ImportError as error:
+            figures.append(Figure(what, name, None, "us", note=f"not installed here: {error}"))
+            continue
         ready = time.perf_counter() - begun
-        note = f"token sequences only; first call {ready:.2f} s"
-        theirs = _calls(lambda: peer(text, scores[:8]), 5)
-        figures.append(_distribution(call, "transformers bad words", theirs, against=ours, note=note))
+        if ready > limit:
+            figures.append(Figure(what, name, None, "us", note=f"first call only after {ready:.0f} s"))
+            continue
+        theirs = calls(partial(peer, text, scores), 5)
+        note = f"token sequences only; first call after {ready:.2f} s"
+        figures.append(distribution(what, name, theirs, against=ours, note=note))
     return figures
 
 
@@ -588,7 +378,7 @@ def scans(what: str, text: str, lines: Sequence[str], *, with_peers: bool) -> li
         run = partial(_scan_all, blocklist, text)
         guards.append((f"prod_decode ({mode})", run, f"{len(run()):,} matches"))
     guards += _scan_peers(text, lines) if with_peers else []
-    rates = {name: megabytes / _cpu_seconds(run, ROUNDS) for name, run, _ in guards}
+    rates = {name: megabytes / cpu_seconds(run, ROUNDS) for name, run, _ in guards}
     ours = rates["prod_decode (none)"]
     return [
         Figure(
@@ -598,7 +388,7 @@ def scans(what: str, text: str, lines: Sequence[str], *, with_peers: bool) -> li
             "MB/s",
             ours_over_peer=None if name.startswith("prod_decode") else ours / rates[name],
             note=note,
-            **(_goal(rates[name], 100.0, "MB/s", least=True) if name.startswith("prod_decode") else {}),
+            **(goal_of(rates[name], 100.0, "MB/s", least=True) if name.startswith("prod_decode") else {}),
         )
         for name, _, note in guards
     ]
@@ -636,7 +426,7 @@ def artifacts(material: Material) -> list[Figure]:
         begun = time.process_time()
         blocklist = Blocklist.compile(entries)
         rate = size / (time.process_time() - begun) * 60
-        goal = _goal(rate, 20.0, "MB/min", least=True)
+        goal = goal_of(rate, 20.0, "MB/min", least=True)
         figures.append(Figure(f"compile, {policy} ({size:.1f} MB)", "prod_decode", rate, "MB/min", **goal))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "block.prod")
@@ -650,8 +440,8 @@ def artifacts(material: Material) -> list[Figure]:
         figures.append(Figure("file, bytes a node", "prod_decode", whole, "bytes", note=f"{nodes:,} nodes"))
         note = f"{path.stat().st_size:,} bytes"
         for what, verify in (("load, all verified", True), ("load, verified before", False)):
-            load = min(_timed(partial(Blocklist.load, path, verify=verify), 5)) / 1e6
-            figures.append(Figure(what, "prod_decode", load, "ms", note=note, **_goal(load, 50.0, "ms")))
+            load = min(timed(partial(Blocklist.load, path, verify=verify), 5)) / 1e6
+            figures.append(Figure(what, "prod_decode", load, "ms", note=note, **goal_of(load, 50.0, "ms")))
     return figures
 
 
@@ -674,122 +464,3 @@ def _vocabulary(tokenizer: Any) -> Any:
 def _bind(lines: Sequence[str], tokenizer: Any) -> Matcher:
     """A fresh matcher, with an empty cache."""
     return _compile(lines).bind(_vocabulary(tokenizer))
-
-
-def _fastest(rounds: Sequence[Walked]) -> Walked:
-    """The fastest time of every step; all rounds took the same steps."""
-    mask = np.min([walked.mask for walked in rounds], axis=0)
-    advance = np.min([walked.advance for walked in rounds], axis=0)
-    return Walked(rounds[0].compile_s, mask.tolist(), advance.tolist())
-
-
-def _calls(run: Callable[[], object], times: int) -> list[int]:
-    """Nanoseconds of each call, the fastest of the rounds."""
-    fastest: list[int] = np.min([_timed(run, times) for _ in range(ROUNDS)], axis=0).tolist()
-    return fastest
-
-
-def _timed(run: Callable[[], object], times: int, clock: Callable[[], int] = time.perf_counter_ns) -> list[int]:
-    run()
-    taken = []
-    for _ in range(times):
-        begun = clock()
-        run()
-        taken.append(clock() - begun)
-    return taken
-
-
-def _cpu_seconds(run: Callable[[], object], rounds: int) -> float:
-    """The fastest of the rounds, after a run that does not count."""
-    return min(_timed(run, rounds, time.process_time_ns)) / 1e9
-
-
-def _distribution(
-    what: str,
-    guard: str,
-    nanoseconds: Sequence[int],
-    *,
-    against: Sequence[int] | None = None,
-    mean_goal: float | None = None,
-    p99_goal: float | None = None,
-    note: str | None = None,
-) -> Figure:
-    times: NDArray[np.float64] = np.array(nanoseconds, np.float64) / 1e3
-    mean, p99 = float(times.mean()), float(np.percentile(times, 99))
-    goal = _goal(mean, mean_goal, "us")
-    if p99_goal is not None:
-        goal = {"goal": f"{goal['goal']}, p99 < {p99_goal:g} us", "met": goal["met"] and p99 < p99_goal}
-    return Figure(
-        what,
-        guard,
-        mean,
-        "us",
-        p50=float(np.median(times)),
-        p99=p99,
-        worst=float(times.max()),
-        ours_over_peer=None if against is None else float(np.mean(against)) / 1e3 / mean,
-        note=note,
-        **goal,
-    )
-
-
-def _goal(value: float, bound: float | None, unit: str, *, least: bool = False) -> dict[str, Any]:
-    if bound is None:
-        return {}
-    return {"goal": f"{'>' if least else '<'} {bound:g} {unit}", "met": value > bound if least else value < bound}
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """The figures as aligned text, under the facts of the machine."""
-    head = ("what", "guard", "mean", "p50", "p99", "worst", "ours/peer", "goal", "note")
-    rows = [
-        (
-            figure.what,
-            figure.guard,
-            "failed" if figure.value is None else f"{_short(figure.value)} {figure.unit}",
-            _short(figure.p50),
-            _short(figure.p99),
-            _short(figure.worst),
-            _short(figure.ours_over_peer),
-            "" if figure.goal is None else f"{figure.goal} {'met' if figure.met else 'MISSED'}",
-            figure.note or "",
-        )
-        for figure in figures
-    ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    ]
-    return "\n".join([_machine(), _versions(), "", *lines])
-
-
-def _machine() -> str:
-    return f"{_cpu()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}"
-
-
-def _versions() -> str:
-    packages = ("numba", "numpy", "torch", "transformers", "xgrammar", "llguidance", "ahocorasick_rs", "pyahocorasick")
-    return ", ".join(f"{name} {version(name)}" for name in packages if _installed(name))
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except ImportError:
-        return False
-    return True
-
-
-def _cpu() -> str:
-    try:
-        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = re.search(r"model name\s*:\s*(.+)", facts)
-    return named[1] if named else platform.machine()

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bench import overhead, vllm_overhead
 from bench.__main__ import main
-from bench.overhead import Figure, Walked
+from bench.figures import Figure
+from bench.peers import Walked, in_child
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def sleep(seconds: float) -> Walked:
 
 
 def test_a_peer_that_fails_or_takes_too_long_is_recorded() -> None:
-    assert overhead._in_child(fail, "no such grammar\nline 2", limit=60) == "RuntimeError: no such grammar"
+    assert in_child(fail, "no such grammar\nline 2", limit=60) == "RuntimeError: no such grammar"
     begun = time.perf_counter()
-    assert overhead._in_child(sleep, 600.0, limit=0.01) == "not done after 0.01 s"
+    assert in_child(sleep, 600.0, limit=0.01) == "not done after 0.01 s"
     assert time.perf_counter() - begun < 300
-    assert overhead._in_child(sleep, 0.0, limit=60) == Walked(0.0, [], [])
+    assert in_child(sleep, 0.0, limit=60) == Walked(0.0, [], [])
 
 
 def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
