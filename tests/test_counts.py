@@ -1,7 +1,7 @@
 """What the hot paths touch and allocate, counted: a guard against slower code that does not depend on the machine.
 
-The kernels run as the Python functions they are written as, on arrays that count their reads. Bounds are what was
-counted when they were set, and a quarter.
+The kernels run as the Python functions they are written as, on arrays that count their reads. The counts are the same
+on every machine: bounds are 2 % above what was counted when they were set, and a quarter above for memory.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def states_along(bound: Matcher, tokens: list[int]) -> list[int]:
     return states
 
 
-@pytest.mark.parametrize(("count", "mean", "worst"), [(100, 230, 600), (10_000, 575, 1105)])
+@pytest.mark.parametrize(("count", "mean", "worst"), [(100, 188, 490), (10_000, 469, 902)])
 def test_records_read_for_a_mask(
     vocabulary: Any, monkeypatch: pytest.MonkeyPatch, count: int, mean: float, worst: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_records_read_for_an_advance(vocabulary: Any, monkeypatch: pytest.Monkey
             )
     assert state == bound.state_of(tokens)
     each = counts["nodes"] / sum(len(vocabulary.token_bytes(token)) for token in tokens)
-    assert each < 5.2, each
+    assert each < 4.28, each
 
 
 def test_sizes_of_what_is_compiled(tmp_path: Path) -> None:
