@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from prod_decode.anchors import FreeCode, choose_anchors
+from prod_decode.anchors import FreeCode, choose_anchors, default_width
 from prod_decode.artifact import read_artifact, write_artifact
 from prod_decode.automaton import Automaton
 from prod_decode.errors import ProdError
@@ -48,6 +48,8 @@ class Entry:
         max_quote: for `quote` only, in characters; default 120.
         boundary: for `phrase` only: whether it must begin (`start`, `both`) and end (`both`) at the edge of a word. It
             concerns edges that are word characters and has no effect on others. Default `start`.
+        cost: for `quote` only: for every character of the text what it costs to prohibit an anchor that ends there, in
+            any unit, finite and above 0; the anchors are then the cheapest, not the fewest. See `prod_decode.costs`.
     """
 
     text: str
@@ -56,6 +58,7 @@ class Entry:
     policy: Policy = "phrase"
     max_quote: int | None = None
     boundary: Boundary | None = None
+    cost: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -75,6 +78,19 @@ class Entry:
                 f"{self.label}: expected max_quote to be a whole number of at least {2 * SHORTEST_PATTERN} "
                 f"characters, got {self.max_quote!r}"
             )
+        if self.cost is not None:
+            self._check_cost(self.cost)
+
+    def _check_cost(self, cost: tuple[float, ...]) -> None:
+        if self.policy == "phrase":
+            raise ProdError(f"{self.label}: cost belongs to policy 'quote', this is a 'phrase': drop one")
+        if len(cost) != len(self.text):
+            raise ProdError(
+                f"{self.label}: expected a cost for each of {len(self.text)} characters, got {len(cost)} costs"
+            )
+        wrong = next((value for value in cost if not 0 < value < float("inf")), None)
+        if wrong is not None:
+            raise ProdError(f"{self.label}: expected costs that are finite and above 0, got {wrong!r}")
 
     @property
     def name(self) -> str:
@@ -497,10 +513,12 @@ def _anchors(
 ) -> tuple[list[Pattern] | None, list[tuple[int, int]]]:
     if not _symbols(entry, normalization):
         raise ProdError(f"{entry.label}: expected a document to protect, got an empty one")
-    text = normalization.code_points(entry.text)
+    text, origins = normalization.trace(entry.text)
     if len(text) < max_quote:
         return None, []
-    anchors = choose_anchors(text, max_quote, free=free)
+    width = default_width(max_quote)
+    cost = None if entry.cost is None else np.array(entry.cost)[origins[width - 1 :]]
+    anchors = choose_anchors(text, max_quote, width=width, cost=cost, free=free)
     patterns = (
         Pattern(False, text[start:end].tobytes().decode("utf-32-le").encode(), False) for start, end in anchors.spans
     )

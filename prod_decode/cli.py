@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -15,7 +16,7 @@ from prod_decode import __version__
 from prod_decode.errors import ProdError
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist import Blocklist, Match
+    from prod_decode.blocklist import Blocklist, Entry, Match
     from prod_decode.generation import Generation
 
 _T = TypeVar("_T")
@@ -100,6 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="code that is free to use: never banned by a document",
     )
+    add.add_argument(
+        "--model",
+        metavar="M",
+        help="ban documents where this model has good alternatives: a hub id, a directory, a .gguf file, or `bundled` "
+        "(default: in the fewest places)",
+    )
     add.add_argument("--allow-short", action="store_true", help="accept phrases of fewer than 3 normalised bytes")
     add.add_argument(
         "--jobs",
@@ -175,6 +182,8 @@ def _compile(options: argparse.Namespace) -> int:
         _note(f"skipped: {why}")
 
     entries = read_entries(options.sources, max_quote=options.max_quote, boundary=options.boundary, skipped=skipped)
+    if options.model:
+        entries = _with_costs(entries, options.model)
     blocklist = Blocklist.compile(
         _progress(entries, "entries"),
         normalize=options.normalize,
@@ -189,6 +198,19 @@ def _compile(options: argparse.Namespace) -> int:
     print(f"{options.output}: {_summary(blocklist, options.output)}")
     _print_waived(blocklist)
     return 0
+
+
+def _with_costs(entries: Iterator[Entry], model_name: str) -> Iterator[Entry]:
+    """The entries, documents with what it costs the model to do without each of their characters."""
+    from prod_decode.costs import model_costs
+    from prod_decode.models import load_model, quiet
+    from prod_decode.tokenizer_bytes import vocabulary_of
+
+    quiet()
+    model, tokenizer = load_model(model_name)
+    costs = model_costs(model, tokenizer, vocabulary_of(tokenizer))
+    for entry in entries:
+        yield replace(entry, cost=costs(entry.text)) if entry.policy == "quote" else entry
 
 
 def _progress(items: Iterator[_T], what: str) -> Iterator[_T]:

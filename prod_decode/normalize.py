@@ -81,9 +81,11 @@ class Normalization:
 
     def code_points(self, text: str) -> NDArray[np.uint32]:
         """The normalised code points of `text`: uint32 [n]; the same text as `symbols`, one item a character."""
-        codes = np.frombuffer(_encode(text, "utf-32-le"), np.uint32)
-        symbols, _ = self.run(codes)
-        return symbols
+        return self.trace(text)[0]
+
+    def trace(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """`code_points`, and for each the index of the character that it stands for: int64 [n]."""
+        return self.run(np.frombuffer(_encode(text, "utf-32-le"), np.uint32))
 
     def run(self, codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Normalise bytes (uint8 [n]) or code points (uint32 [n]).

@@ -15,7 +15,7 @@ from typing import Any
 from prod_decode.artifact import write_whole
 from prod_decode.errors import ProdError
 
-METHODS = ("prod", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
+METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
 # The names that accelerate knows.
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
@@ -51,7 +51,16 @@ class Config:
         None, "code for measuring damage only, never trained on, in the formats of `--forget`", "what", metavar="H"
     )
     blocklist: str | None = _option(
-        None, "prod: prohibit what this compiled blocklist bans, in place of the next token", "what", metavar="FILE"
+        None,
+        "prod, prod-surgical: prohibit what this compiled blocklist bans, in place of the next token or of anchors",
+        "what",
+        metavar="FILE",
+    )
+    allow: str | None = _option(
+        None,
+        "prod-surgical: a file or directory of code that is free to use: no anchor occurs in it",
+        "what",
+        metavar="PATH",
     )
 
     max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N")
@@ -59,17 +68,31 @@ class Config:
         False, "cut rows longer than `--max-length` at its end; they are refused otherwise", "data"
     )
 
+    max_quote: int = _option(
+        60,
+        "prod-surgical: characters of a forget row that may not be quoted in a row; an anchor is half as wide (default "
+        "60)",
+        "method",
+        metavar="N",
+    )
+    keep: int = _option(
+        256,
+        "prod-surgical: tokens of the reference model's distribution that are its target where nothing is prohibited "
+        "(default 256)",
+        "method",
+        metavar="N",
+    )
     top_p: float | None = _option(
         None,
-        "prod, undial: nucleus of the targets, 0 to 1 (default: 0.8 for prod, 1 for undial)",
+        "prod, prod-surgical, undial: nucleus of the targets, 0 to 1 (default: 0.8; 1 for undial)",
         "method",
         metavar="P",
     )
     max_n: int | None = _option(
-        None, "prod, undial: tokens in the nucleus at most (default: no limit)", "method", metavar="N"
+        None, "prod, prod-surgical, undial: tokens in the nucleus at most (default: no limit)", "method", metavar="N"
     )
     temperature: float | None = _option(
-        None, "prod, undial: of the targets, after the nucleus (default: none)", "method", metavar="T"
+        None, "prod, prod-surgical, undial: of the targets, after the nucleus (default: none)", "method", metavar="T"
     )
     alpha: float = _option(
         0.0, "prod: the target of a prohibited token is -alpha times its probability (default 0)", "method", metavar="A"
@@ -193,7 +216,7 @@ class Config:
     @property
     def nucleus(self) -> float:
         """`top_p`, its default resolved."""
-        return self.top_p if self.top_p is not None else (0.8 if self.method == "prod" else 1.0)
+        return self.top_p if self.top_p is not None else (1.0 if self.method == "undial" else 0.8)
 
     @property
     def keeps(self) -> str:
@@ -239,7 +262,7 @@ class Config:
             "eval_rows",
             "eval_batch_size",
         )
-        optional_1 = ("max_n", "max_steps", "save_total_limit")
+        optional_1 = ("keep", "max_n", "max_steps", "save_total_limit")
         for name in (*at_least_1, *optional_1):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -285,21 +308,30 @@ class Config:
     def _combination_problems(self) -> list[str]:
         found = []
         owners = {
-            "top_p": ("prod", "undial"),
-            "max_n": ("prod", "undial"),
-            "temperature": ("prod", "undial"),
+            "allow": ("prod-surgical",),
+            "max_quote": ("prod-surgical",),
+            "keep": ("prod-surgical",),
+            "top_p": ("prod", "prod-surgical", "undial"),
+            "max_n": ("prod", "prod-surgical", "undial"),
+            "temperature": ("prod", "prod-surgical", "undial"),
             "alpha": ("prod",),
             "beta": tuple(NEEDS_BETA),
             "gamma": ("simnpo",),
             "max_nll": ("ga", "graddiff"),
             "refusals": ("dpo", "flat"),
-            "blocklist": ("prod",),
+            "blocklist": ("prod", "prod-surgical"),
             "paper_compat": ("prod",),
         }
         for name, methods in owners.items():
             given = getattr(self, name) != _FIELDS[name].default
             if given and self.method in METHODS and self.method not in methods:
                 found.append(f"{flag(name)}: belongs to method {' and '.join(methods)}, got {self.method}: drop it")
+        if self.max_quote < 6:
+            found.append(f"--max-quote: expected at least 6 characters, got {self.max_quote}")
+        if self.allow is not None and self.blocklist is not None:
+            found.append("--allow: concerns anchors, which --blocklist has already: drop one of the two")
+        if self.allow is not None and not Path(self.allow).exists():
+            found.append(f"--allow: cannot read {self.allow}: no such file or directory")
         if self.paper_compat and self.blocklist:
             found.append("--paper-compat: the paper prohibits the next token, not a blocklist: drop one of the two")
         if self.keeps != "none" and self.retain is None:
@@ -351,7 +383,7 @@ class Config:
         values["lora_targets"] = list(self.lora_targets)
         values["learning_rate"] = self.rate
         values["retain_loss"] = self.keeps if self.retain else None
-        if self.method in ("prod", "undial"):
+        if self.method in ("prod", "prod-surgical", "undial"):
             values["top_p"] = self.nucleus
         if self.method in NEEDS_BETA:
             values["beta"] = self.strength

@@ -25,6 +25,9 @@ REFUSALS = (
     "I'm unable to help with this snippet.",
 )
 
+# Of `prod-surgical`, in the output's directory: what the weights are taught, for a processor that enforces it.
+ANCHORS = "anchors.prod"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -38,7 +41,9 @@ class Job:
         holdout: rows for measuring damage; empty if not given.
         refused: for dpo and flat, the forget rows' prompts with every refusal, row by row; else empty.
         choices: the number of refusals.
-        matcher: of the blocklist, or None.
+        blocklist: path of what the matcher was made of, or None.
+        matcher: of the blocklist, or None. For `prod-surgical` without one of its own it is made with the model; see
+            `prod_train.session.setup`.
     """
 
     config: Config
@@ -48,7 +53,18 @@ class Job:
     holdout: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
     choices: int = 0
+    blocklist: str | None = None
     matcher: Any = None
+
+    def guarded_by(self, blocklist: str) -> Job:
+        """The same job with the matcher of a compiled blocklist.
+
+        Raises:
+            ProdError: it cannot be read, or not be bound to the tokenizer.
+        """
+        from prod_decode.blocklist import Blocklist
+
+        return replace(self, blocklist=blocklist, matcher=Blocklist.load(blocklist).bind(self.tokenizer))
 
     @property
     def pad(self) -> int:
@@ -76,12 +92,7 @@ def prepare(config: Config) -> Job:
         forget = [replace(row, supervised=np.arange(len(row.ids)) > 0) for row in forget]
     method = make_method(config)
     refusals = _read_refusals(config) if method.refuses else []
-    matcher = None
-    if config.blocklist:
-        from prod_decode.blocklist import Blocklist
-
-        matcher = Blocklist.load(config.blocklist).bind(tokenizer)
-    return Job(
+    job = Job(
         config,
         tokenizer,
         forget,
@@ -89,14 +100,15 @@ def prepare(config: Config) -> Job:
         rows(config.holdout),
         [_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
         len(refusals),
-        matcher,
     )
+    return job.guarded_by(config.blocklist) if config.blocklist else job
 
 
 def _check_output(config: Config) -> None:
     output = Path(config.output)
-    # Targets are found again by their key; a checkpoint that a killed run did not finish is made anew.
-    kept = [path for path in output.glob("*") if path.name != "targets" and not path.name.startswith(".checkpoint-")]
+    # Targets are found again by their key; anchors, and a checkpoint that a killed run did not finish, are made anew.
+    again = ("targets", ANCHORS)
+    kept = [path for path in output.glob("*") if path.name not in again and not path.name.startswith(".checkpoint-")]
     if config.resume is None and kept:
         raise ProdError(f"--output: {output} is not empty: name a new directory, or go on with --resume latest")
     if config.resume == "latest" and latest_checkpoint(output) is None:

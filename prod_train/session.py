@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from prod_decode.errors import ProdError
+from prod_decode.sources import read_texts
+from prod_decode.tokenizer_bytes import vocabulary_of
 from prod_train.config import Config
 from prod_train.evaluate import evaluate_forget, evaluate_holdout
-from prod_train.job import Job
+from prod_train.job import ANCHORS, Job
 from prod_train.methods import Method, make_method
 from prod_train.metric import Metric
 from prod_train.modeling import (
@@ -23,6 +25,7 @@ from prod_train.modeling import (
 )
 from prod_train.objective import Encoder
 from prod_train.schedule import Schedule
+from prod_train.surgical import choose_blocklist
 from prod_train.targets import Recipe, ReferenceStore, model_digest
 
 
@@ -86,6 +89,8 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         if Path(config.model, "adapter_config.json").is_file():
             digest = model_digest(model)
     method = make_method(config)
+    if config.method == "prod-surgical" and job.matcher is None:
+        job = choose_anchors(job, encoder, model, accelerator)
     identity = f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
     stores = reference_stores(job, method, identity)
     fill_stores(stores, job, encoder, model, accelerator, progress=progress)
@@ -94,6 +99,30 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     check_gradients(model, encoder, job.forget[: config.batch_size], job.pad)
     schedule = Schedule.of(config, len(job.forget), len(job.retain), accelerator.num_processes)
     return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
+
+
+def choose_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
+    """The job with a matcher of the anchors that the reference model can do without.
+
+    They are written to `ANCHORS`, and read from there when a run goes on.
+    """
+    config, path = job.config, Path(job.config.output, ANCHORS)
+    if accelerator.is_main_process and (config.resume is None or not path.is_file()):
+        model.eval()
+        blocklist = choose_blocklist(
+            model,
+            encoder,
+            job.forget,
+            vocabulary_of(job.tokenizer),
+            max_quote=config.max_quote,
+            allow=(text for _, text in read_texts([config.allow])) if config.allow else (),
+            pad=job.pad,
+            batch_size=config.eval_batch_size,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blocklist.save(path)
+    accelerator.wait_for_everyone()
+    return job.guarded_by(str(path))
 
 
 def reference_stores(job: Job, method: Method, identity: str) -> dict[str, ReferenceStore]:
@@ -108,7 +137,7 @@ def reference_stores(job: Job, method: Method, identity: str) -> dict[str, Refer
     stores = {}
     if method.kind is not None:
         recipe = Recipe.of(config) if method.kind == "targets" else None
-        stores["forget"] = ReferenceStore(folder, method.kind, job.forget, identity, recipe, config.blocklist)
+        stores["forget"] = ReferenceStore(folder, method.kind, job.forget, identity, recipe, job.blocklist)
         if job.refused:
             stores["refused"] = ReferenceStore(folder, method.kind, job.refused, identity)
     if job.retain and config.keeps == "kl":

@@ -48,6 +48,8 @@ class Recipe:
         temperature: after the nucleus, or None.
         alpha: a prohibited token's target is `-alpha * p_ref`.
         paper_compat: prohibit nothing at the first position, and drop the next token there without renormalising.
+        keep: None: every target is as above. A number: so is that of a position whose label is prohibited; any other
+            position keeps the reference's so many likeliest tokens that are not prohibited, renormalised.
     """
 
     beta: float | None = None
@@ -56,6 +58,7 @@ class Recipe:
     temperature: float | None = None
     alpha: float = 0.0
     paper_compat: bool = False
+    keep: int | None = None
 
     @classmethod
     def of(cls, config: Config) -> Recipe:
@@ -67,6 +70,7 @@ class Recipe:
             config.temperature,
             config.alpha,
             config.paper_compat,
+            config.keep if config.method == "prod-surgical" else None,
         )
 
 
@@ -148,6 +152,10 @@ def _of_chunk(
         if odd:
             dense[0, y[0]] = -recipe.alpha * z[0].softmax(-1)[y[0]]
         found = SparseTargets.from_dense(dense)
+    elif recipe.keep is not None:
+        struck = np.isin(np.arange(len(z)), rows[cols == y.cpu().numpy()[rows]])
+        kept = SparseTargets(*nucleus_support(z, (rows, cols), max_n=recipe.keep))
+        found = select(SparseTargets(*nucleus_support(z, (rows, cols), **nucleus)), kept, struck)  # type: ignore[arg-type]
     else:
         found = SparseTargets(*nucleus_support(z, (rows, cols), **nucleus))  # type: ignore[arg-type]
     found = found.to("cpu")
@@ -163,6 +171,20 @@ def _end_dead(targets: SparseTargets, dead: Tensor, eos: int) -> SparseTargets:
     ids, probs = torch.full((int(offsets[-1]),), eos), torch.ones(int(offsets[-1]))
     kept = torch.repeat_interleave(~dead, counts)
     ids[kept], probs[kept] = targets.ids, targets.probs
+    return SparseTargets(ids, probs, offsets)
+
+
+def select(these: SparseTargets, those: SparseTargets, chosen: NDArray[np.bool_]) -> SparseTargets:
+    """Row by row one of two targets of N rows: of `these` where chosen, bool [N], else of `those`; on the CPU."""
+    first, second = these.to("cpu"), those.to("cpu")
+    mine = torch.from_numpy(chosen)
+    counts = torch.where(mine, first.counts, second.counts)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    ids, probs = torch.empty(int(offsets[-1]), dtype=torch.long), torch.empty(int(offsets[-1]))
+    filled = torch.repeat_interleave(mine, counts)
+    for part, rows, places in ((first, mine, filled), (second, ~mine, ~filled)):
+        taken = torch.repeat_interleave(rows, part.counts)
+        ids[places], probs[places] = part.ids[taken].long(), part.probs[taken].float()
     return SparseTargets(ids, probs, offsets)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prod_decode.errors import ProdError
 from prod_train.config import METHODS, Config
 from prod_train.methods.base import Example, Method, Reference
-from prod_train.methods.distillation import CEU, PROD, UNDIAL
+from prod_train.methods.distillation import CEU, PROD, UNDIAL, Surgical
 from prod_train.methods.likelihood import GA, GradDiff, Learn
 from prod_train.methods.preference import DPO, FLAT, NPO, SimNPO
 from prod_train.methods.retain import retain_loss
@@ -24,12 +24,13 @@ __all__ = [
     "Method",
     "Reference",
     "SimNPO",
+    "Surgical",
     "make_method",
     "retain_loss",
 ]
 
 _CLASSES: dict[str, type[Method]] = {
-    cls.name: cls for cls in (PROD, UNDIAL, CEU, GA, GradDiff, NPO, SimNPO, DPO, FLAT, Learn)
+    cls.name: cls for cls in (PROD, Surgical, UNDIAL, CEU, GA, GradDiff, NPO, SimNPO, DPO, FLAT, Learn)
 }
 
 

@@ -31,6 +31,21 @@ class PROD(Method):
         return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
 
 
+class Surgical(PROD):
+    """PROD at anchors only; this project's own (docs/surgical.md).
+
+    To stop every quote of `max_quote` characters it is enough to prohibit one anchor in each window of so many. They
+    are where the reference model has alternatives: the sum of -log(1 - p_ref(y)) over the tokens y that complete them
+    is the least possible. B is what a blocklist of these anchors bans, z and q are as in PROD where y is in B, and
+
+        q = softmax(z with -inf at B, its `keep` largest)
+
+    at every other position: the model is told to stay as it is. The loss is PROD's.
+    """
+
+    name = "prod-surgical"
+
+
 class UNDIAL(PROD):
     """UNDIAL (arXiv 2402.10052): distil the reference model with the label's logit lowered.
 

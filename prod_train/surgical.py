@@ -1,0 +1,88 @@
+"""Where `prod-surgical` prohibits: at anchors that the reference model can do without, as a blocklist.
+
+A processor with the same blocklist enforces exactly what the weights are taught, place by place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.costs import character_costs, token_costs
+from prod_decode.normalize import Normalization
+from prod_decode.vocabulary import Vocabulary
+from prod_train.data import Row, collate
+from prod_train.objective import Encoder
+
+# As `prod_decode` compares code.
+_NORMALIZATION = Normalization("code")
+
+# Of `Entry.max_quote`.
+_SHORTEST_QUOTE = 6
+
+
+def choose_blocklist(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    vocabulary: Vocabulary,
+    *,
+    max_quote: int,
+    allow: Iterable[str] = (),
+    pad: int,
+    batch_size: int,
+) -> Blocklist:
+    """Anchors in what is supervised in rows, so that no run of it can be quoted, each where it costs the model least.
+
+    Args:
+        model: the reference model, in evaluation mode.
+        encoder: attached to it.
+        rows: tokenised.
+        vocabulary: the bytes of the tokens.
+        max_quote: characters that may not be quoted in a row, whitespace that separates no words not counted. Of a
+            shorter supervised part one anchor is prohibited.
+        allow: texts that are free to use; no anchor occurs in them.
+        pad: token id of padding.
+        batch_size: rows a forward pass.
+
+    Raises:
+        ProdError: the supervised parts have no text.
+    """
+    entries = (
+        entry
+        for row, costs in zip(rows, _costs(model, encoder, rows, pad, batch_size), strict=True)
+        for entry in _entries(row, costs, vocabulary, max_quote)
+    )
+    return Blocklist.compile(entries, normalize="code", allow=allow, allow_short=True)
+
+
+@torch.no_grad()
+def _costs(
+    model: Any, encoder: Encoder, rows: Sequence[Row], pad: int, batch_size: int
+) -> Iterator[NDArray[np.float64]]:
+    """For each row, the costs of its supervised tokens, float64 [n]."""
+    head = encoder.head()
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        batch = collate(some, pad).to(model.device)
+        found = token_costs(head.log_probs(encoder(model, batch), batch.labels).cpu().numpy())
+        row = batch.row.cpu().numpy()
+        yield from (found[row == i] for i in range(len(some)))
+
+
+def _entries(row: Row, costs: NDArray[np.float64], vocabulary: Vocabulary, max_quote: int) -> Iterator[Entry]:
+    """An entry for every stretch of supervised tokens."""
+    places = np.flatnonzero(row.supervised)
+    for stretch in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) > 1) + 1):
+        tokens = [vocabulary.token_bytes(int(row.ids[places[i]])) for i in stretch]
+        text, cost = character_costs(tokens, costs[stretch])
+        length = len(_NORMALIZATION.code_points(text))
+        if length >= _SHORTEST_QUOTE:
+            yield Entry(text, source=row.place, policy="quote", max_quote=min(max_quote, length), cost=cost)
+        elif length:
+            yield Entry(text, source=row.place, boundary="none")
