@@ -47,6 +47,7 @@ def draw(figures: Sequence[Figure], path: Path) -> None:
         for panel, (quantity, where, unit, title) in zip(axes.flat, PANELS, strict=True):
             _draw_panel(panel, series(figures, quantity, where))
             panel.set_title(title, fontsize=10)
+            panel.tick_params(which="both", labelsize=8)
             panel.set_xlabel("patterns", fontsize=8)
             panel.set_ylabel(unit, fontsize=8)
         temporary = path.with_suffix(".tmp.png")
