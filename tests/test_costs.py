@@ -85,6 +85,11 @@ def test_costs_of_a_document_are_those_of_one_forward_pass(tiny: tuple[Any, Any,
     assert len(windows) == len(text)
     known = len(b"".join(vocabulary.token_bytes(i) for i in ids[:8]).decode())
     assert windows[:known] == pytest.approx(expected[:known], rel=1e-3)
+    with torch.no_grad():
+        p = model(input_ids=torch.tensor([ids[4:12]])).logits[0].double().softmax(-1)
+    second = [-math.log(1 - p[i - 5, ids[i]].item()) for i in range(8, 12)]
+    _, expected = character_costs([vocabulary.token_bytes(i) for i in ids[8:12]], second)
+    assert windows[known : known + len(expected)] == pytest.approx(expected, rel=1e-3)
     assert model_costs(model, tokenizer, vocabulary)("") == ()
 
 
@@ -103,10 +108,10 @@ def test_anchors_end_where_it_is_cheap() -> None:
 
 
 def test_costs_are_those_of_the_characters_that_are_compared() -> None:
-    text = "a b  c\n\td e f g(h) + i"
-    cheap = text.index("g")
-    found = anchors_of(text, [0.01 if i == cheap else 1.0 for i in range(len(text))])
-    assert any(anchor.endswith("g") for anchor in found)
+    text = "a + b   +   c   +  d + e + f + g + h"
+    cheap = (text.index("+ e"), text.index("g"))
+    found = anchors_of(text, [0.01 if i in cheap else 1.0 for i in range(len(text))])
+    assert found == ["c   +  d +", "+ f + g"]
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=30, max_size=30))

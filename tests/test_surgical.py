@@ -110,8 +110,9 @@ def test_of_a_short_part_one_anchor_is_prohibited(loaded: tuple[Any, Any, Encode
     supervised = loaded[1].decode(row.ids[row.supervised])
     assert "os.getcwd()" in supervised
     found = list(blocklist.scan(completion))
-    assert found
     assert all(match.start >= 3 for match in found)
+    for begin, end in ((3, 16), (19, 24)):
+        assert any(begin <= match.start < match.end <= end for match in found)
     for text in ("import os\n", "print(1)\n"):
         assert not list(blocklist.scan(text))
 
