@@ -69,9 +69,9 @@ class Config:
     )
 
     max_quote: int = _option(
-        60,
+        24,
         "prod-surgical: characters of a forget row that may not be quoted in a row; an anchor is half as wide (default "
-        "60)",
+        "24)",
         "method",
         metavar="N",
     )
