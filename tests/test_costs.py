@@ -137,6 +137,7 @@ def test_costs_that_cannot_be_used_are_refused(options: dict[str, Any], message:
         Entry("abcdefgh", **options)
 
 
+@pytest.mark.slow
 def test_the_command_puts_anchors_where_a_model_has_alternatives(
     tiny: tuple[Any, Any, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,8 @@ from prod_decode.models import load_tokenizer
 from prod_decode.normalize import CLASSES
 from prod_decode.tokenizer_bytes import vocabulary_of
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["self", "value", "index", "result", "append", "return", "if", "not", "None", "data", "key", "name", "path"]
 SIGNS = [".", "(", ")", " = ", ", ", "[", "] ", " + ", ": ", " == ", "_"]
 

@@ -200,6 +200,7 @@ def test_targets_are_what_the_processor_would_leave(world: dict[str, Any], tmp_p
     assert 3 < struck < row.tokens / 2
 
 
+@pytest.mark.slow
 def test_a_run_forgets_at_the_anchors_and_stays_elsewhere(world: dict[str, Any], tmp_path: Path) -> None:
     taught = {"method": "learn", "epochs": 60, "learning_rate": 1e-2, "max_quote": 24}
     run(config_of(world, tmp_path / "learn", **taught))
