@@ -17,6 +17,11 @@ from bench.series import UTILITIES, Attacked, by_epoch, points, series_of, utili
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Grey is the paper's.
+_COLORS = (
+    *(f"C{n}" for n in (0, 1, 2, 3, 4, 5, 6, 8, 9)),
+    *("black", "gold", "navy", "limegreen", "deeppink", "saddlebrown", "teal"),
+)
 _PAPER_MARKERS = {"PROD": "o", "GA": "v", "NPO": "s", "DPO": "^", "FLAT": "x"}
 
 
@@ -93,7 +98,7 @@ def draw_pareto(axes: Axes, cells: Sequence[Cell], task: str) -> None:
         if mine:
             joint = series.method.endswith(DECODED)
             marker, size = ("o", 28) if series.trained and not joint else ("+", 60) if joint else ("*", 120)
-            color = f"C{number % 10}"
+            color = _COLORS[number % len(_COLORS)]
             axes.scatter(*_columns(mine), color=color, label=series.label, zorder=3, marker=marker, s=size)
             axes.plot(*_columns(mine), color=color, linewidth=1, alpha=0.6, zorder=2)
     axes.set_xlabel(f"utility: {UTILITIES[utility]}, relative to the start")
@@ -111,7 +116,7 @@ def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
             line = by_epoch(cells, series, name)
             if line:
                 label = series.label if name == FORGET else None
-                axes.plot(*_columns(line), style, marker=".", color=f"C{number % 10}", label=label)
+                axes.plot(*_columns(line), style, marker=".", color=_COLORS[number % len(_COLORS)], label=label)
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
     axes.set_title(f"{task}: forget quality (solid), {UTILITIES[utility]} (dashed)")
