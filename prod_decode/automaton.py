@@ -37,7 +37,6 @@ from prod_decode.trie import build_trie
 ROOT, BOUND_ROOT = 0, 1
 ACCEPT, ACCEPT_END, MATCH, MATCH_END = 1, 2, 4, 8
 FAR = 255
-_ANY_ACCEPT = (ACCEPT | ACCEPT_END) << 8  # in the third word of a node on a little-endian machine
 
 NODE = np.dtype(
     [("child", "<i4"), ("fail", "<i4"), ("label", "u1"), ("flags", "u1"), ("below", "u1"), ("near", "u1")], align=True
@@ -108,10 +107,7 @@ class Automaton:
         return len(self.nodes) - 1
 
     def validate(self) -> None:
-        """Raise `ProdError` unless every index stays in range and every walk ends, so that no kernel can run astray.
-
-        That patterns are found is not proved: with labels in a wrong order a search finds less, and stays in range.
-        """
+        """Raise `ProdError` unless every index stays in range and every walk ends, so that no kernel can run astray."""
         count = len(self.accepting)
         sound = (
             self.nodes.dtype == NODE
@@ -126,8 +122,7 @@ class Automaton:
             and (count == 0 or (int(self.accepting[0]) > BOUND_ROOT and int(self.accepting[-1]) < len(self)))
             and int(self.lengths.max(initial=0)) == self.longest
             and (count == 0 or (int(self.patterns.min()) >= 0 and int(self.patterns.max()) >> 1 < len(self.patterns)))
-            and _links_are_sound(self.nodes.view(np.int32), count)
-            and _ends_are_sound(self.nodes, self.rows, self.accepting, self.lengths)
+            and _is_sound(self.nodes, self.rows, self.accepting, self.lengths)
         )
         if not sound:
             raise ProdError("the automaton's arrays contradict each other: compile the blocklist again")
@@ -243,37 +238,24 @@ def _link(
 
 
 @jit
-def _links_are_sound(words: NDArray[np.int32], accepting: int) -> bool:
-    """Whether children and failure links stay in range and every chain of them ends, and so many nodes accept.
-
-    Args:
-        words: int32 [3 * (nodes + 1)], the records of `NODE` as words: child, fail, and four bytes with flags second.
-        accepting: the number of nodes that accept.
-
-    No branch and no index below zero, so that it becomes vector instructions: 2 ns a node and not 5, for a file is
-    checked whenever it is loaded.
-    """
-    count = len(words) // 3 - 1
-    if words[0] != 2 or words[3 * count] != count:
-        return False
-    bad = found = np.int32(0)
-    for i in range(np.uint32(count)):
-        at = np.uint64(3) * np.uint64(i)
-        node = np.int32(i)
-        child, fail = words[at], words[at + np.uint64(1)]
-        bad |= np.int32(child <= node) | np.int32(words[at + np.uint64(3)] < child)
-        # A failure link to an earlier node keeps every chain finite.
-        astray = np.int32(fail < 0) | np.int32(fail >= node) | np.int32(fail == BOUND_ROOT)
-        bad |= np.int32(node > BOUND_ROOT) & astray
-        found += np.int32((words[at + np.uint64(2)] & _ANY_ACCEPT) != 0)
-    return bool(bad == 0 and found == accepting)
-
-
-@jit
-def _ends_are_sound(
+def _is_sound(
     nodes: NDArray[Any], rows: NDArray[np.int32], accepting: NDArray[np.int32], lengths: NDArray[np.int32]
 ) -> bool:
-    """Whether rows lead to nodes that are there, and what accepts is as deep as its patterns are long."""
+    count = len(nodes) - 1
+    if nodes[0].child != 2 or nodes[count].child != count:
+        return False
+    for node in range(count):
+        first, last = nodes[node].child, nodes[node + 1].child
+        if first > last or first <= node or last > count:
+            return False
+        for v in range(first + 1, last):
+            if nodes[v - 1].label >= nodes[v].label:
+                return False
+        if node >= 2:
+            fail = nodes[node].fail
+            # A failure link to an earlier node keeps every chain finite.
+            if fail < 0 or fail >= node or fail == BOUND_ROOT:
+                return False
     for row in range(len(rows)):
         # At most one level deeper than the row's own node: then no node is deeper than the symbols walked, and no
         # match longer.
@@ -282,16 +264,18 @@ def _ends_are_sound(
             target = rows[row, symbol]
             if target < 0 or target == BOUND_ROOT or target >= deepest:
                 return False
+    marked = 0
     depth = 0
     level_end = 2
-    for i in range(len(accepting)):
-        node = accepting[i]
-        while node >= level_end:
+    for node in range(count):
+        if node == level_end:
             depth += 1
-            level_end = nodes[level_end].child
-        if lengths[i] != depth or not nodes[node].flags & (ACCEPT | ACCEPT_END):
-            return False
-    return True
+            level_end = nodes[node].child
+        if nodes[node].flags & (ACCEPT | ACCEPT_END):
+            if marked == len(accepting) or accepting[marked] != node or lengths[marked] != depth:
+                return False
+            marked += 1
+    return marked == len(accepting)
 
 
 @jit

@@ -293,6 +293,7 @@ LAST = len(Automaton.build(MIXED))
         ("nodes", ("fail", 3), BOUND_ROOT),
         ("nodes", ("fail", 3), LAST - 1),
         ("nodes", ("fail", 3), 2**31 - 1),
+        ("nodes", ("label", 2), 255),
         ("nodes", ("flags", 0), 1),
         ("nodes", ("flags", 2), 1),
         ("nodes", ("flags", LAST - 1), 0),
