@@ -78,6 +78,10 @@ def test_forget_rows_are_rows_of_prod_train(task: Task[Any], tokenizer: Any) -> 
             assert encoded.tokens < len(encoded.ids) - len(tokenizer(row["prompt"])["input_ids"]) + 2
 
 
+# They import the name that must not be called, or a comment mentions it.
+NAMED_IN_THE_PROMPT = {"cwe-328-2", "cwe-327-2", "cwe-94-5", "cwe-79-2"}
+
+
 def test_the_reference_scores_as_prohibited_and_the_mask_stops_it(task: Task[Any]) -> None:
     blocklist = Blocklist.compile(task.entries())
     bad = {"copyright": "verbatim", "insecure": "as_labelled", "deprecated": "deprecated"}[task.name]
@@ -87,8 +91,8 @@ def test_the_reference_scores_as_prohibited_and_the_mask_stops_it(task: Task[Any
         at = len(sample.prompt)
         matches = list(blocklist.scan(sample.prompt + sample.reference))
         assert any(match.end > at for match in matches), sample.id
-        if task.name != "insecure":  # whose prompts may import the name that must not be called
-            assert not any(match.end <= at for match in matches), sample.id
+        named = sample.id in NAMED_IN_THE_PROMPT
+        assert any(match.end <= at for match in matches) == named, sample.id
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -198,8 +202,9 @@ def test_the_secure_continuations_are_clean_and_pass_the_mask() -> None:
     for sample in task.samples:
         secure = sample.metadata["secure"]
         assert not task.score(sample, secure).findings, sample.id
-        matches = blocklist.scan(sample.prompt + secure)
+        matches = list(blocklist.scan(sample.prompt + secure))
         assert not [match for match in matches if match.end > len(sample.prompt)], sample.id
+        assert bool(matches) == (sample.id in NAMED_IN_THE_PROMPT), sample.id
     assert 30 <= len(task.samples) <= 60
     assert len({sample.metadata["cwe"] for sample in task.samples}) >= 10
 
