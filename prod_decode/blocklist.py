@@ -33,6 +33,8 @@ Boundary = Literal["start", "both", "none"]
 
 DEFAULT_MAX_QUOTE = 120
 SHORTEST_PATTERN = 3
+# An anchor is half as wide.
+SHORTEST_QUOTE = 2 * SHORTEST_PATTERN
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,9 @@ class Entry:
             raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
         if self.policy == "quote" and self.boundary is not None:
             raise ProdError(f"{self.label}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
-        if self.max_quote is not None and (
-            not isinstance(self.max_quote, int) or self.max_quote < 2 * SHORTEST_PATTERN
-        ):
+        if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < SHORTEST_QUOTE):
             raise ProdError(
-                f"{self.label}: expected max_quote to be a whole number of at least {2 * SHORTEST_PATTERN} "
+                f"{self.label}: expected max_quote to be a whole number of at least {SHORTEST_QUOTE} "
                 f"characters, got {self.max_quote!r}"
             )
         if self.cost is not None:

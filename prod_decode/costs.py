@@ -73,8 +73,7 @@ def model_costs(
 
     @torch.no_grad()
     def log_probs(ids: list[int]) -> NDArray[np.float64]:
-        found = np.full(len(ids), -np.inf)
-        found[0] = 0.0  # nothing predicts it: no place for an anchor to end
+        found = np.zeros(len(ids))  # nothing predicts the first: it costs the most, no place for an anchor to end
         done = 1
         while done < len(ids):
             start = max(0, done - window // 2)

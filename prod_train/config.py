@@ -298,6 +298,10 @@ class Config:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 found.append(f"{flag(name)}: expected a finite number, got {value}")
+        from prod_decode.blocklist import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
+
+        if self.max_quote < SHORTEST_QUOTE:
+            found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
         found += [
             f"{flag(name)}: expected at least 0, got {getattr(self, name)}"
             for name in ("retain_weight", "weight_decay", "seed")
@@ -326,8 +330,6 @@ class Config:
             given = getattr(self, name) != _FIELDS[name].default
             if given and self.method in METHODS and self.method not in methods:
                 found.append(f"{flag(name)}: belongs to method {' and '.join(methods)}, got {self.method}: drop it")
-        if self.max_quote < 6:
-            found.append(f"--max-quote: expected at least 6 characters, got {self.max_quote}")
         if self.allow is not None and self.blocklist is not None:
             found.append("--allow: concerns anchors, which --blocklist has already: drop one of the two")
         if self.allow is not None and not Path(self.allow).exists():

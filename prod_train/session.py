@@ -90,7 +90,7 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
             digest = model_digest(model)
     method = make_method(config)
     if config.method == "prod-surgical" and job.matcher is None:
-        job = choose_anchors(job, encoder, model, accelerator)
+        job = with_anchors(job, encoder, model, accelerator)
     identity = f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
     stores = reference_stores(job, method, identity)
     fill_stores(stores, job, encoder, model, accelerator, progress=progress)
@@ -101,7 +101,7 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
 
 
-def choose_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
+def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
     """The job with a matcher of the anchors that the reference model can do without.
 
     They are written to `ANCHORS`, and read from there when a run goes on.

@@ -12,18 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import SHORTEST_QUOTE, Blocklist, Entry
 from prod_decode.costs import character_costs, token_costs
-from prod_decode.normalize import Normalization
+from prod_decode.errors import ProdError
 from prod_decode.vocabulary import Vocabulary
 from prod_train.data import Row, collate
+from prod_train.evaluate import COMPARED
 from prod_train.objective import Encoder
-
-# As `prod_decode` compares code.
-_NORMALIZATION = Normalization("code")
-
-# Of `Entry.max_quote`.
-_SHORTEST_QUOTE = 6
 
 
 def choose_blocklist(
@@ -58,7 +53,10 @@ def choose_blocklist(
         for row, costs in zip(rows, _costs(model, encoder, rows, pad, batch_size), strict=True)
         for entry in _entries(row, costs, vocabulary, max_quote)
     )
-    return Blocklist.compile(entries, normalize="code", allow=allow, allow_short=True)
+    blocklist = Blocklist.compile(entries, normalize="code", allow=allow, allow_short=True)
+    if not len(blocklist):
+        raise ProdError(f"expected text in what {len(rows)} rows supervise, got whitespace: there is nothing to forget")
+    return blocklist
 
 
 @torch.no_grad()
@@ -81,8 +79,8 @@ def _entries(row: Row, costs: NDArray[np.float64], vocabulary: Vocabulary, max_q
     for stretch in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) > 1) + 1):
         tokens = [vocabulary.token_bytes(int(row.ids[places[i]])) for i in stretch]
         text, cost = character_costs(tokens, costs[stretch])
-        length = len(_NORMALIZATION.code_points(text))
-        if length >= _SHORTEST_QUOTE:
+        length = len(COMPARED.code_points(text))
+        if length >= SHORTEST_QUOTE:
             yield Entry(text, source=row.place, policy="quote", max_quote=min(max_quote, length), cost=cost)
         elif length:
             yield Entry(text, source=row.place, boundary="none")

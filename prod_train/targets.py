@@ -166,12 +166,9 @@ def _of_chunk(
 
 def _end_dead(targets: SparseTargets, dead: Tensor, eos: int) -> SparseTargets:
     """EOS with probability 1 in the rows that have nothing left."""
-    counts = torch.where(dead, 1, targets.counts)
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    ids, probs = torch.full((int(offsets[-1]),), eos), torch.ones(int(offsets[-1]))
-    kept = torch.repeat_interleave(~dead, counts)
-    ids[kept], probs[kept] = targets.ids, targets.probs
-    return SparseTargets(ids, probs, offsets)
+    count = len(dead)
+    ends = SparseTargets(torch.full((count,), eos), torch.ones(count), torch.arange(count + 1))
+    return select(ends, targets, dead.numpy())
 
 
 def select(these: SparseTargets, those: SparseTargets, chosen: NDArray[np.bool_]) -> SparseTargets:

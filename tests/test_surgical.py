@@ -117,6 +117,12 @@ def test_of_a_short_part_one_anchor_is_prohibited(loaded: tuple[Any, Any, Encode
         assert not list(blocklist.scan(text))
 
 
+def test_rows_without_text_are_refused(loaded: tuple[Any, Any, Encoder]) -> None:
+    row = encode({"prompt": "x = 1\n", "completion": "y\n   \nz\n", "spans": [[2, 4]]}, "row", loaded[1])
+    with pytest.raises(ProdError, match="expected text in what 1 rows supervise, got whitespace"):
+        chosen(loaded, [row])
+
+
 def test_no_anchor_is_in_code_that_is_free(loaded: tuple[Any, Any, Encoder], world: dict[str, Any]) -> None:
     rows = load_rows(world["forget"], loaded[1], max_length=1024)
     free = LONG[:90]
