@@ -14,11 +14,10 @@ host is ahead, as it is in an engine. `host` is timed by the clock, since waitin
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,8 @@ import torch
 from torch import Tensor
 
 from bench import overhead
-from bench.figures import Figure, table, versions
+from bench.figures import Figure, save, table, versions
 from bench.overhead import Material
-from prod_decode.artifact import write_whole
 from prod_decode.cli import Parser
 from prod_decode.device import DeviceMatcher
 from prod_decode.errors import ProdError
@@ -57,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = measure(material, counts, batches, options)
         print(table(figures))
         if options.json:
-            with write_whole(options.json) as file:
-                file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
+            save(figures, options.json)
     except ProdError as error:
         print(f"bench device: {error}", file=sys.stderr)
         return 2

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import platform
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from prod_decode.artifact import write_whole
 
 ROUNDS = 3
 
@@ -118,6 +121,17 @@ def goal_of(value: float, bound: float | None, unit: str, *, least: bool = False
     if bound is None:
         return {}
     return {"goal": f"{'>' if least else '<'} {bound:g} {unit}", "met": value > bound if least else value < bound}
+
+
+def patterns(count: int) -> str:
+    """So many patterns, in words."""
+    return f"{count:,} patterns" if count > 1 else "1 pattern"
+
+
+def save(figures: Sequence[Figure], path: str) -> None:
+    """Write one JSON object a figure."""
+    with write_whole(path) as file:
+        file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -23,7 +23,6 @@ the row `cold start`.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import sysconfig
@@ -31,13 +30,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.figures import (
     ROUNDS,
@@ -47,12 +47,13 @@ from bench.figures import (
     distribution,
     goal_of,
     machine,
+    patterns,
+    save,
     table,
     timed,
     versions,
 )
 from bench.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, in_child, peer_figures
-from prod_decode.artifact import write_whole
 from prod_decode.blocklist import Blocklist, Entry, Match
 from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
@@ -113,8 +114,7 @@ def _run(options: argparse.Namespace) -> int:
     figures = measure(material, counts, peers=not options.no_peers, limit=options.time_limit)
     print(table(figures))
     if options.json:
-        with write_whole(options.json) as file:
-            file.write("".join(json.dumps(asdict(figure)) + "\n" for figure in figures).encode())
+        save(figures, options.json)
     if options.plot:
         from bench.overhead_plot import draw
 
@@ -194,7 +194,7 @@ def masks(material: Material, count: int, tokenizer_folder: str | None, limit: f
     rounds = ROUNDS if count <= MANY else 1
     compiled = cpu_seconds(lambda: _compile(lines), rounds)
     ready = compiled + cpu_seconds(lambda: blocklist.bind(vocabulary), rounds)
-    size = f"{count:,} patterns" if count > 1 else "1 pattern"
+    size = patterns(count)
     goal = goal_of(compiled, 0.010 if count == 100 else None, "s")
     figures = [
         Figure(f"compile, {size}", "prod_decode", compiled, "s", **goal),
@@ -299,28 +299,29 @@ def steps(material: Material, count: int, *, peers: bool, limit: float) -> list[
     width = len(matcher)
     walk = np.resize(np.array(material.walk, np.int64), max(BATCHES) * 21)
     scores = torch.randn(max(BATCHES), width)
-    size = f"{count:,} patterns" if count > 1 else "1 pattern"
+    size = patterns(count)
+
+    def sparse(states: NDArray[np.int64], column: NDArray[np.int64]) -> None:
+        rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
+        mask_prohibited_(scores[: len(states)], rows, tokens)
+
+    def dense(states: NDArray[np.int64], column: NDArray[np.int64]) -> None:
+        rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
+        mask = torch.zeros(len(states), width, dtype=torch.bool)
+        mask[torch.from_numpy(rows).long(), torch.from_numpy(tokens).long()] = True
+        scores[: len(states)].masked_fill_(mask, -torch.inf)
+
     figures = []
     for batch in BATCHES:
         states = matcher.states_of(walk[: batch * 20].reshape(batch, 20))
-        column, some = walk[batch * 20 :][:batch], scores[:batch]
-
-        def sparse(states: Any = states, column: Any = column, some: Tensor = some) -> None:
-            rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
-            mask_prohibited_(some, rows, tokens)
-
-        def dense(states: Any = states, column: Any = column, some: Tensor = some) -> None:
-            rows, tokens = matcher.banned_all(matcher.advance_all(states, column))
-            mask = torch.zeros(len(some), width, dtype=torch.bool)
-            mask[torch.from_numpy(rows).long(), torch.from_numpy(tokens).long()] = True
-            some.masked_fill_(mask, -torch.inf)
-
+        column = walk[batch * 20 :][:batch]
         what = f"step, {size}, B={batch}"
-        ours = calls(sparse, 300)
+        ours = calls(partial(sparse, states, column), 300)
         row = f"{np.median(ours) / batch / 1e3:.2g} us a row (median)"
         figures.append(distribution(what, "prod_decode", ours, note=row))
         if batch == 64:
-            figures.append(distribution(what, "prod_decode with a dense mask", calls(dense, 10), against=ours))
+            theirs = calls(partial(dense, states, column), 10)
+            figures.append(distribution(what, "prod_decode with a dense mask", theirs, against=ours))
     # Three bans a row, and a dense mask that is ready: making it is not counted.
     rows, tokens = np.repeat(np.arange(64), 3), walk[:192]
     ready_mask = torch.zeros(64, width, dtype=torch.bool)

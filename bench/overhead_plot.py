@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.figures import Figure
+from bench.plots import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,24 +38,13 @@ def series(figures: Sequence[Figure], quantity: str, where: str) -> dict[str, li
 
 def draw(figures: Sequence[Figure], path: Path) -> None:
     """Write one PNG with a panel a quantity; a guard that failed ends in a cross at its last value."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    drawn, axes = plt.subplots(3, 2, figsize=(11, 11), dpi=110, layout="constrained")
-    try:
-        for panel, (quantity, where, unit, title) in zip(axes.flat, PANELS, strict=True):
+    with canvas(path, 10, 10) as drawn:
+        for panel, (quantity, where, unit, title) in zip(drawn.subplots(3, 2).flat, PANELS, strict=True):
             _draw_panel(panel, series(figures, quantity, where))
             panel.set_title(title, fontsize=10)
             panel.tick_params(which="both", labelsize=8)
             panel.set_xlabel("patterns", fontsize=8)
             panel.set_ylabel(unit, fontsize=8)
-        temporary = path.with_suffix(".tmp.png")
-        drawn.savefig(temporary)
-        temporary.replace(path)
-    finally:
-        plt.close(drawn)
 
 
 def _draw_panel(axes: Axes, lines: dict[str, list[tuple[int, float | None]]]) -> None:

@@ -16,6 +16,7 @@ from bench.series import UTILITIES, Attacked, by_epoch, points, series_of, utili
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Grey is the paper's.
 _COLORS = (
@@ -26,8 +27,8 @@ _PAPER_MARKERS = {"PROD": "o", "GA": "v", "NPO": "s", "DPO": "^", "FLAT": "x"}
 
 
 @contextmanager
-def figure(path: Path, width: float = 8, height: float = 5) -> Iterator[Axes]:
-    """Axes to draw on; the PNG takes its place when the block ends well.
+def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure to draw on; the PNG takes its place when the block ends well.
 
     Args:
         path: of the PNG.
@@ -39,9 +40,9 @@ def figure(path: Path, width: float = 8, height: float = 5) -> Iterator[Axes]:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    drawn, axes = plt.subplots(figsize=(width, height), dpi=120, layout="constrained")
+    drawn = plt.figure(figsize=(width, height), dpi=120, layout="constrained")
     try:
-        yield axes
+        yield drawn
         temporary = path.with_suffix(".tmp.png")
         drawn.savefig(temporary)
         temporary.replace(path)
@@ -74,8 +75,8 @@ def draw_all(folder: Path, task: str, cells: Sequence[Cell], attacks: Sequence[A
         size = (2.5 + 0.8 * len(attacks), 1.5 + 0.28 * rows)
         shown.append(("attacks", f"{leak} under attack", lambda axes: draw_attacks(axes, attacks, leak, task), size))
     for name, _, draw, size in shown:
-        with figure(folder / f"{task}-{name}.png", *size) as axes:
-            draw(axes)
+        with canvas(folder / f"{task}-{name}.png", *size) as drawn:
+            draw(drawn.subplots())
     return {f"{task}-{name}.png": title for name, title, _, _ in shown}
 
 

@@ -60,9 +60,6 @@ def report(folder: Path) -> Path:
     return page
 
 
-# --- page ------------------------------------------------------------------------------------------------------------
-
-
 def _head(manifest: dict[str, Any], plan: Plan, done: int, missing: Sequence[str]) -> str:
     about = ", ".join(f"{name} {text}" for name, text in manifest["environment"].items() if text)
     lacking = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from bench.metrics import Point
 from bench.plan import Plan
@@ -67,22 +68,22 @@ def value(cell: Cell, name: str) -> float | None:
 
 def points(cells: Iterable[Cell], series: Series, utility: str) -> list[Point]:
     """(utility, forget quality) without attack, by epoch, each the mean over the seeds that have both."""
-    found: defaultdict[int, list[Point]] = defaultdict(list)
-    for cell in series.cells(cells):
-        pair = value(cell, utility), value(cell, FORGET)
-        if cell.key.attack == "none" and pair[0] is not None and pair[1] is not None:
-            found[cell.key.epoch].append((pair[0], pair[1]))
-    return [(_mean([x for x, _ in pairs]), _mean([y for _, y in pairs])) for _, pairs in sorted(found.items())]
+    return [(x, y) for x, y in _means(cells, series, utility, FORGET).values()]
 
 
 def by_epoch(cells: Iterable[Cell], series: Series, name: str) -> list[tuple[int, float]]:
     """A metric without attack by epoch, each the mean over the seeds that have it."""
-    found: defaultdict[int, list[float]] = defaultdict(list)
+    return [(epoch, mean) for epoch, (mean,) in _means(cells, series, name).items()]
+
+
+def _means(cells: Iterable[Cell], series: Series, *names: str) -> dict[int, tuple[float, ...]]:
+    """Metrics without attack by epoch, ascending, each the mean over the seeds that have all of them."""
+    found: defaultdict[int, list[list[float]]] = defaultdict(list)
     for cell in series.cells(cells):
-        measured = value(cell, name)
-        if cell.key.attack == "none" and measured is not None:
+        measured = [known for name in names if (known := value(cell, name)) is not None]
+        if cell.key.attack == "none" and len(measured) == len(names):
             found[cell.key.epoch].append(measured)
-    return [(epoch, _mean(values)) for epoch, values in sorted(found.items())]
+    return {epoch: tuple(map(fmean, zip(*seeds, strict=True))) for epoch, seeds in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +91,11 @@ class Attacked:
     """What is to be shown of a series under attack.
 
     Attributes:
-        series: which.
-        seed: of its cells.
         label: the series', with the seed if the run has several.
         cells: by attack, `none` included, after the last epoch of the plan; None where the plan has a cell that is not
             there yet. An attack that the plan does not make on this method is not a key.
     """
 
-    series: Series
-    seed: int
     label: str
     cells: dict[str, Cell | None]
 
@@ -117,9 +114,5 @@ def attacked(plan: Plan, task: str, cells: Sequence[Cell]) -> list[Attacked]:
             mine = {attack: done.get(replace(key, attack=attack)) for attack in ("none", *attacks)}
             label = f"{series.label}, seed {seed}" if len(profile.seeds) > 1 else series.label
             if any(cell is not None for cell in mine.values()):
-                found.append(Attacked(series, seed, label, mine))
+                found.append(Attacked(label, mine))
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prod_decode.anchors import BASE, substring_hashes
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
-
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 class BloomMemFree:
@@ -34,14 +33,15 @@ class BloomMemFree:
         if n < 2:
             raise ProdError(f"MemFree: expected n of at least 2 tokens, got {n}")
         self.n = n
-        grams = {tuple(ids[i : i + n]) for ids in sequences for i in range(len(ids) - n + 1)}
+        hashes = [substring_hashes(np.array(ids, np.uint32), n) for ids in sequences]
+        keys = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
         # Two halves of one key make all probes: in fewer bits two keys would often have all of them in common.
-        bits = max(1 << 12, math.ceil(-len(grams) * math.log(false_positives) / math.log(2) ** 2))
+        bits = max(1 << 12, math.ceil(-len(keys) * math.log(false_positives) / math.log(2) ** 2))
         self._probes = max(1, round(-math.log2(false_positives)))
         self._bits = np.uint64(bits)
         self._filter = np.zeros(-(-bits // 8), np.uint8)
-        keys = np.array([_key(gram) for gram in grams], np.uint64)
-        for place in self._places(keys):
+        for number in range(self._probes):
+            place = self._place(keys, number)
             np.bitwise_or.at(
                 self._filter, place >> np.uint64(3), np.uint8(1) << (place & np.uint64(7)).astype(np.uint8)
             )
@@ -65,8 +65,8 @@ class BloomMemFree:
         return mask_prohibited_(scores, np.concatenate(rows), np.concatenate(columns))
 
     def _completing(self, prefix: Sequence[int], width: int) -> NDArray[np.int64]:
-        with np.errstate(over="ignore"):
-            keys = _mix(_fold(prefix) * _BASE + np.arange(width, dtype=np.uint64))
+        before = substring_hashes(np.array(prefix, np.uint32), len(prefix))
+        keys = before * np.uint64(BASE) + substring_hashes(np.arange(width, dtype=np.uint32), 1)
         left = np.arange(width)
         for number in range(self._probes):
             place = self._place(keys, number)
@@ -74,33 +74,10 @@ class BloomMemFree:
             left, keys = left[hit], keys[hit]
         return left
 
-    def _places(self, keys: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
-        return [self._place(keys, number) for number in range(self._probes)]
-
     def _place(self, keys: NDArray[np.uint64], number: int) -> NDArray[np.uint64]:
         """Of one probe (Kirsch and Mitzenmacher, Less Hashing, Same Performance, 2006)."""
         first, second = keys & np.uint64(0xFFFFFFFF), (keys >> np.uint64(32)) | np.uint64(1)
         return np.asarray((first + np.uint64(number) * second) % self._bits)
-
-
-def _fold(ids: Sequence[int]) -> np.uint64:
-    folded = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for token_id in ids:
-            folded = folded * _BASE + np.uint64(token_id + 1)
-    return folded
-
-
-def _key(gram: Sequence[int]) -> np.uint64:
-    with np.errstate(over="ignore"):
-        return np.uint64(_mix(_fold(gram[:-1]) * _BASE + np.uint64(gram[-1])))
-
-
-def _mix(value: Any) -> Any:
-    """Spread a key over 64 bits (the finaliser of splitmix64)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def transformers_bad_words(lines: Sequence[str], tokenizer: Any) -> Callable[[Tensor, Tensor], object]:

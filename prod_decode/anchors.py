@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import jit
 
-_BASE = 0x9E3779B97F4A7C15  # odd, so that its powers are invertible modulo 2**64
+BASE = 0x9E3779B97F4A7C15  # odd, so that its powers are invertible modulo 2**64
 
 
 def default_width(max_quote: int) -> int:
@@ -44,18 +44,23 @@ class FreeCode:
         if not self._texts or not count:
             return np.zeros(count, np.bool_)
         if width not in self._hashes:
-            self._hashes[width] = np.unique(np.concatenate([_substring_hashes(t, width) for t in self._texts]))
+            self._hashes[width] = np.unique(np.concatenate([substring_hashes(t, width) for t in self._texts]))
         known = self._hashes[width]
         if not len(known):
             return np.zeros(count, np.bool_)
-        wanted = _substring_hashes(text, width)
+        wanted = substring_hashes(text, width)
         at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         return np.asarray(known[at] == wanted)
 
 
-def _substring_hashes(text: NDArray[np.uint32], width: int) -> NDArray[np.uint64]:
+def substring_hashes(text: NDArray[np.uint32], width: int) -> NDArray[np.uint64]:
+    """A hash of every substring of `width`: uint64 [len(text) - width + 1].
+
+    That of a substring and one more symbol is the hash of the substring times `BASE`, plus that of the symbol alone,
+    modulo 2**64.
+    """
     hashes = np.empty(max(0, len(text) - width + 1), np.uint64)
-    _roll(text, width, np.uint64(_BASE), hashes)
+    _roll(text, width, np.uint64(BASE), hashes)
     return hashes
 
 
