@@ -51,7 +51,7 @@ bench: $(READY)
 	$(BIN)/python -m bench report out/bench
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-vllm
 
 # One engine at a time: no -n.
@@ -66,7 +66,7 @@ test-llama: $(LLAMA_READY)
 	else $(BIN)/python -m pytest tests/test_engines.py; fi
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
