@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, NoBadWordsLogitsProcessor
 
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.masking import mask_prohibited_

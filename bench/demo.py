@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_decode.blocklist import Blocklist, Entry, Match
+from prod_decode.blocklist import Blocklist, Match
 from prod_decode.cli import Parser, exit_status
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 

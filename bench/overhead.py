@@ -54,8 +54,9 @@ from bench.figures import (
     versions,
 )
 from bench.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, in_child, peer_figures
-from prod_decode.blocklist import Blocklist, Entry, Match
+from prod_decode.blocklist import Blocklist, Match
 from prod_decode.cli import Parser, exit_status
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.sources import read_texts

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.subject import Writing
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.config import Config
 

@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist import Blocklist, Entry, Match
+    from prod_decode.blocklist import Blocklist, Match
+    from prod_decode.entries import Entry
     from prod_decode.errors import ProdError
     from prod_decode.hf import ProdLogitsProcessor
     from prod_decode.matcher import Matcher
@@ -26,7 +27,7 @@ __all__ = ["Blocklist", "Entry", "Match", "Matcher", "ProdError", "ProdLogitsPro
 
 _HOMES = {
     "Blocklist": "blocklist",
-    "Entry": "blocklist",
+    "Entry": "entries",
     "Match": "blocklist",
     "Matcher": "matcher",
     "ProdError": "errors",

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from prod_decode._jit import jit
@@ -37,6 +39,14 @@ class FreeCode:
     def __bool__(self) -> bool:
         """Whether there is any free code."""
         return bool(self._texts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the texts and their order."""
+        total = xxhash.xxh3_128()
+        for text in self._texts:
+            total.update(len(text).to_bytes(8, "little") + text.tobytes())
+        return total.hexdigest()
 
     def contains(self, text: NDArray[np.uint32], width: int) -> NDArray[np.bool_]:
         """Whether each substring of `width` code points occurs in free code: bool [len(text) - width + 1]."""

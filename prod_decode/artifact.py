@@ -28,8 +28,24 @@ _ALIGNMENT = 64
 _DIGEST = 16
 
 
-def write_artifact(path: str | os.PathLike[str], meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write `arrays` and JSON-able `meta` to `path`; a crash at any moment leaves the file that was there before."""
+def write_artifact(
+    path: str | os.PathLike[str],
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    magic: bytes = MAGIC,
+) -> None:
+    """Write `arrays` and JSON-able `meta` to `path`; a crash at any moment leaves the file that was there before.
+
+    Args:
+        path: the file.
+        meta: for the header.
+        arrays: contiguous ones are not copied.
+        magic: 8 bytes with which the file begins; another for another kind of file.
+
+    Raises:
+        ProdError: the file cannot be written.
+    """
     target = Path(path)
     places: dict[str, Any] = {}
     checksum = xxhash.xxh3_128()
@@ -47,9 +63,9 @@ def write_artifact(path: str | os.PathLike[str], meta: Mapping[str, Any], arrays
         {"version": VERSION, "meta": dict(meta), "size": size, "checksum": checksum.hexdigest(), "arrays": places},
         separators=(",", ":"),
     ).encode()
-    head_size = len(MAGIC) + 8 + len(header) + _DIGEST
+    head_size = len(magic) + 8 + len(header) + _DIGEST
     header += b" " * (-head_size % _ALIGNMENT)
-    head = MAGIC + struct.pack("<Q", len(header)) + header
+    head = magic + struct.pack("<Q", len(header)) + header
     try:
         with write_whole(target) as file:
             file.write(head + xxhash.xxh3_128_digest(head))
@@ -92,13 +108,14 @@ class write_whole:  # noqa: N801 (used like `open`)
 
 
 def read_artifact(
-    path: str | os.PathLike[str], *, verify: bool = True
+    path: str | os.PathLike[str], *, verify: bool = True, magic: bytes = MAGIC
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Map a file that `write_artifact` wrote: its meta and read-only arrays, shared between processes.
 
     Args:
         path: the file.
         verify: read all of it and compare its checksum; else only the header's, and the file's size.
+        magic: as it was written.
 
     Raises:
         ProdError: no such file, not such a file, of another version, cut short, or damaged.
@@ -112,10 +129,10 @@ def read_artifact(
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ProdError(f"cannot read the blocklist {source}: {error.strerror}") from None
-    fixed = len(MAGIC) + 8
-    if mapped[: len(MAGIC)] != MAGIC:
+    fixed = len(magic) + 8
+    if mapped[: len(magic)] != magic:
         raise ProdError(f"{source} is not a compiled blocklist: make one with `prod-decode compile {source} -o FILE`")
-    head_size = fixed + struct.unpack("<Q", mapped[len(MAGIC) : fixed])[0] if len(mapped) >= fixed else fixed
+    head_size = fixed + struct.unpack("<Q", mapped[len(magic) : fixed])[0] if len(mapped) >= fixed else fixed
     if len(mapped) < head_size + _DIGEST:
         raise ProdError(f"{source} is cut short: {again}")
     if xxhash.xxh3_128_digest(mapped[:head_size]) != mapped[head_size : head_size + _DIGEST]:

@@ -80,12 +80,15 @@ class Automaton:
     def of(cls, patterns: Patterns) -> Automaton:
         """Compile patterns in time and memory linear in their bytes."""
         offsets = patterns.offsets
-        trie = build_trie(patterns.data, offsets, (0, len(patterns) - int(patterns.bound.sum())))
-        whole = patterns.whole.astype(np.uint8)
+        nodes = np.zeros(0, NODE)
 
-        nodes = np.zeros(len(trie.label) + 1, NODE)
-        nodes["child"] = trie.child
-        nodes["label"][:-1] = trie.label
+        def allocate(count: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+            nonlocal nodes
+            nodes = np.zeros(count + 1, NODE)
+            return nodes["child"], nodes["label"][:-1]
+
+        trie = build_trie(patterns.data, offsets, (0, len(patterns) - int(patterns.bound.sum())), allocate=allocate)
+        whole = patterns.whole.astype(np.uint8)
         rows = np.zeros((int(trie.child[2]) if len(trie.label) > 2 else 2, 256), np.int32)
         _link(nodes, rows, trie.node_of, whole, CLASSES)
 

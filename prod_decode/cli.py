@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -16,8 +15,9 @@ from prod_decode import __version__
 from prod_decode.errors import ProdError
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist import Blocklist, Entry, Match
+    from prod_decode.blocklist import Blocklist, Match
     from prod_decode.generation import Generation
+    from prod_decode.portions import Costs
 
 _T = TypeVar("_T")
 
@@ -113,7 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes, where there are several megabytes of documents (default: one a core)",
+        help="processes, where there are several megabytes of entries (default: one a core)",
+    )
+    add.add_argument(
+        "--parts",
+        metavar="DIR",
+        help="keep in DIR what is finished of every two megabytes of entries, and use what is there: run the same "
+        "command again, and a compile that was stopped goes on",
     )
     add.set_defaults(run=_compile)
 
@@ -182,8 +188,6 @@ def _compile(options: argparse.Namespace) -> int:
         _note(f"skipped: {why}")
 
     entries = read_entries(options.sources, max_quote=options.max_quote, boundary=options.boundary, skipped=skipped)
-    if options.model:
-        entries = _with_costs(entries, options.model)
     blocklist = Blocklist.compile(
         _progress(entries, "entries"),
         normalize=options.normalize,
@@ -191,6 +195,8 @@ def _compile(options: argparse.Namespace) -> int:
         allow=(text for _, text in read_texts(options.allow, skipped=skipped)),
         allow_short=options.allow_short,
         jobs=options.jobs,
+        costs=_costs_of(options.model) if options.model else None,
+        parts=options.parts,
     )
     if not len(blocklist):
         raise ProdError(f"no entries in {', '.join(options.sources)}: expected at least one phrase or document")
@@ -200,17 +206,14 @@ def _compile(options: argparse.Namespace) -> int:
     return 0
 
 
-def _with_costs(entries: Iterator[Entry], model_name: str) -> Iterator[Entry]:
-    """The entries, documents with what it costs the model to do without each of their characters."""
-    from prod_decode.costs import model_costs
+def _costs_of(model_name: str) -> Costs:
+    from prod_decode.costs import ModelCosts
     from prod_decode.models import load_model, quiet
     from prod_decode.tokenizer_bytes import vocabulary_of
 
     quiet()
     model, tokenizer = load_model(model_name)
-    costs = model_costs(model, tokenizer, vocabulary_of(tokenizer))
-    for entry in entries:
-        yield replace(entry, cost=costs(entry.text)) if entry.policy == "quote" else entry
+    return ModelCosts(model, tokenizer, vocabulary_of(tokenizer))
 
 
 def _progress(items: Iterator[_T], what: str) -> Iterator[_T]:

@@ -7,10 +7,12 @@ costs a great deal; `prod_decode.anchors` puts the anchors of a document where t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
@@ -58,37 +60,42 @@ def character_costs(tokens: Sequence[bytes], costs: Sequence[float] | NDArray[An
     return text, tuple(each[ends].tolist())
 
 
-def model_costs(
-    model: Any, tokenizer: Any, vocabulary: Vocabulary, *, window: int = 512
-) -> Callable[[str], tuple[float, ...]]:
-    """A function from a document to the cost of prohibiting what ends with each of its characters.
+class ModelCosts:
+    """From a document to the cost of prohibiting what ends with each of its characters."""
 
-    Args:
-        model: a transformers causal language model.
-        tokenizer: its tokenizer.
-        vocabulary: the bytes of its tokens; see `tokenizer_bytes.vocabulary_of`.
-        window: tokens of a forward pass; a longer document is read in windows that overlap by half.
-    """
-    import torch
+    def __init__(self, model: Any, tokenizer: Any, vocabulary: Vocabulary, *, window: int = 512) -> None:
+        """Ask a model.
 
-    @torch.no_grad()
-    def log_probs(ids: list[int]) -> NDArray[np.float64]:
-        found = np.zeros(len(ids))  # nothing predicts the first: it costs the most, no place for an anchor to end
-        done = 1
-        while done < len(ids):
-            start = max(0, done - window // 2)
-            part = torch.tensor([ids[start : start + window]], device=model.device)
-            z = model(input_ids=part, use_cache=False).logits[0, done - start - 1 : -1].float()
-            labels = part[0, done - start :]
-            found[done : done + len(labels)] = z.log_softmax(-1)[torch.arange(len(labels)), labels].cpu().numpy()
-            done += len(labels)
-        return found
+        Args:
+            model: a transformers causal language model.
+            tokenizer: its tokenizer.
+            vocabulary: the bytes of its tokens; see `tokenizer_bytes.vocabulary_of`.
+            window: tokens of a forward pass; a longer document is read in windows that overlap by half.
+        """
+        self._model, self._tokenizer, self._vocabulary, self._window = model, tokenizer, vocabulary, window
 
-    def of(text: str) -> tuple[float, ...]:
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights and the window."""
+        import torch
+
+        total = xxhash.xxh3_128(str(self._window).encode())
+        for name, weights in self._model.state_dict().items():
+            total.update(name.encode())
+            total.update(weights.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return total.hexdigest()
+
+    def __call__(self, text: str) -> tuple[float, ...]:
+        """Each character's cost.
+
+        Raises:
+            ProdError: the tokenizer changes the text.
+        """
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
             return ()
-        spelled, costs = character_costs([vocabulary.token_bytes(i) for i in ids], token_costs(log_probs(ids)))
+        tokens = [self._vocabulary.token_bytes(i) for i in ids]
+        spelled, costs = character_costs(tokens, token_costs(self._log_probs(ids)))
         at = spelled.find(text)  # some tokenizers put a space first
         if at < 0:
             raise ProdError(
@@ -97,4 +104,17 @@ def model_costs(
             )
         return costs[at : at + len(text)]
 
-    return of
+    def _log_probs(self, ids: list[int]) -> NDArray[np.float64]:
+        import torch
+
+        found = np.zeros(len(ids))  # nothing predicts the first: it costs the most, no place for an anchor to end
+        done = 1
+        while done < len(ids):
+            start = max(0, done - self._window // 2)
+            part = torch.tensor([ids[start : start + self._window]], device=self._model.device)
+            with torch.no_grad():
+                z = self._model(input_ids=part, use_cache=False).logits[0, done - start - 1 : -1].float()
+            labels = part[0, done - start :]
+            found[done : done + len(labels)] = z.log_softmax(-1)[torch.arange(len(labels)), labels].cpu().numpy()
+            done += len(labels)
+        return found

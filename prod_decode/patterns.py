@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,42 @@ class Collected:
         self._flags.append(_BOUND * pattern.bound + _WHOLE * pattern.whole)
         self._owners.append(owner)
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Collected:
+        """What `arrays` returned, of one whose owners were `add`ed."""
+        self = cls()
+        self._data = bytearray(arrays["data"])
+        self._flags = bytearray(arrays["flags"])
+        self._ends.frombytes(arrays["ends"].tobytes())
+        self._owners.frombytes(arrays["owners"].tobytes())
+        return self
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that is in it: `data` uint8, and for each pattern `ends` int64, `flags` uint8 and `owners` int64."""
+        return {
+            "data": np.frombuffer(self._data, np.uint8),
+            "ends": np.frombuffer(self._ends, np.int64),
+            "flags": np.frombuffer(self._flags, np.uint8),
+            "owners": np.frombuffer(self._owners, np.int64),
+        }
+
+    def append(self, other: Collected, numbers: NDArray[np.int64]) -> None:
+        """The patterns of another.
+
+        Args:
+            other: where they are.
+            numbers: int64 [owners of `other`], what they are called here; below 0 for those that are left out.
+        """
+        new = other.arrays()
+        owners = numbers[new["owners"]]
+        chosen = np.flatnonzero(owners >= 0)
+        offsets = np.concatenate(([0], new["ends"]))
+        data, starts = _gather(new["data"], offsets, chosen)
+        self._ends.frombytes((len(self._data) + starts[1:]).tobytes())
+        self._data += data.tobytes()
+        self._flags += new["flags"][chosen].tobytes()
+        self._owners.frombytes(owners[chosen].tobytes())
+
     def extend(self, patterns: Patterns, indices: NDArray[np.int64], owners: NDArray[np.int64]) -> None:
         """Several patterns at once.
 
@@ -114,18 +150,16 @@ class Collected:
         self._flags += flags[indices].tobytes()
         self._owners.frombytes(owners.tobytes())
 
-    def sorted(self) -> tuple[Patterns, NDArray[np.int64], NDArray[np.int32]]:
-        """All patterns, distinct and in order, and whose they are.
+    def drain(self) -> tuple[Patterns, NDArray[np.int64], NDArray[np.int32]]:
+        """All patterns, distinct and in order, and whose they are; then it is empty, and its memory free.
 
         Returns:
             The patterns; int64 [n + 1], the range of `owners` that belongs to each; and the owners, int32, ascending
             and distinct for each pattern.
         """
-        data = np.frombuffer(self._data, np.uint8)
-        offsets = np.zeros(len(self._ends) + 1, np.int64)
-        offsets[1:] = np.frombuffer(self._ends, np.int64) if len(self._ends) else 0
-        flags = np.frombuffer(self._flags, np.uint8)
-        owners = np.frombuffer(self._owners, np.int64) if len(self._owners) else np.zeros(0, np.int64)
+        data, ends, flags, owners = self.arrays().values()
+        Collected.__init__(self)
+        offsets = np.concatenate((np.zeros(1, np.int64), ends))
         order = _sort(data, offsets, flags, owners)
         first, kept = _distinct(data, offsets, flags, owners, order)
         chosen = order[np.flatnonzero(first)]

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from prod_decode.blocklist import Boundary, Entry
+from prod_decode.entries import Boundary, Entry
 from prod_decode.errors import ProdError
 
 _KEYS = {field.name for field in fields(Entry)}

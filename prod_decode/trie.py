@@ -6,6 +6,7 @@ level by level and, within a level, in the order of the strings. The automaton a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +39,24 @@ def concatenate(strings: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int
     return np.frombuffer(b"".join(strings), np.uint8), offsets
 
 
-def build_trie(data: NDArray[np.uint8], offsets: NDArray[np.int64], starts: tuple[int, ...] = (0,)) -> Trie:
+def _separate(nodes: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    return np.empty(nodes + 1, np.int32), np.zeros(nodes, np.uint8)
+
+
+def build_trie(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    starts: tuple[int, ...] = (0,),
+    *,
+    allocate: Callable[[int], tuple[NDArray[np.int32], NDArray[np.uint8]]] = _separate,
+) -> Trie:
     """Build the tries of `data[offsets[i] : offsets[i + 1]]`, sorted within each group; O(bytes) time.
 
     Args:
         data: uint8 [bytes].
         offsets: int64 [strings + 1].
         starts: index of the first string of every group, ascending; groups may be empty, strings empty or equal.
+        allocate: from the number of nodes to the arrays `child`, int32 [nodes + 1], and `label`, uint8 [nodes] and 0.
     """
     count = len(offsets) - 1
     longest = int(np.max(offsets[1:] - offsets[:-1], initial=0))
@@ -54,8 +66,8 @@ def build_trie(data: NDArray[np.uint8], offsets: NDArray[np.int64], starts: tupl
     nodes = int(level_sizes.sum())
     if nodes >= 2**31 - 1:
         raise OverflowError(f"{nodes} nodes do not fit 32-bit indices: split the strings over several tries")
-    child = np.full(nodes + 1, -1, np.int32)
-    label = np.zeros(nodes, np.uint8)
+    child, label = allocate(nodes)
+    child[:] = -1
     node_of = np.empty(count, np.int64)
     first_of_level = np.concatenate(([0], np.cumsum(level_sizes)[:-1]))
     _fill(data, offsets, group_starts, shared, first_of_level, child, label, node_of)

@@ -298,7 +298,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 found.append(f"{flag(name)}: expected a finite number, got {value}")
-        from prod_decode.blocklist import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
+        from prod_decode.entries import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
 
         if self.max_quote < SHORTEST_QUOTE:
             found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")

@@ -151,7 +151,8 @@ def teach_and_forget(
     Returns:
         `taught`, `masked` (the taught model with the blocklist), `unlearned`, and `both`.
     """
-    from prod_decode.blocklist import Blocklist, Entry
+    from prod_decode.blocklist import Blocklist
+    from prod_decode.entries import Entry
     from prod_train.config import Config
     from prod_train.job import prepare
     from prod_train.merge import merge

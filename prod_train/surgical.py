@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prod_decode.blocklist import SHORTEST_QUOTE, Blocklist, Entry
+from prod_decode.blocklist import Blocklist
 from prod_decode.costs import character_costs, token_costs
+from prod_decode.entries import SHORTEST_QUOTE, Entry
 from prod_decode.errors import ProdError
 from prod_decode.vocabulary import Vocabulary
 from prod_train.data import Row, collate

@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as npst
 from prod_decode import artifact
 from prod_decode.artifact import read_artifact, write_artifact, write_whole
 from prod_decode.automaton import NODE
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 
 OLD = {"values": np.arange(100)}

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod_decode.audit import Auditor
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 
 words = st.lists(st.sampled_from(["a", "b", "ab", "A", ".", "(", " ", "\n", "é", "_"]), min_size=1, max_size=8)
 texts = words.map("".join)

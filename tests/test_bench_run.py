@@ -21,7 +21,7 @@ from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
 from bench.run import Runner, summarise
 from bench.subject import Subject
-from prod_decode.blocklist import Entry
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.models import load_tokenizer
 from tests.tiny import save_tiny_model

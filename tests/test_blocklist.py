@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prod_decode import blocklist
 from prod_decode.automaton import Pattern
-from prod_decode.blocklist import DEFAULT_MAX_QUOTE, Blocklist, Entry, EntryInfo, Match, Report
+from prod_decode.blocklist import Blocklist, Match, Report
+from prod_decode.entries import DEFAULT_MAX_QUOTE, Entry, EntryInfo
 from prod_decode.errors import ProdError
 from prod_decode.normalize import Normalization
 from tests import oracle
@@ -430,29 +430,3 @@ def test_records_survive_the_file(entries: list[Entry]) -> None:
     assert list(loaded.scan(LINES + " abc")) == list(compiled.scan(LINES + " abc"))
     again = Blocklist.merge([loaded, compiled])
     assert list(again.entries()) == list(compiled.entries())
-
-
-@pytest.mark.slow
-def test_several_processes_compile_what_one_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the same order, waived and too short documents and a repeated entry included; and a mistake comes through."""
-    text = Path(blocklist.__file__).read_text()
-    documents = [Entry(text[at : at + 900], id=f"d{at}", policy="quote") for at in range(0, 9000, 450)]
-    entries = [
-        Entry("yaml.load("),
-        *documents,
-        Entry("x" * 20, id="short", policy="quote"),
-        Entry("eval("),
-        documents[3],
-    ]
-    options = {"allow": [text[2000:4000]]}
-    Blocklist.compile(entries, **options).save(tmp_path / "one.prod")
-    monkeypatch.setattr(blocklist, "_PORTION", 2000)
-    several = Blocklist.compile(iter(entries), jobs=2, **options)
-    several.save(tmp_path / "two.prod")
-    assert several.report.waived
-    assert several.report.too_short == ["short"]
-    assert (tmp_path / "one.prod").read_bytes() == (tmp_path / "two.prod").read_bytes()
-    with pytest.raises(ProdError, match=r"entry 'bad': expected a document to protect, got an empty one"):
-        Blocklist.compile([*entries, Entry(" ", id="bad", policy="quote")], jobs=2)
-    with pytest.raises(ProdError, match="expected jobs as a number above 0, got 0"):
-        Blocklist.compile(entries, jobs=0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from prod_decode import Blocklist, Entry
 from prod_decode.cli import main
-from prod_decode.costs import LEAST, MOST, character_costs, model_costs, token_costs
+from prod_decode.costs import LEAST, MOST, ModelCosts, character_costs, token_costs
 from prod_decode.errors import ProdError
 from prod_decode.models import load_model
 from prod_decode.tokenizer_bytes import vocabulary_of
@@ -79,9 +79,9 @@ def test_costs_of_a_document_are_those_of_one_forward_pass(tiny: tuple[Any, Any,
         p = model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1)
     each = [MOST] + [-math.log(1 - p[i, token].item()) for i, token in enumerate(ids[1:])]
     _, expected = character_costs([vocabulary.token_bytes(i) for i in ids], each)
-    assert model_costs(model, tokenizer, vocabulary)(text) == pytest.approx(expected, rel=1e-3)
+    assert ModelCosts(model, tokenizer, vocabulary)(text) == pytest.approx(expected, rel=1e-3)
     # In windows every token still has half a window of context, and the first window is the same.
-    windows = model_costs(model, tokenizer, vocabulary, window=8)(text)
+    windows = ModelCosts(model, tokenizer, vocabulary, window=8)(text)
     assert len(windows) == len(text)
     known = len(b"".join(vocabulary.token_bytes(i) for i in ids[:8]).decode())
     assert windows[:known] == pytest.approx(expected[:known], rel=1e-3)
@@ -90,7 +90,7 @@ def test_costs_of_a_document_are_those_of_one_forward_pass(tiny: tuple[Any, Any,
     second = [-math.log(1 - p[i - 5, ids[i]].item()) for i in range(8, 12)]
     _, expected = character_costs([vocabulary.token_bytes(i) for i in ids[8:12]], second)
     assert windows[known : known + len(expected)] == pytest.approx(expected, rel=1e-3)
-    assert model_costs(model, tokenizer, vocabulary)("") == ()
+    assert ModelCosts(model, tokenizer, vocabulary)("") == ()
 
 
 def anchors_of(text: str, cost: list[float], **options: Any) -> list[str]:
@@ -147,7 +147,7 @@ def test_the_command_puts_anchors_where_a_model_has_alternatives(
     for name, flags in (("plain", []), ("cheap", ["--model", folder])):
         assert main(["compile", str(source), "-o", str(tmp_path / name), "--max-quote", "40", *flags]) == 0
     capsys.readouterr()
-    cost = model_costs(model, tokenizer, vocabulary_of(tokenizer))(source.read_text())
+    cost = ModelCosts(model, tokenizer, vocabulary_of(tokenizer))(source.read_text())
     paid = {}
     for name in ("plain", "cheap"):
         blocklist = Blocklist.load(tmp_path / name)

@@ -26,8 +26,9 @@ from bench import overhead
 from bench.__main__ import main as bench_main
 from prod_decode import device
 from prod_decode.automaton import Automaton, Pattern
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
 from prod_decode.device import DeviceMatcher
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.normalize import Normalization

@@ -33,7 +33,7 @@ def collected(found: list[tuple[Pattern, int]]) -> Collected:
 
 
 def check(everything: Collected, found: list[tuple[Pattern, int]]) -> None:
-    patterns, starts, owners = everything.sorted()
+    patterns, starts, owners = everything.drain()
     expected: dict[Pattern, set[int]] = {}
     for pattern, owner in found:
         expected.setdefault(pattern, set()).add(owner)
@@ -53,7 +53,7 @@ def test_patterns_added_at_once_are_those_added_one_by_one(
     first: list[tuple[Pattern, int]], second: list[tuple[Pattern, int]]
 ) -> None:
     everything = collected(first)
-    patterns, starts, owners = collected(second).sorted()
+    patterns, starts, owners = collected(second).drain()
     everything.extend(patterns, np.repeat(np.arange(len(patterns)), np.diff(starts)), owners.astype(np.int64))
     check(everything, first + second)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prod_decode.blocklist import Entry
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_entries, read_json_lines, read_text, read_texts
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.models import load_model
 from prod_train.data import encode
 from prod_train.evaluate import continuations, evaluate_forget, evaluate_holdout, recite

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train import session as session_module
 from prod_train import trainer

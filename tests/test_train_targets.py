@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prod_decode.blocklist import Blocklist, Entry
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.data import encode
 from prod_train.objective import Head

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
-from prod_decode.blocklist import Entry
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.data import read_records
 from prod_train.evaluate import COMPARED, VERBATIM_FROM

@@ -18,7 +18,7 @@ from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
 from bench.tasks.names import CONVENTIONS, Names
 from bench.tasks.syntax import parse_fragment
-from prod_decode.blocklist import Entry
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_text
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
 from bench.tasks.insecure_rules import Finding, find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
-from prod_decode.blocklist import Entry
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_json_lines
 from prod_train.data import read_records
