@@ -94,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench overhead", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="shorter walks: under 4 minutes on 2 cores")
     parser.add_argument("--patterns", default="1,100,10000", metavar="N,N,...", help="default 1,100,10000")
-    parser.add_argument("--tokenizer", default="bundled", metavar="M", help="of which model; default `bundled`")
+    parser.add_argument(
+        "--tokenizer",
+        default="bundled",
+        metavar="M",
+        help="of which model, or `tekken`, that of the package mistral-common; default `bundled`",
+    )
     parser.add_argument(
         "--time-limit",
         type=float,
@@ -141,9 +146,7 @@ def _checked(options: argparse.Namespace) -> list[int]:
 
 def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:
     """Load the tokenizer and cut the standard library, and packages if need be, into patterns and text to walk."""
-    from prod_decode.models import load_tokenizer
-
-    tokenizer = load_tokenizer(tokenizer_name)
+    tokenizer = _tokenizer(tokenizer_name)
     library = Path(sysconfig.get_path("stdlib"))
     texts = [text for _, text in read_texts(sorted(library.glob("*.py")))]
     held_out, sources = texts[::4], [text for i, text in enumerate(texts) if i % 4]
@@ -161,6 +164,22 @@ def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:
     other = "\n".join(held_out)
     walk = tokenizer(other[: 20 * steps], add_special_tokens=False)["input_ids"]
     return Material(tokenizer, lines, "\n".join(texts), other, list(walk[:steps]))
+
+
+def _tokenizer(name: str) -> Any:
+    """A model's tokenizer; or one of 131,072 tokens for which no model has to be fetched."""
+    from prod_decode.models import load_tokenizer
+
+    if name != "tekken":
+        return load_tokenizer(name)
+    spec = find_spec("mistral_common")
+    if spec is None or spec.origin is None:
+        raise ProdError("--tokenizer tekken needs the package mistral-common: pip install mistral-common")
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.mistral.tokenizer import MistralConverter
+
+    file = Path(spec.origin).parent / "data" / "tekken_240911.json"
+    return PreTrainedTokenizerFast(tokenizer_object=MistralConverter(str(file)).converted())
 
 
 def measure(material: Material, counts: Iterable[int], *, peers: bool, limit: float) -> list[Figure]:

@@ -141,6 +141,15 @@ def make_plan(options: Any) -> Plan:
             problems.append(f"--{flag}: expected at least one of {', '.join(known)}, got none")
         return found
 
+    def seeds() -> tuple[int, ...]:
+        if options.seeds is None:
+            return profile.seeds
+        found = tuple(dict.fromkeys(part.strip() for part in options.seeds.split(",")))
+        if not all(part.isascii() and part.isdecimal() for part in found):
+            problems.append(f"--seeds: expected whole numbers from 0, got {options.seeds!r}")
+            return profile.seeds
+        return tuple(map(int, found))
+
     methods = names("methods", METHODS, profile.methods)
     profile = replace(
         profile,
@@ -150,6 +159,10 @@ def make_plan(options: Any) -> Plan:
         protocols=names("protocols", PROTOCOLS, profile.protocols),
         attacks=names("attacks", ATTACKS, profile.attacks),
         samples=options.samples or profile.samples,
+        epochs=options.epochs or profile.epochs,
+        every=options.every or min(profile.every, options.epochs or profile.epochs),
+        rate=options.rate or profile.rate,
+        seeds=seeds(),
     )
     tasks = names("tasks", TASKS, TASKS)
     given = {name: getattr(options, name) for name in ("copyright", "insecure", "humaneval")}
@@ -161,8 +174,13 @@ def make_plan(options: Any) -> Plan:
     ]
     if options.engine == "vllm" and not vllm_is_installed():
         problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
-    if options.samples is not None and options.samples < 1:
-        problems.append(f"--samples: expected at least 1, got {options.samples}")
+    for flag in ("samples", "epochs", "every"):
+        if (number := getattr(options, flag)) is not None and number < 1:
+            problems.append(f"--{flag}: expected at least 1, got {number}")
+    if options.every is not None and options.every > profile.epochs:
+        problems.append(f"--every: expected at most --epochs, {profile.epochs}, got {options.every}")
+    if options.rate is not None and not 0 < options.rate < 1:
+        problems.append(f"--rate: expected a number between 0 and 1, got {options.rate}")
     if options.execute:
         try:
             choose_isolation()

@@ -33,6 +33,7 @@ class Profile:
         seeds: of training and sampling.
         humaneval: problems, 0 for none, None for all; only with `--humaneval`.
         humaneval_each: for every cell without attack; else for the methods of `attacked`, after their last epoch.
+        rate: learning rate of unlearning.
     """
 
     samples: int | None
@@ -50,6 +51,7 @@ class Profile:
     seeds: tuple[int, ...]
     humaneval: int | None
     humaneval_each: bool
+    rate: float = 3e-4
 
 
 _PREFIXES = ("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%")

@@ -18,6 +18,8 @@ from prod_decode.cli import Parser, exit_status
 # What should not come through, by task.
 LEAKS = {"copyright": "verbatim", "insecure": "insecure", "deprecated": "deprecated"}
 
+# Whose points are compared with those of every other method.
+_OURS = ("prod", "prod-surgical")
 _DIGITS = {"verbatim_run": 0, "holdout_loss": 2}
 
 
@@ -116,7 +118,7 @@ def _cells_table(cells: Sequence[Cell]) -> str:
 
 
 def _trade_off(cells: Sequence[Cell], task: str) -> str:
-    """Utility at a forget quality, hypervolume, and PROD's dominance over each other method under its protocol."""
+    """Utility at a forget quality, hypervolume, and the dominance of ours over each other method of its protocol."""
     utility = utility_of(cells)
     known = series_of(cell.key for cell in cells)
     found = {series: points(cells, series, utility) for series in known}
@@ -124,13 +126,16 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
     for series, mine in found.items():
         if mine:
             best = [utility_at(mine, quality) for quality in (0.85, 0.95)]
-            ours = next((p for s, p in found.items() if (s.method, s.protocol) == ("prod", series.protocol)), [])
-            ratio = f"{pareto_dominance_ratio(ours, mine):.2f}" if ours and series.method != "prod" else "-"
+            ratios = []
+            for name in _OURS:
+                ours = next((p for s, p in found.items() if (s.method, s.protocol) == (name, series.protocol)), [])
+                other = ours and series.method != name
+                ratios.append(f"{pareto_dominance_ratio(ours, mine):.2f}" if other else "-")
             shown = ["-" if b is None else f"{b:.3f}" for b in best]
-            rows.append([series.label, *shown, f"{hypervolume(mine):.3f}", ratio])
+            rows.append([series.label, *shown, f"{hypervolume(mine):.3f}", *ratios])
     starts = [f"{s.label} has {p[0][0]:.3f}" for s, p in found.items() if s.method == "base" and p]
     note = f"<p>Utility: {'; '.join([UTILITIES[utility], *starts])}. Means over seeds.</p>"
-    head = ["method", "best utility at .85", "at .95", "hypervolume", "share dominated by prod"]
+    head = ["method", "best utility at .85", "at .95", "hypervolume", *(f"share dominated by {name}" for name in _OURS)]
     paper = paper_points(task)
     theirs = [point for name, points_ in paper.items() if name != "PROD" for point in points_]
     note += (

@@ -53,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--insecure", metavar="FILE", help="CyberSecEval's rows for the insecure task; default: ours")
     parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
     parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
+    parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
+    parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default 3e-4")
+    parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
     parser.add_argument(
         "--engine", choices=["transformers", "vllm"], help="what generates; default vllm where it is installed"
@@ -92,7 +96,7 @@ class Runner:
         """
         self.plan = plan
         self.store = Store(out, {"plan": plan.to_dict(), "environment": environment()})
-        self.trainer = Trainer(out / "models", plan.dtype, progress=progress)
+        self.trainer = Trainer(out / "models", plan.profile.rate, plan.dtype, progress=progress)
 
     def run(self) -> None:
         """Measure every cell.

@@ -15,8 +15,8 @@ from prod_train.recipes import stdlib_functions, write_rows
 
 _log = logging.getLogger(__name__)
 
-# Learning rates of the protocol: teaching, and everything that starts from the taught model.
-LEARN_RATE, FORGET_RATE = 1e-3, 3e-4
+# Learning rate of teaching, and of teaching again.
+LEARN_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Trainer:
 
     Attributes:
         folder: of adapters and models.
+        rate: learning rate of unlearning.
         dtype: of weights and computation.
         batch_size: rows a forward pass.
         accumulate: forward passes a step.
@@ -32,6 +33,7 @@ class Trainer:
     """
 
     folder: Path
+    rate: float
     dtype: str = "float32"
     batch_size: int = 2
     accumulate: int = 1
@@ -94,7 +96,7 @@ class Trainer:
             dtype=self.dtype,
             batch_size=self.batch_size,
             accumulate=self.accumulate,
-            learning_rate=LEARN_RATE if options["method"] == "learn" else FORGET_RATE,
+            learning_rate=LEARN_RATE if options["method"] == "learn" else self.rate,
             eval_every=every,
             eval_rows=1,  # the benchmark measures for itself
             save_total_limit=10**6,

@@ -34,6 +34,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("model"), width=64)
 
 
+def planned(**flags: object) -> Plan:
+    """The plan of a command line, of the profile `small` unless a flag says otherwise."""
+    names = (
+        "methods protocols attacks tasks copyright insecure humaneval samples epochs every rate seeds engine execute"
+    )
+    given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
+    return make_plan(SimpleNamespace(**{**given, **flags}))
+
+
 def small_plan(model: str, **changes: object) -> Plan:
     profile = replace(
         PROFILES["smoke"],
@@ -103,6 +112,10 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
         (["run", "--methods", ""], ["--methods: expected at least one of base"]),
         (["run", "--humaneval", "/no/such.jsonl"], ["--humaneval: cannot read /no/such.jsonl: no such file"]),
         (["run", "--samples", "0"], ["--samples: expected at least 1, got 0"]),
+        (["run", "--epochs", "0", "--every", "-1"], ["--epochs: expected at least 1, got 0", "--every: expected at"]),
+        (["run", "--epochs", "4", "--every", "5"], ["--every: expected at most --epochs, 4, got 5"]),
+        (["run", "--rate", "3"], ["--rate: expected a number between 0 and 1, got 3.0"]),
+        (["run", "--seeds", "0,x"], ["--seeds: expected whole numbers from 0, got '0,x'"]),
         (["compare", "/no/such", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
         (["report", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
     ],
@@ -117,12 +130,19 @@ def test_mistakes_are_one_line_and_status_2(
         assert message in error
 
 
+def test_flags_change_the_profile() -> None:
+    small = planned()
+    assert (small.profile.epochs, small.profile.every, small.profile.rate, small.profile.seeds) == (6, 3, 3e-4, (0,))
+    changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
+    assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
+    assert {key.epoch for key in planned(epochs=8, every=2).all_keys()} == {0, 2, 4, 6, 8}
+    assert {key.seed for key in planned(seeds="0,2").all_keys()} == {0, 2}
+    assert planned(epochs=2).epochs("prod") == [2]
+
+
 def test_a_plan_survives_its_manifest() -> None:
-    names = "methods protocols attacks tasks copyright insecure humaneval samples engine execute"
-    flags = dict.fromkeys(names.split())
     for name in PROFILES:
-        plan = make_plan(SimpleNamespace(profile=name, model="m", dtype="float32", **flags))
-        plan = replace(plan, execute=True, engine="vllm", sources={"humaneval": "h.jsonl"})
+        plan = replace(planned(profile=name, rate=1e-5), execute=True, engine="vllm", sources={"humaneval": "h.jsonl"})
         again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
         assert again == plan
         keys = list(plan.all_keys())
@@ -221,10 +241,7 @@ def test_intervals_of_yes_and_no_have_a_width_at_0_and_1() -> None:
 
 
 def test_who_names_methods_has_them_attacked() -> None:
-    names = "protocols attacks tasks copyright insecure samples engine execute"
-    flags = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
-    data = str(Path(__file__))
-    plan = make_plan(SimpleNamespace(**flags, methods=None, humaneval=data))
+    plan = planned(humaneval=str(Path(__file__)))
     keys = set(plan.all_keys())
     assert any(key.method == "prod" and key.attack == "renamed" for key in keys)
     assert not any(key.method == "ga" and key.attack != "none" for key in keys)
@@ -232,7 +249,7 @@ def test_who_names_methods_has_them_attacked() -> None:
     assert plan.measures_humaneval(Key("copyright", "learn", "prod", last))
     assert not plan.measures_humaneval(Key("copyright", "learn", "prod", plan.profile.every))
     assert not plan.measures_humaneval(Key("copyright", "learn", "ga", last))
-    named = make_plan(SimpleNamespace(**flags, methods="ga,base", humaneval=None))
+    named = planned(methods="ga,base")
     assert {key.method for key in named.all_keys() if key.attack == "renamed"} == {"ga", "base"}
     assert not named.measures_humaneval(Key("copyright", "learn", "ga", last))
 

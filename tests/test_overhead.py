@@ -247,3 +247,9 @@ def test_plots_show_every_guard_by_number_of_patterns(tmp_path: Path) -> None:
     draw(figures, tmp_path / "figures.png")
     assert (tmp_path / "figures.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["figures.png"]
+
+
+def test_a_vocabulary_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "find_spec", lambda name: None)
+    with pytest.raises(ProdError, match="--tokenizer tekken needs the package mistral-common: pip install"):
+        overhead.gather("tekken", 1, steps=1)
