@@ -149,15 +149,14 @@ class Automaton:
     def spell(self) -> Patterns:
         """All patterns, by index: what the automaton was compiled from."""
         items = self.patterns >> 1
-        counts = np.diff(self.starts)
         lengths = np.zeros(len(items), np.int64)
-        lengths[items] = np.repeat(self.lengths, counts)
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        lengths[items] = np.repeat(self.lengths, np.diff(self.starts))
+        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
         data = np.empty(int(offsets[-1]), np.uint8)
-        bound = np.empty(len(items), np.bool_)
+        bound = np.zeros(len(items), np.bool_)
         whole = np.empty(len(items), np.bool_)
         whole[items] = (self.patterns & 1) != 0
-        _spell(self.nodes, np.repeat(self.accepting, counts), items, offsets, data, bound)
+        _spell(self.nodes, self.accepting, self.starts, items, offsets, data, bound)
         return Patterns(data, offsets, bound, whole)
 
 
@@ -284,23 +283,47 @@ def _is_sound(
 @jit
 def _spell(
     nodes: NDArray[Any],
-    ends: NDArray[np.int32],
+    accepting: NDArray[np.int32],
+    starts: NDArray[np.int64],
     items: NDArray[np.int64],
     offsets: NDArray[np.int64],
     data: NDArray[np.uint8],
     bound: NDArray[np.bool_],
 ) -> None:
-    parent = np.zeros(len(nodes), np.int32)
-    for node in range(len(nodes) - 1):
+    """Write each label into all patterns below its node, in passes that go through every array from end to end.
+
+    Climbing from the end of each pattern to its root instead touches records far apart: 3.4 s for a million patterns,
+    and this .4 s.
+    """
+    total = len(nodes) - 1
+    below = np.zeros(total, np.int32)  # patterns that end at a node or below it
+    for i in range(len(accepting)):
+        below[accepting[i]] = starts[i + 1] - starts[i]
+    for node in range(total - 1, -1, -1):
         for v in range(nodes[node].child, nodes[node + 1].child):
-            parent[v] = node
-    for i in range(len(items)):
-        node = ends[i]
-        item = items[i]
-        for at in range(offsets[item + 1] - 1, offsets[item] - 1, -1):
-            data[at] = nodes[node].label
-            node = parent[node]
-        bound[item] = node == BOUND_ROOT
+            below[node] += below[v]
+    # Of all patterns, depth first, the first below each node; those that end at it come before those of its children.
+    first = np.zeros(total, np.int32)
+    first[BOUND_ROOT] = below[ROOT]
+    for node in range(total):
+        at = first[node] + below[node]
+        for v in range(nodes[node + 1].child - 1, nodes[node].child - 1, -1):
+            at -= below[v]
+            first[v] = at
+    item_of = np.empty(len(items), np.int64)
+    for i in range(len(accepting)):
+        for k in range(starts[i], starts[i + 1]):
+            item_of[first[accepting[i]] + k - starts[i]] = items[k]
+    for rank in range(first[BOUND_ROOT], len(items)):
+        bound[item_of[rank]] = True
+    depth = 1
+    level_end = nodes[2].child if total > 2 else 2
+    for node in range(2, total):
+        if node == level_end:
+            depth += 1
+            level_end = nodes[node].child
+        for rank in range(first[node], first[node] + below[node]):
+            data[offsets[item_of[rank]] + depth - 1] = nodes[node].label
 
 
 @jit

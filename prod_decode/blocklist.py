@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prod_decode.anchors import FreeCode
 from prod_decode.artifact import read_artifact, write_artifact
 from prod_decode.automaton import Automaton
-from prod_decode.entries import Entry, EntryInfo, Records, unpack
+from prod_decode.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.errors import ProdError
 from prod_decode.normalize import Normalization
 from prod_decode.patterns import Collected
@@ -67,6 +67,7 @@ class Blocklist:
         self._owner_starts, self._owners = owners
         self._records, self._record_starts = records
         self._filter: Filter | None = None
+        self._unfiltered = 0  # symbols scanned without
 
     @classmethod
     def compile(
@@ -225,8 +226,13 @@ class Blocklist:
 
     def entry(self, number: int) -> EntryInfo:
         """What is kept of one entry, by its place in the order of compilation."""
-        packed = self._records[self._record_starts[number] : self._record_starts[number + 1]]
-        return unpack(packed.tobytes())
+        return unpack(self._packed(number))
+
+    def _id(self, number: int) -> str:
+        return unpack_id(self._packed(number))
+
+    def _packed(self, number: int) -> bytes:
+        return self._records[self._record_starts[number] : self._record_starts[number + 1]].tobytes()
 
     def entries(self) -> Iterator[EntryInfo]:
         """What is kept of every entry."""
@@ -234,7 +240,7 @@ class Blocklist:
 
     def entries_of(self, pattern: int) -> list[str]:
         """The ids of the entries that prohibit a pattern, given by its index."""
-        return [self.entry(number).id for number in self._owner_numbers(pattern)]
+        return [self._id(number) for number in self._owner_numbers(pattern)]
 
     def _owner_numbers(self, pattern: int) -> list[int]:
         numbers: list[int] = self._owners[self._owner_starts[pattern] : self._owner_starts[pattern + 1]].tolist()
@@ -257,27 +263,37 @@ class Blocklist:
         Of a `quote` entry these are its anchors: where one stands, `max_quote` characters of the document may.
         """
         codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-        if self._filter is None:
-            self._filter = Filter.of(self.automaton)
-        automaton, normalization = self.automaton, self.normalization
+        normalization = self.normalization
         symbols, marks = normalization.fold(codes)
-        found = np.empty((1024, 2), np.int64)
-        count = self._filter.find(automaton, symbols, found)
-        if not count:
+        found = self._filter_for(len(symbols)).find(self.automaton, symbols)
+        if not len(found):
             return
-        if count > len(found):
-            found = np.empty((count, 2), np.int64)
-            self._filter.find(automaton, symbols, found)
-        matches = [
-            (last - length + 1, last, pattern)
-            for last, where in found[:count].tolist()
-            for pattern, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1))
-        ]
-        places = np.unique([place for first, last, _ in matches for place in (first, last)])
-        origins = normalization.locate(codes, marks, places)
-        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
-        characters = origins - np.searchsorted(continuations, origins, side="right")
-        character = dict(zip(places.tolist(), characters.tolist(), strict=True))
-        for first, last, pattern in matches:
-            for entry_id in self.entries_of(pattern):
-                yield Match(character[first], character[last] + 1, entry_id)
+        last, patterns, lengths = found.T
+        edges = np.concatenate((last + 1 - lengths, last))
+        wanted, which = np.unique(edges, return_inverse=True)
+        origins = normalization.locate(codes, marks, wanted)
+        if not text.isascii():
+            continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+            origins = origins - np.searchsorted(continuations, origins, side="right")
+        starts, ends = origins[which].reshape(2, -1)
+        owned, owners = _members(self._owner_starts, patterns)
+        numbers, named = np.unique(self._owners[owners], return_inverse=True)
+        ids = [self._id(number) for number in numbers.tolist()]
+        for place, name in zip(owned.tolist(), named.tolist(), strict=True):
+            yield Match(int(starts[place]), int(ends[place]) + 1, ids[name])
+
+    def _filter_for(self, symbols: int) -> Filter:
+        """A filter, once so much has been scanned that making one, 25 ns a node, pays: it saves .2 us a symbol."""
+        if self._filter is None:
+            self._unfiltered += symbols
+            if 8 * self._unfiltered < len(self.automaton):
+                return Filter.none()
+            self._filter = Filter.of(self.automaton)
+        return self._filter
+
+
+def _members(starts: NDArray[np.int64], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the ranges `starts[i] : starts[i + 1]`, i in `which`: for every member the place of its i, and the member."""
+    counts = starts[which + 1] - starts[which]
+    places = np.repeat(np.arange(len(which)), counts)
+    return places, np.arange(len(places)) + np.repeat(starts[which] - (np.cumsum(counts) - counts), counts)

@@ -12,11 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from prod_decode._jit import jit
 from prod_decode.automaton import BOUND_ROOT, ROOT, Automaton, Pattern
 from prod_decode.errors import ProdError
 from prod_decode.matcher import step_once
 from prod_decode.normalize import CLASSES, WORD, Normalization
-from prod_decode.scan import Filter
+from prod_decode.scan import Filter, _mix, _slot
 from tests import oracle
 from tests.strategies import pattern_lists, planted
 
@@ -42,18 +43,21 @@ def codes_of(data: bytes) -> NDArray[np.uint8]:
 
 
 def matches(automaton: Automaton, symbols: bytes) -> NDArray[np.int64]:
-    out = np.empty((len(symbols), 2), np.int64)
-    return out[: Filter.of(automaton).find(automaton, codes_of(symbols), out)]
+    """With a filter and without; the same, in the same order."""
+    found = Filter.of(automaton).find(automaton, codes_of(symbols))
+    assert found.tolist() == Filter.none().find(automaton, codes_of(symbols)).tolist()
+    return found
 
 
 def found_in(automaton: Automaton, patterns: list[Pattern], symbols: bytes) -> set[tuple[int, Pattern]]:
     """(start, pattern) of every occurrence; every one is reported once, the longer of those that end together first."""
-    found: list[tuple[int, Pattern]] = []
-    for last, where in matches(automaton, symbols).tolist():
-        here = automaton.patterns_at(where >> 1, ends_word=bool(where & 1))
-        assert here
-        assert [length for _, length in here] == sorted((len(patterns[i].symbols) for i, _ in here), reverse=True)
-        found.extend((last - length + 1, patterns[index]) for index, length in here)
+    found = [
+        (last - length + 1, patterns[index], length) for last, index, length in matches(automaton, symbols).tolist()
+    ]
+    assert all(len(pattern.symbols) == length for _, pattern, length in found)
+    found = [(start, pattern) for start, pattern, _ in found]
+    ends = [(start + len(pattern.symbols), -len(pattern.symbols)) for start, pattern in found]
+    assert ends == sorted(ends)
     assert len(found) == len(set(found))
     return set(found)
 
@@ -120,15 +124,12 @@ def test_long_patterns_are_found_behind_the_filter(
     assert found.window == min([16, *(len(p.symbols) for p in patterns)])
     if everywhere:
         found = replace(found, bits=~np.zeros_like(found.bits))
-    out = np.empty((len(symbols), 2), np.int64)
-    count = found.find(automaton, codes_of(symbols), out)
-    assert out[:count].tolist() == matches(automaton, symbols).tolist()
+    assert found.find(automaton, codes_of(symbols)).tolist() == matches(automaton, symbols).tolist()
     assert found_in(automaton, patterns, symbols) == oracle.occurrences(symbols, patterns)
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_the_filter_over_long_texts(everywhere: bool) -> None:
-    """Long enough that a filter which hits everywhere is given up."""
     random = np.random.default_rng(0)
     text = random.choice(list(b"ab_ ("), 60_000).astype(np.uint8).tobytes()
     cuts = [(int(at), int(at) + int(random.integers(6, 30))) for at in random.integers(0, len(text) - 30, 300)]
@@ -139,26 +140,49 @@ def test_the_filter_over_long_texts(everywhere: bool) -> None:
     assert found.window == 6
     if everywhere:
         found = replace(found, bits=~np.zeros_like(found.bits))
-    out = np.empty((len(text), 2), np.int64)
-    count = found.find(automaton, codes_of(text), out)
-    assert out[:count].tolist() == matches(automaton, text).tolist()
+    assert found.find(automaton, codes_of(text)).tolist() == matches(automaton, text).tolist()
     assert found_in(automaton, patterns, text) == audit(patterns, text)
     nothing = replace(found, bits=np.zeros_like(found.bits))
-    assert nothing.find(automaton, codes_of(text), out) == 0
+    assert not len(nothing.find(automaton, codes_of(text)))
 
 
-@given(st.data(), pattern_sets, st.integers(0, 20))
-def test_a_buffer_that_is_too_small_is_filled_and_never_overrun(
-    data: st.DataObject, patterns: list[Pattern], room: int
-) -> None:
-    symbols = data.draw(planted(patterns))
+@pytest.mark.parametrize("until", [0, 3000, 10**6])
+def test_a_text_that_begins_a_long_pattern_everywhere_is_left_to_the_automaton(until: int) -> None:
+    """From where it does so on; what was found before and what begins there are each found once."""
+    patterns = sorted({Pattern(False, b"a" * 40, False), Pattern(False, b"a" * 900 + b"b", False), *MIXED_LONG})
+    text = b"eval(yaml) " * (until // 11) + b"x." + b"a" * 9000 + b"b eval(yaml) val(yaml) "
     automaton = Automaton.build(patterns)
-    expected = matches(automaton, symbols)
-    memory = np.full((room + len(symbols), 2), -7, np.int64)
-    count = Filter.of(automaton).find(automaton, codes_of(symbols), memory[:room])
-    assert count == len(expected)
-    assert memory[: min(room, count)].tolist() == expected[:room].tolist()
-    assert (memory[min(room, count) :] == -7).all()
+    assert Filter.of(automaton).window == 9
+    assert found_in(automaton, patterns, text) == audit(patterns, text)
+
+
+MIXED_LONG = [Pattern(True, b"eval(yaml", True), Pattern(False, b"val(yaml)", False)]
+
+
+@jit
+def slot_of(newer: np.uint64, older: np.uint64, size: int) -> tuple[int, np.uint64]:
+    return _slot(_mix(newer, older), 0, size)
+
+
+@pytest.mark.parametrize("name", ["alpha", "gamma"])
+def test_windows_of_one_hash_are_told_apart(name: str) -> None:
+    """With all nodes under the hash of one window, in its place, only what begins with that window is found."""
+    words = ("alpha", "beta", "gamma", "delta", "omega")
+    patterns = sorted(Pattern(False, f"a_common_one.{word}".rjust(20, "=").encode(), False) for word in words)
+    patterns += sorted(Pattern(False, f"{word}_is_a_common_one".encode(), False) for word in words)
+    patterns.sort()
+    text = b"".join(pattern.symbols + b" " for pattern in patterns)
+    automaton = Automaton.build(patterns)
+    found = Filter.of(automaton)
+    assert found.window == 16
+    window = f"{name}_is_a_common_one"[:16].encode()
+    halves = (np.uint64(int.from_bytes(half, "little")) for half in (window[8:], window[:8]))
+    slot, tag = slot_of(*halves, len(found.table))
+    table = np.zeros_like(found.table)
+    nodes = found.table[found.table != 0] & np.uint64(0xFFFFFFFF)
+    table[(slot + np.arange(len(nodes))) % len(table)] = tag | nodes
+    ends = [last for last, _, _ in replace(found, table=table).find(automaton, codes_of(text)).tolist()]
+    assert ends == [text.index(window) + len(f"{name}_is_a_common_one") - 1]
 
 
 @given(st.data(), pattern_sets, st.booleans())
@@ -268,10 +292,9 @@ def test_one_wrong_number_is_refused_or_leads_no_walk_astray(data: st.DataObject
         return
     require_safe_walks(automaton)
     assert len(automaton.spell()) == len(patterns)
-    for last, where in matches(automaton, symbols).tolist():
-        for index, length in automaton.patterns_at(where >> 1, ends_word=bool(where & 1)):
-            assert 0 <= index < len(patterns)
-            assert length <= last + 1
+    for last, index, length in matches(automaton, symbols).tolist():
+        assert 0 <= index < len(patterns)
+        assert length <= last + 1
 
 
 LAST = len(Automaton.build(MIXED))

@@ -16,6 +16,7 @@ from prod_decode.blocklist import Blocklist, Match, Report
 from prod_decode.entries import DEFAULT_MAX_QUOTE, Entry, EntryInfo
 from prod_decode.errors import ProdError
 from prod_decode.normalize import Normalization
+from prod_decode.scan import Filter
 from tests import oracle
 from tests.strategies import documents, normalizations, pieces_of, spaced, texts
 
@@ -197,6 +198,33 @@ def test_scan_gives_places_in_the_text_as_it_is() -> None:
 
 def test_scan_reads_texts_with_lone_surrogates() -> None:
     assert hits(Blocklist.compile([Entry("abc", id="e")]), "\ud800\udfff abc") == {Match(3, 6, "e")}
+
+
+def test_the_filter_is_made_when_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a word that is looked up in a large blocklist; and what is found does not depend on it."""
+    made: list[int] = []
+    original = Filter.of.__func__
+
+    def counting(cls: type[Filter], automaton: Any) -> Filter:
+        made.append(len(automaton))
+        return original(cls, automaton)
+
+    monkeypatch.setattr(Filter, "of", classmethod(counting))
+    blocklist = Blocklist.compile([Entry(f"function_{n}(") for n in range(500)])
+    text = "x = function_17(y)\n"
+    expected = [Match(4, 16, "function_17(")]
+    scans = len(blocklist.automaton) // (8 * len(normalized(text))) + 1
+    assert scans > 5
+    for _ in range(scans - 1):
+        assert list(blocklist.scan(text)) == expected
+    assert made == []
+    for _ in range(3):
+        assert list(blocklist.scan(text)) == expected
+    assert made == [len(blocklist.automaton)]
+
+
+def normalized(text: str) -> bytes:
+    return Normalization("code", False).symbols(text)
 
 
 def test_scan_lists_more_matches_than_its_first_buffer_holds() -> None:
