@@ -159,6 +159,16 @@ def test_a_text_that_begins_a_long_pattern_everywhere_is_left_to_the_automaton(u
 MIXED_LONG = [Pattern(True, b"eval(yaml", True), Pattern(False, b"val(yaml)", False)]
 
 
+@pytest.mark.parametrize("count", range(1, 18))
+def test_the_search_among_patterns_of_one_window_stays_among_them(count: int) -> None:
+    """Those that begin with a word come behind them, and may sort below the text."""
+    alike = [Pattern(False, b"zebra_is_a_common_one" + bytes([97 + i]), False) for i in range(count)]
+    of_words = [Pattern(True, b"alpha_is_a_common_one" + bytes([97 + i]), False) for i in range(9)]
+    patterns = [*alike, *of_words]
+    text = b"".join(b"(" + pattern.symbols for pattern in [*patterns, Pattern(False, alike[-1].symbols + b"z", False)])
+    assert found_in(Automaton.build(patterns), patterns, text) == audit(patterns, text)
+
+
 @jit
 def slot_of(newer: np.uint64, older: np.uint64, size: int) -> tuple[int, np.uint64]:
     return _slot(_mix(newer, older), 0, size)
