@@ -51,7 +51,7 @@ class VllmWriter:
                 max_num_seqs=_REQUESTS,
                 # On a CPU, vLLM 0.32 cannot draw from a request's own generator while it reads prompts in chunks.
                 enable_chunked_prefill=False,
-                gpu_memory_utilization=0.5,
+                gpu_memory_utilization=_share(),
                 logits_processors=["prod_decode.vllm:ProdLogitsProcessor"],
                 additional_config={"prod": {"blocklists": {_BLOCKLIST: str(file)}, "default": []}},
             )
@@ -113,6 +113,22 @@ class VllmWriter:
     def close(self) -> None:
         """End the engine's processes."""
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _share() -> float:
+    """Of the device's memory, what vLLM may take: half, or nine tenths of what is free if that is less.
+
+    It does not start if it is asked to take what others have.
+    """
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+    else:
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    return min(0.5, round(0.9 * free / total, 2))
 
 
 def _in_hub_format(model: str, folder: Path, dtype: str) -> str | Path:
