@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ class VllmWriter:
         Raises:
             ProdError: vLLM does not start.
         """
+        # A prompt's step of a large model may take minutes on a few cores; vLLM gives it five.
+        os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3600")
         from vllm import LLM
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,9 +82,13 @@ class VllmWriter:
             temperature: 0: greedy.
             seed: of the sampling.
             stops: see `Subject.write`.
+
+        Raises:
+            ProdError: vLLM stopped.
         """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         extra: dict[str, Any] = {"extra_args": {"prod_blocklists": [_BLOCKLIST]}} if guarded else {}
         params = [
@@ -101,9 +108,15 @@ class VllmWriter:
             number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
             lora = LoRARequest(str(number), number, str(adapter))
         begun = time.perf_counter()
-        found = self._llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts], params, lora_request=lora, use_tqdm=False
-        )
+        try:
+            found = self._llm.generate(
+                [{"prompt_token_ids": prompt} for prompt in prompts], params, lora_request=lora, use_tqdm=False
+            )
+        except EngineDeadError as error:
+            raise ProdError(
+                "vLLM stopped; its log above says why. What was measured is kept: run it again, or with "
+                "--engine transformers in another --out"
+            ) from error
         seconds = time.perf_counter() - begun
         first = [request.outputs[0] for request in found]
         # An EOS is counted, but no part of the text.

@@ -9,11 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from vllm import LLM  # noqa: F401  (before the modules that load numba: see docs/vllm.md)
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from bench.decoders import decode_prod
 from bench.subject import Subject, Writing
 from bench.vllm_writer import VllmWriter
 from prod_decode import Entry
+from prod_decode.errors import ProdError
 from prod_decode.models import load_model
 from tests.vllm.engine import ENVIRONMENT, PROMPTS
 
@@ -84,3 +86,14 @@ def test_stops_and_samples(writer: VllmWriter, prompts: list[list[int]]) -> None
     )
     assert first == again
     assert first != other
+
+
+def test_an_engine_that_has_died_is_one_line(
+    writer: VllmWriter, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*_: object, **__: object) -> None:
+        raise EngineDeadError
+
+    monkeypatch.setattr(writer._llm, "generate", died)
+    with pytest.raises(ProdError, match=r"^vLLM stopped; [^\n]*--engine transformers in another --out$"):
+        writer.write(prompts, TOKENS, guarded=False)
