@@ -152,7 +152,17 @@ def test_a_compile_that_was_stopped_goes_on(tmp_path: Path) -> None:
         {"entries": [Entry(e.text, id=e.id, policy=e.policy, source="elsewhere") for e in DOCUMENTS]},
         {"entries": [Entry(e.text, id=e.id, policy=e.policy, cost=Counted()(e.text)) for e in DOCUMENTS]},
     ],
-    ids=str,
+    ids=[
+        "none",
+        "case",
+        "no free code",
+        "parts of free code",
+        "costs",
+        "other costs",
+        "max_quote",
+        "source",
+        "own costs",
+    ],
 )
 @pytest.mark.usefixtures("small_portions")
 def test_parts_of_other_settings_are_not_used(tmp_path: Path, options: dict[str, Any]) -> None:
