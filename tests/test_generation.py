@@ -42,6 +42,8 @@ def test_generate_shows_where_it_stepped_in(block: str, capsys: pytest.CaptureFi
     assert "pickle.load(: stepped in" in printed.err
 
 
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("one_thread")
 def test_the_demo_shows_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--max-new-tokens", "20", "--functions", "2", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
