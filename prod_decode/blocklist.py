@@ -90,7 +90,8 @@ class Blocklist:
             ignore_case: fold ASCII letters.
             allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
             allow_short: accept phrases of fewer than 3 normalised bytes, which ban very much.
-            jobs: processes that find the patterns, where there are several megabytes of entries.
+            jobs: processes that find the patterns, where there are several megabytes of entries. They are spawned: a
+                script that asks for more than one needs `if __name__ == "__main__":`.
             costs: for documents without costs of their own; see `costs.ModelCosts`.
             parts: a directory in which the patterns of every two megabytes of entries are kept as soon as they are
                 found. A compile that was stopped goes on from there, and one with more entries begins there.

@@ -298,6 +298,49 @@ def _next_hit(
 
 
 @jit
+def _standing(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    bound: NDArray[np.bool_],
+    whole: NDArray[np.bool_],
+    prefix: NDArray[np.int32],
+    symbols: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+    begin: int,
+    first: int,
+    window: int,
+    out: NDArray[np.int64],
+    count: int,
+) -> tuple[NDArray[np.int64], int, int]:
+    """Write the patterns that stand in the text at `begin`, of those with the window of `first`, behind `count` others.
+
+    Returns:
+        `out`, or a longer copy; how many triples it has now; and how many symbols were compared.
+    """
+    shared = _shared(data, offsets[first], offsets[first + 1], symbols, begin, 0)
+    if shared < window:  # another window with the same hash
+        return out, count, shared
+    pattern, standing, compared = _last_below(data, offsets, bound, symbols, begin, first, shared)
+    while pattern >= 0 and offsets[pattern + 1] - offsets[pattern] > standing:
+        pattern = int(prefix[pattern])
+    before = count
+    while pattern >= 0:
+        length = offsets[pattern + 1] - offsets[pattern]
+        end = begin + length
+        if not whole[pattern] or end == len(symbols) or classes[symbols[end]] != WORD:
+            if count == len(out):
+                out = _longer(out)
+            out[count, 0] = end - 1
+            out[count, 1] = pattern
+            out[count, 2] = length
+            count += 1
+        pattern = int(prefix[pattern])
+    # Of equal patterns that of the lower index comes first.
+    out[before:count] = out[before:count][::-1].copy()
+    return out, count, shared + compared
+
+
+@jit
 def _find(
     nodes: NDArray[Any],
     rows: NDArray[np.int32],
@@ -335,38 +378,11 @@ def _find(
             slot, tag = _slot(mixed, of_word, len(table))
             while table[slot] != 0:
                 if (table[slot] >> _32) << _32 == tag:
-                    # The last pattern that is not above the text lies in low:high, if any does.
-                    low = int(np.int64(table[slot] & np.uint64(0xFFFFFFFF))) - 1
-                    shared = _shared(data, offsets[low], offsets[low + 1], symbols, begin, 0)
-                    compared += shared
-                    if shared >= window:
-                        low, shared, steps = _last_below(data, offsets, bound, symbols, begin, low, shared)
-                        compared += steps
-                        while low >= 0 and offsets[low + 1] - offsets[low] > shared:
-                            low = int(prefix[low])
-                        chain = 0
-                        ending = low
-                        while ending >= 0:
-                            chain += 1
-                            ending = int(prefix[ending])
-                        while count + chain > len(out):
-                            out = _longer(out)
-                        # Equal patterns by their index, whole words last.
-                        at = count + chain
-                        kept = at
-                        while low >= 0:
-                            length = offsets[low + 1] - offsets[low]
-                            end = begin + length
-                            at -= 1
-                            out[at, 0] = end - 1
-                            out[at, 1] = low
-                            out[at, 2] = length
-                            low = int(prefix[low])
-                        for i in range(at, kept):
-                            end = out[i, 0] + 1
-                            if not whole[out[i, 1]] or end == total or classes[symbols[end]] != WORD:
-                                out[count] = out[i]
-                                count += 1
+                    first = int(np.int64(table[slot] & np.uint64(0xFFFFFFFF))) - 1
+                    out, count, steps = _standing(
+                        data, offsets, bound, whole, prefix, symbols, classes, begin, first, window, out, count
+                    )
+                    compared += steps
                 slot = (slot + 1) & (len(table) - 1)
         begin += 1
     in_word = begin > 0 and classes[symbols[begin - 1]] == WORD
