@@ -212,7 +212,7 @@ class _Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ProdError(f"cannot keep parts in {folder}: {error.strerror}") from None
+            raise ProdError(f"cannot keep parts in {folder}: {error.strerror}; name a directory") from None
         self._folder = folder
 
     def get(self, key: str) -> Portion | None:
