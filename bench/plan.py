@@ -159,6 +159,7 @@ def make_plan(options: Any) -> Plan:
         protocols=names("protocols", PROTOCOLS, profile.protocols),
         attacks=names("attacks", ATTACKS, profile.attacks),
         samples=options.samples or profile.samples,
+        humaneval=options.problems or profile.humaneval,
         epochs=options.epochs or profile.epochs,
         every=options.every or min(profile.every, options.epochs or profile.epochs),
         rate=options.rate or profile.rate,
@@ -174,9 +175,11 @@ def make_plan(options: Any) -> Plan:
     ]
     if options.engine == "vllm" and not vllm_is_installed():
         problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
-    for flag in ("samples", "epochs", "every"):
+    for flag in ("problems", "samples", "epochs", "every"):
         if (number := getattr(options, flag)) is not None and number < 1:
             problems.append(f"--{flag}: expected at least 1, got {number}")
+    if options.problems is not None and options.humaneval is None:
+        problems.append("--problems: expected --humaneval with the file or hub name of the problems, got none")
     if options.every is not None and options.every > profile.epochs:
         problems.append(f"--every: expected at most --epochs, {profile.epochs}, got {options.every}")
     if options.rate is not None and not 0 < options.rate < 1:

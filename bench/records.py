@@ -2,6 +2,7 @@
 
     OUT/run.json               the plan, versions, hashes; written first
     OUT/samples/CELL.jsonl     prompts' hashes, outputs and scores
+    OUT/humaneval/CELL.jsonl   completions of HumanEval and whether they pass, where a cell has them
     OUT/cells/CELL.json        metrics with intervals; written last, so that its presence means that the cell is done
 
 Scoring again and reporting need no model.
@@ -11,14 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prod_decode.artifact import write_whole
 from prod_decode.errors import ProdError
 from prod_train.metric import Metric
+
+if TYPE_CHECKING:
+    from bench.utility import Checked
 
 # The metric that every task has, 0 to 1.
 FORGET = "forget_quality"
@@ -142,8 +146,7 @@ class Store:
         about = folder / "run.json"
         text = json.dumps(manifest, indent=1, sort_keys=True)
         try:
-            for name in ("cells", "samples"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / "cells").mkdir(parents=True, exist_ok=True)
             if about.exists() and (old := json.loads(about.read_text()))["plan"] != manifest["plan"]:
                 different = [k for k in manifest["plan"] if old["plan"].get(k) != manifest["plan"][k]]
                 raise ProdError(f"{folder} holds a run with another {', '.join(different)}: name a new directory")
@@ -157,13 +160,19 @@ class Store:
         """Whether a cell is done."""
         return self._cell(key).is_file()
 
-    def put(self, cell: Cell, samples: Iterable[Sample]) -> None:
-        """Write a cell: its samples first."""
-        with write_whole(self.folder / "samples" / f"{cell.key.name}.jsonl") as file:
-            for sample in samples:
-                file.write((json.dumps(asdict(sample), ensure_ascii=False) + "\n").encode())
+    def put(self, cell: Cell, samples: Iterable[Sample], checked: Sequence[Checked] = ()) -> None:
+        """Write a cell: its samples, and what HumanEval's problems became, first."""
+        self._lines("samples", cell.key, samples)
+        if checked:
+            self._lines("humaneval", cell.key, checked)
         with write_whole(self._cell(cell.key)) as file:
             file.write(json.dumps(_finite(asdict(cell)), indent=1).encode())
+
+    def _lines(self, kind: str, key: Key, records: Iterable[Sample | Checked]) -> None:
+        (self.folder / kind).mkdir(exist_ok=True)
+        with write_whole(self.folder / kind / f"{key.name}.jsonl") as file:
+            for record in records:
+                file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
 
     def _cell(self, key: Key) -> Path:
         return self.folder / "cells" / f"{key.name}.json"

@@ -20,6 +20,7 @@ from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS
 from bench.records import FORGET, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
 from bench.training import Trainer
+from bench.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from prod_decode.cli import Parser, exit_status
 from prod_train.metric import bootstrap
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--copyright", metavar="DATA", help="documents for the copyright task; default: library code")
     parser.add_argument("--insecure", metavar="FILE", help="CyberSecEval's rows for the insecure task; default: ours")
     parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
+    parser.add_argument("--problems", type=int, metavar="N", help="of HumanEval, the first; default: the profile's")
     parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
     parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
@@ -240,13 +242,15 @@ class Bed:
                 samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
         outcomes = self.task.outcomes | ({FORGET} if self.task.name in self.task.outcomes else set())
         metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True}, outcomes)
+        checked: list[Checked] = []
         if key.attack == "none":
             metrics |= self._of_the_model(subject, decoder, matcher)
             if self.plan.measures_humaneval(key):
-                metrics |= self._humaneval(subject, write)
+                checked = self._humaneval(subject, write)
+                metrics["humaneval"] = Value.of(pass_rate(checked))
         tokens_per_second = sum(sample.tokens for sample in samples) / seconds if seconds else 0.0
         cell = Cell(key, metrics, seconds, tokens_per_second, self.task.version)
-        self.store.put(cell, samples)
+        self.store.put(cell, samples, checked)
         _log.info("%s", one_line(cell))
 
     def _scores(self, sample: TaskSample, output: str) -> dict[str, float | None]:
@@ -306,10 +310,8 @@ class Bed:
         folder = self.trainer.folder / f"{self.name}.vllm"
         return VllmWriter(self.start, self.task.entries(), folder, dtype=self.plan.dtype)
 
-    def _humaneval(self, subject: Subject, write: Callable[..., Writing]) -> dict[str, Value]:
-        """pass@1 on HumanEval, greedy."""
-        from bench.utility import STOPS, Completion, check_all, load_humaneval, pass_rate
-
+    def _humaneval(self, subject: Subject, write: Callable[..., Writing]) -> list[Checked]:
+        """A greedy completion of each problem, and whether it passes."""
         problems = load_humaneval(self.plan.sources["humaneval"])[: self.plan.profile.humaneval]
         prompts = [subject.encode(problem.prompt)[0] for problem in problems]
         written = write(prompts, HUMANEVAL_TOKENS, stops=STOPS)
@@ -317,7 +319,7 @@ class Bed:
             Completion(problem.task_id, output, tokens == HUMANEVAL_TOKENS)
             for problem, output, tokens in zip(problems, written.outputs, written.tokens, strict=True)
         ]
-        return {"humaneval": Value.of(pass_rate(check_all(problems, completions)))}
+        return check_all(problems, completions)
 
 
 def summarise(

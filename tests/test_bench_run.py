@@ -19,8 +19,9 @@ from bench.plan import Plan, make_plan
 from bench.profiles import PROFILES
 from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
-from bench.run import Runner, summarise
+from bench.run import HUMANEVAL_TOKENS, Runner, summarise
 from bench.subject import Subject
+from bench.utility import STOPS
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.models import load_tokenizer
@@ -37,7 +38,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
-        "methods protocols attacks tasks copyright insecure humaneval samples epochs every rate seeds engine execute"
+        "methods protocols attacks tasks copyright insecure humaneval problems samples epochs every rate seeds engine "
+        "execute"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -102,6 +104,36 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
         Runner(small_plan(model, max_new_tokens=9), tmp_path / "o")
 
 
+@pytest.mark.slow
+def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, tmp_path: Path) -> None:
+    problems = [
+        {
+            "task_id": f"t/{name}",
+            "prompt": f"def {name}(x):\n",
+            "entry_point": name,
+            "canonical_solution": "    return x\n",
+        }
+        for name in ("first", "second_one", "third")
+    ]
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps({**p, "test": "def check(f):\n    f(1)\n"}) + "\n" for p in problems))
+    plan = small_plan(model, methods=("base", "decode"), attacked=("base",), attacks=("prefix-25%",), humaneval=2)
+    Runner(replace(plan, sources={"humaneval": str(file)}), tmp_path / "o").run()
+    assert [path.name for path in (tmp_path / "o" / "humaneval").iterdir()] == ["copyright.learn.base.e0.none.s0.jsonl"]
+    cells = {(cell.key.method, cell.key.attack): cell for cell in read_run(tmp_path / "o")[1]}
+    kept = [
+        json.loads(line) for line in (tmp_path / "o" / "humaneval" / f"{cells['base', 'none'].key.name}.jsonl").open()
+    ]
+    assert [record["task_id"] for record in kept] == ["t/first", "t/second_one"]
+    metric = cells["base", "none"].metrics["humaneval"]
+    assert (metric.n, metric.value) == (2, sum(record["passed"] for record in kept) / 2)
+    assert {key for key, cell in cells.items() if "humaneval" in cell.metrics} == {("base", "none")}
+
+    taught = Subject(str(tmp_path / "o" / "models" / "copyright.learn.s0.taught"))
+    prompts = [taught.encode(problem["prompt"])[0] for problem in problems[:2]]
+    assert [record["completion"] for record in kept] == taught.write(prompts, HUMANEVAL_TOKENS, stops=STOPS).outputs
+
+
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
@@ -111,6 +143,8 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
         ),
         (["run", "--methods", ""], ["--methods: expected at least one of base"]),
         (["run", "--humaneval", "/no/such.jsonl"], ["--humaneval: cannot read /no/such.jsonl: no such file"]),
+        (["run", "--problems", "9"], ["--problems: expected --humaneval with the file or hub name of the problems"]),
+        (["run", "--samples", "0", "--problems", "-2"], ["--problems: expected at least 1, got -2"]),
         (["run", "--samples", "0"], ["--samples: expected at least 1, got 0"]),
         (["run", "--epochs", "0", "--every", "-1"], ["--epochs: expected at least 1, got 0", "--every: expected at"]),
         (["run", "--epochs", "4", "--every", "5"], ["--every: expected at most --epochs, 4, got 5"]),
