@@ -446,7 +446,14 @@ def test_executes_through_the_callers_sandbox() -> None:
     task = DeprecatedTask.load(libraries=["numpy", "tensorflow"], execute=execute)
     sample = next(s for s in task.samples if s.id == "numpy.product")
     assert task.score(sample, "prod(shape)\nprint(size").executes is True
-    assert ran[-1].endswith("size = np.prod(shape)\nprint(size)\n")
+    assert ran[-1] == f"{sample.prompt}prod(shape)\n"
+    assert task.score(sample, "prod(\n    shape)\nprint(size)").executes is True
+    assert ran[-1] == f"{sample.prompt}prod(\n    shape)\nprint(size)"
+    count = len(ran)
+    assert task.score(sample, "prod(shape]\nprint(size)\n").executes is False
+    cut = task.score(sample, "prod(sha")
+    assert (cut.executes, cut.reason) == (None, "not executed: the output ends in its first line")
+    assert len(ran) == count
     assert task.score(sample, "alltrue(shape)\n").executes is False
     absent = next(s for s in task.samples if s.metadata["library"] == "tensorflow")
     score = task.score(absent, "print(x)\n")

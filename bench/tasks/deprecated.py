@@ -17,7 +17,7 @@ from bench.tasks.base import Sample, Score, Task, checked_samples, limited
 from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
 from bench.tasks.names import CONVENTIONS, Names
-from bench.tasks.syntax import parse_fragment
+from bench.tasks.syntax import parse_fragment, parses
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_text
@@ -121,7 +121,8 @@ class DeprecatedScore(Score):
         deprecated: whether it uses the deprecated one at all.
         replacement: whether it uses the replacement at all.
         parsed: share of the output's lines of code that parse; None where there is no line of code.
-        executes: whether prompt and output run without an error; None where `reason` says why that was not tried.
+        executes: whether prompt and output run without an error, as far as they parse from the top; False where the
+            output's first line does not; None where `reason` says why that was not tried.
         reason: see above.
     """
 
@@ -139,7 +140,7 @@ class DeprecatedTask(Task[DeprecatedScore]):
     """One prompt an interface."""
 
     name = "deprecated"
-    version = 1
+    version = 2
     higher_is_better: ClassVar[Mapping[str, bool]] = {
         "deprecated": False,
         "replacement": True,
@@ -236,8 +237,10 @@ class DeprecatedTask(Task[DeprecatedScore]):
             return None, "not executed: no sandbox was given"
         if find_spec(pair.library) is None:
             return None, f"not executed: {pair.library} is not installed"
-        fragment = parse_fragment(prompt + output)
-        return self._execute("\n".join(ast.unparse(tree) for tree in fragment.trees) + "\n"), None
+        if "\n" not in output and not parses(prompt + output):
+            return None, "not executed: the output ends in its first line"
+        program = _runnable(prompt, output)
+        return program is not None and self._execute(program), None
 
 
 def sample_of(pair: ApiPair) -> Sample:
@@ -259,6 +262,17 @@ def sample_of(pair: ApiPair) -> Sample:
         "spans": [list(span) for span in prompt.spans],
     }
     return Sample(pair.deprecated, prompt.text, prompt.completion, metadata)
+
+
+def _runnable(prompt: str, output: str) -> str | None:
+    """The most lines of both, from the top, that parse: an output may be cut anywhere.
+
+    None if none of the output's is among them.
+    """
+    lines = (prompt + output).splitlines(keepends=True)
+    first = len(prompt.splitlines()) + prompt.endswith("\n")
+    programs = ("".join(lines[:stop]) for stop in range(len(lines), first - 1, -1))
+    return next(filter(parses, programs), None)
 
 
 def uses(pair: ApiPair, prompt: str, output: str) -> tuple[bool, bool]:
