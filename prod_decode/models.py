@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from prod_decode.errors import ProdError
 
@@ -64,7 +67,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
 
     source, options = _locate(name)
     tokenizer = load_tokenizer(name)
-    if options:
+    if "gguf_file" in options:
         from transformers import GgufConfig
 
         options = {**options, "quantization_config": GgufConfig(dequantize=True)}
@@ -81,7 +84,25 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         if not path.is_file():
             raise ProdError(f"cannot read the model {name}: no such file")
         return str(path.parent), {"gguf_file": path.name}
-    return name, {}
+    return name, {} if path.is_dir() or _hub_is_known() else {"local_files_only": True}
+
+
+def _hub_is_known() -> bool:
+    """Whether the hub's name has an address here.
+
+    Without one, huggingface_hub asks six times, a minute in all, before it looks into its cache. Behind a proxy, which
+    asks for us, nothing can be told and the answer is yes.
+    """
+    from huggingface_hub.constants import ENDPOINT
+
+    url = urlsplit(ENDPOINT)
+    if url.scheme in (proxies := getproxies()) or "all" in proxies:
+        return True
+    try:
+        socket.getaddrinfo(url.hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _load(name: str, load: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Models by name: where nothing is found, and where there is no network."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from prod_decode.errors import ProdError
+from prod_decode.models import load_model, load_tokenizer
+from tests.tiny import save_tiny_model
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The names whose address was asked for, none of which is known; without a proxy."""
+    names: list[object] = []
+
+    def unknown(host: object, *_: object, **__: object) -> None:
+        names.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return names
+
+
+def test_without_a_network_an_unknown_name_is_not_asked_for_again_and_again(asked: list[object]) -> None:
+    for load in (load_tokenizer, load_model):
+        asked.clear()
+        with pytest.raises(ProdError, match=r"cannot load the model 'no/such': .*expected a hub id, a directory"):
+            load("no/such")
+        assert len(asked) <= 3  # a model and its tokenizer once each, and what huggingface_hub asks for itself
+
+
+def test_behind_a_proxy_the_hub_is_left_to_it(asked: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ProdError, match="cannot load the model 'no/such'"):
+        load_tokenizer("no/such")
+    assert not asked
+
+
+def test_a_directory_needs_no_network(asked: list[object], tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    model, tokenizer = load_model(folder)
+    assert model.config.vocab_size >= len(tokenizer)
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no/such.gguf", "cannot read the model no/such.gguf: no such file"), ("", "cannot load the model ''")],
+    ids=["gguf", "empty"],
+)
+def test_what_cannot_be_loaded(asked: list[object], name: str, message: str) -> None:
+    with pytest.raises(ProdError, match=message):
+        load_tokenizer(name)
+    assert len(asked) <= 1
