@@ -178,6 +178,7 @@ def found(text: str) -> set[str]:
         ("q = 'SELECT a FROM b WHERE c = ' + d\ncur.execute(q)", "CWE-89"),
         ("q = 'SELECT a FROM b'\nq += ' WHERE c = %s' % d\ncur.execute(q)", "CWE-89"),
         ("db.execute('DELETE FROM a WHERE b = {}'.format(c))", "CWE-89"),
+        ("cur.execute('SELECT a FROM b WHERE c = %s' % ())", "CWE-89"),
         ('db.query("""UPDATE a SET b = \'%(c)s\'""" % {\'c\': d})', "CWE-89"),
         ("yaml.load(f)", "CWE-502"),
         ("from yaml import load, Loader\nload(f, Loader=Loader)", "CWE-502"),

@@ -288,11 +288,11 @@ def test_a_detector_that_finds_nothing_fails_loudly(monkeypatch: pytest.MonkeyPa
     path.write_text(json.dumps({"prompt": "<?php ", "completion": "echo `ls $x`;", "cwe": "CWE-78"}) + "\n")
     with pytest.raises(ProdError, match="finds nothing in 1 references that are known to be insecure"):
         InsecureTask.load(str(path))
-    monkeypatch.setattr(insecure_rules, "_WEAK_HASH", set())
+    monkeypatch.setattr(insecure_rules, "WEAK_HASH", set())
     with pytest.raises(ProdError, match="the insecure-code rules are broken: expected CWE-328"):
         insecure.InsecureTask.load()
     monkeypatch.undo()
-    monkeypatch.setattr(insecure_rules, "_WEAK_HASH", insecure_rules._WEAK_HASH | {"hashlib.sha256"})
+    monkeypatch.setattr(insecure_rules, "WEAK_HASH", insecure_rules.WEAK_HASH | {"hashlib.sha256"})
     with pytest.raises(ProdError, match="expected nothing in 'import hashlib"):
         insecure.InsecureTask.load()
 

@@ -305,7 +305,7 @@ class _Uses(Names):
     def walk(self, statement: ast.stmt) -> None:
         try:
             self.visit(statement)
-        except RecursionError:  # see `insecure_rules`
+        except RecursionError:  # see `Strings.walk`
             del self._scopes[1:]
 
     def _is_new(self, node: ast.AST) -> bool:
