@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -351,10 +352,12 @@ def steps(material: Material, count: int, *, peers: bool, limit: float) -> list[
     theirs = calls(lambda: scores[:64].masked_fill_(ready_mask, -torch.inf), 10)
     figures.append(distribution(what, "prod_decode", ours))
     figures.append(distribution(what, "torch masked_fill_", theirs, against=ours))
-    text = torch.from_numpy(walk[: 8 * 64].reshape(8, 64).copy())
+    text = torch.from_numpy(walk[: 8 * 128].reshape(8, 128).copy())
     processor = ProdLogitsProcessor(matcher)
     what = f"processor call, {size}, B=8"
-    ours = calls(lambda: processor(text, scores[:8]), 100)
+    # As in `generate` the text grows by a column a call; the first call of a round, which reads it all, does not count.
+    growing = cycle([text[:, :length].clone() for length in range(64, 129)])
+    ours = calls(lambda: processor(next(growing), scores[:8]), 64)
     figures.append(distribution(what, "prod_decode", ours))
     return figures + (step_peers(material, lines, what, text, scores[:8], ours, limit) if peers else [])
 
