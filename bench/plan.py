@@ -16,6 +16,7 @@ from bench.profiles import ATTACKS, DECODERS, ON_WEIGHTS, PROFILES, PROTOCOLS, T
 from bench.records import Key
 from bench.sandbox import choose_isolation
 from prod_decode import __version__
+from prod_decode.entries import SHORTEST_QUOTE
 from prod_decode.errors import ProdError
 
 # A method of `prod_train` with our decoder on top.
@@ -163,6 +164,8 @@ def make_plan(options: Any) -> Plan:
         epochs=options.epochs or profile.epochs,
         every=options.every or min(profile.every, options.epochs or profile.epochs),
         rate=options.rate or profile.rate,
+        retain=options.retain or profile.retain,
+        max_quote=options.max_quote or profile.max_quote,
         seeds=seeds(),
     )
     tasks = names("tasks", TASKS, TASKS)
@@ -184,6 +187,8 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--every: expected at most --epochs, {profile.epochs}, got {options.every}")
     if options.rate is not None and not 0 < options.rate < 1:
         problems.append(f"--rate: expected a number between 0 and 1, got {options.rate}")
+    if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
+        problems.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
     if options.execute:
         try:
             choose_isolation()

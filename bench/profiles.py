@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
-from prod_train.config import METHODS
+from prod_train.config import METHODS, Config
 
 # At decode time, in `bench.decoders`.
 DECODERS = ("base", "decode", "bad-words", "memfree")
@@ -34,6 +35,9 @@ class Profile:
         humaneval: problems, 0 for none, None for all; only with `--humaneval`.
         humaneval_each: for every cell without attack; else for the methods of `attacked`, after their last epoch.
         rate: learning rate of unlearning.
+        retain: whether every method keeps to the taught model on as many other functions as are held out, and not only
+            one that cannot do without.
+        max_quote: characters between the places that prod-surgical prohibits.
     """
 
     samples: int | None
@@ -52,6 +56,13 @@ class Profile:
     humaneval: int | None
     humaneval_each: bool
     rate: float = 3e-4
+    retain: bool = False
+    max_quote: int = Config.max_quote
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Of the fields that were added later, by name."""
+        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
 _PREFIXES = ("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%")

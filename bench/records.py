@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,12 +132,13 @@ class Cell:
 class Store:
     """The directory of a run."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
         """Open or begin.
 
         Args:
             folder: made if missing.
             manifest: what the run is, JSON-able; a directory of another plan is refused.
+            defaults: what a plan says that was made before there was a choice.
 
         Raises:
             ProdError: the directory cannot be written or holds another run.
@@ -147,8 +148,8 @@ class Store:
         text = json.dumps(manifest, indent=1, sort_keys=True)
         try:
             (folder / "cells").mkdir(parents=True, exist_ok=True)
-            if about.exists() and (old := json.loads(about.read_text()))["plan"] != manifest["plan"]:
-                different = [k for k in manifest["plan"] if old["plan"].get(k) != manifest["plan"][k]]
+            old = {**(defaults or {}), **json.loads(about.read_text())["plan"]} if about.exists() else manifest["plan"]
+            if different := [k for k in manifest["plan"] if old.get(k) != manifest["plan"][k]]:
                 raise ProdError(f"{folder} holds a run with another {', '.join(different)}: name a new directory")
             if not about.exists():
                 with write_whole(about) as file:

@@ -16,7 +16,7 @@ import numpy as np
 from bench.decoders import MAKERS
 from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
-from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS
+from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS, Profile
 from bench.records import FORGET, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
 from bench.training import Trainer
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
     parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default 3e-4")
+    parser.add_argument("--retain", action="store_true", help="all methods with a retain set, not graddiff alone")
+    parser.add_argument("--max-quote", type=int, metavar="N", help="of prod-surgical, characters; default 24")
     parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
     parser.add_argument(
@@ -97,7 +99,8 @@ class Runner:
             ProdError: `out` holds a run of another plan.
         """
         self.plan = plan
-        self.store = Store(out, {"plan": plan.to_dict(), "environment": environment()})
+        manifest = {"plan": plan.to_dict(), "environment": environment()}
+        self.store = Store(out, manifest, defaults=Profile.defaults())
         self.trainer = Trainer(out / "models", plan.profile.rate, plan.dtype, progress=progress)
 
     def run(self) -> None:
@@ -200,7 +203,11 @@ class Bed:
 
     def _adapters(self, method: str) -> dict[int, Path]:
         profile = self.plan.profile
-        options = {"retain": self.trainer.retained(profile.held_out)} if method == "graddiff" else {}
+        options: dict[str, Any] = {}
+        if profile.retain or method == "graddiff":
+            options["retain"] = self.trainer.retained(profile.held_out)
+        if method == "prod-surgical":
+            options["max_quote"] = profile.max_quote
         return self.trainer.unlearned(
             self.start,
             self.forget,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
 from bench.run import HUMANEVAL_TOKENS, Runner, summarise
 from bench.subject import Subject
-from bench.utility import STOPS
+from bench.utility import STOPS, Checked
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.models import load_tokenizer
@@ -39,7 +41,7 @@ def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
         "methods protocols attacks tasks copyright insecure humaneval problems samples epochs every rate seeds engine "
-        "execute"
+        "execute retain max_quote"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -73,11 +75,11 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
 
     put, calls = Store.put, []
 
-    def stop(self: Store, cell: Cell, samples: list[Sample]) -> None:
+    def stop(self: Store, cell: Cell, samples: list[Sample], checked: Sequence[Checked]) -> None:
         calls.append(cell.key)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        put(self, cell, samples)
+        put(self, cell, samples, checked)
 
     monkeypatch.setattr(Store, "put", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -102,6 +104,33 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "cells").iterdir()} == times
     with pytest.raises(ProdError, match="holds a run with another max_new_tokens"):
         Runner(small_plan(model, max_new_tokens=9), tmp_path / "o")
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path: Path) -> None:
+    plan = planned()
+    Runner(plan, tmp_path)
+    about = json.loads((tmp_path / "run.json").read_text())
+    for name in ("retain", "max_quote"):
+        del about["plan"][name]
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    Runner(plan, tmp_path)
+    with pytest.raises(ProdError, match="holds a run with another max_quote: name a new directory"):
+        Runner(planned(max_quote=12), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_retain_set_and_the_spacing_reach_the_training(model: str, tmp_path: Path) -> None:
+    plan = small_plan(
+        model, methods=("prod", "prod-surgical"), attacked=(), epochs=1, retain=True, max_quote=12, samples=1
+    )
+    Runner(plan, tmp_path).run()
+    found = {
+        method: yaml.safe_load(next(tmp_path.glob(f"models/*.{method}.s0/config.yaml")).read_text())
+        for method in plan.profile.methods
+    }
+    retained = str(tmp_path / "models" / "retained-2.jsonl")
+    assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
+    assert found["prod-surgical"]["max_quote"] == 12
 
 
 @pytest.mark.slow
@@ -149,6 +178,7 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
         (["run", "--epochs", "0", "--every", "-1"], ["--epochs: expected at least 1, got 0", "--every: expected at"]),
         (["run", "--epochs", "4", "--every", "5"], ["--every: expected at most --epochs, 4, got 5"]),
         (["run", "--rate", "3"], ["--rate: expected a number between 0 and 1, got 3.0"]),
+        (["run", "--max-quote", "3"], ["--max-quote: expected at least 6 characters, got 3"]),
         (["run", "--seeds", "0,x"], ["--seeds: expected whole numbers from 0, got '0,x'"]),
         (["compare", "/no/such", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
         (["report", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
@@ -167,8 +197,11 @@ def test_mistakes_are_one_line_and_status_2(
 def test_flags_change_the_profile() -> None:
     small = planned()
     assert (small.profile.epochs, small.profile.every, small.profile.rate, small.profile.seeds) == (6, 3, 3e-4, (0,))
+    assert (small.profile.retain, small.profile.max_quote, small.profile.humaneval) == (False, 24, 164)
     changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
+    changed = planned(retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
+    assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
     assert {key.epoch for key in planned(epochs=8, every=2).all_keys()} == {0, 2, 4, 6, 8}
     assert {key.seed for key in planned(seeds="0,2").all_keys()} == {0, 2}
     assert planned(epochs=2).epochs("prod") == [2]
