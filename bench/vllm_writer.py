@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prod_decode.blocklist import Blocklist
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.config import Config
+from prod_train.evaluate import ending_ids
 
 _BLOCKLIST = "task"
 # Tokens of a prompt and its output, and of the prompts of a step; and requests of a step.
@@ -91,14 +93,15 @@ class VllmWriter:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         extra: dict[str, Any] = {"extra_args": {"prod_blocklists": [_BLOCKLIST]}} if guarded else {}
+        tokenizer = self._llm.get_tokenizer()
+        ends = ending_ids(tokenizer)
         params = [
             SamplingParams(
                 temperature=temperature,
                 max_tokens=max_new_tokens,
                 seed=1_000_003 * seed + number if temperature else None,
                 stop=list(stops),
-                include_stop_str_in_output=True,
-                skip_special_tokens=False,
+                stop_token_ids=sorted(ends),
                 **extra,
             )
             for number in range(len(prompts))
@@ -118,10 +121,8 @@ class VllmWriter:
                 "--engine transformers in another --out"
             ) from error
         seconds = time.perf_counter() - begun
-        first = [request.outputs[0] for request in found]
-        # An EOS is counted, but no part of the text.
-        tokens = [len(o.token_ids) - (o.finish_reason == "stop" and o.stop_reason is None) for o in first]
-        return Writing([output.text for output in first], tokens, seconds)
+        written = [list(takewhile(lambda token: token not in ends, request.outputs[0].token_ids)) for request in found]
+        return Writing([tokenizer.decode(tokens) for tokens in written], list(map(len, written)), seconds)
 
     def close(self) -> None:
         """End the engine's processes."""

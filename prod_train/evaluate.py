@@ -207,7 +207,7 @@ def continuations(
     temperature: float = 0.0,
     stops: Sequence[str] = (),
 ) -> list[list[int]]:
-    """What a model writes after each prompt; EOS and later left out.
+    """What a model writes after each prompt; from the first special token on left out.
 
     Args:
         model: a transformers model, or an adapter around one; its own generation settings are not used.
@@ -225,6 +225,7 @@ def continuations(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
         mask[i, width - len(prompt) :] = 1
+    ends = ending_ids(tokenizer)
     sampled = temperature > 0
     output = model.generate(
         input_ids=ids.to(model.device),
@@ -238,10 +239,10 @@ def continuations(
         top_p=1.0 if sampled else None,
         top_k=0 if sampled else None,
         pad_token_id=pad,
+        eos_token_id=sorted(ends),
         logits_processor=list(processors),
         stopping_criteria=[_Stops(stops, tokenizer, width)] if stops else None,
     )[:, width:].tolist()
-    ends = {tokenizer.eos_token_id, pad}
     return [list(takewhile(lambda token: token not in ends, tokens)) for tokens in output]
 
 
@@ -338,6 +339,16 @@ def _moved(
         parts["kl"].append((t.exp() * (t - z)).sum(-1).clamp(min=0))
         parts["agreement"].append((z.argmax(-1) == t.argmax(-1)).float())
     return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def ending_ids(tokenizer: Any) -> set[int]:
+    """The ids that end a text: every special token, the padding's among them.
+
+    A tokenizer names one as its EOS: that of Qwen2.5-Coder ends a turn of a chat, and a file ends with `<|endoftext|>`.
+    """
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {tokenizer.eos_token_id, tokenizer.pad_token_id, padding_id(tokenizer)}
+    return {token_id for token_id in special | named if token_id is not None}
 
 
 def padding_id(tokenizer: Any) -> int:

@@ -61,6 +61,25 @@ def test_rows_end_with_the_token_that_completes_a_stop_in_their_output(tiny):
     assert all(ended)
 
 
+def test_rows_end_at_any_special_token():
+    model, tokenizer = load_model("bundled", dtype="float32", device="cpu")
+    separator = tokenizer.convert_tokens_to_ids("<file_sep>")
+    assert separator not in (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    prompts = [np.array(tokenizer(text)["input_ids"]) for text in ("import os\n", "def f(x):\n")]
+
+    def separate(ids, scores):
+        """Ends the first row after three tokens of output, the second after five."""
+        for row in range(2):
+            if ids.shape[1] == max(map(len, prompts)) + 3 + 2 * row:
+                scores[row] = -torch.inf
+                scores[row, separator] = 0.0
+        return scores
+
+    free = continuations(model, tokenizer, prompts, 8)
+    assert [len(tokens) for tokens in free] == [8, 8]
+    assert continuations(model, tokenizer, prompts, 8, [separate]) == [free[0][:3], free[1][:5]]
+
+
 def test_a_row_that_the_model_wrote_itself_is_recited_in_full(tiny):
     prompt = tiny.rows[0].ids[: tiny.rows[0].start]
     ids = np.array(greedy(tiny, prompt, 12))

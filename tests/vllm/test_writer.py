@@ -11,12 +11,15 @@ from peft import LoraConfig, get_peft_model
 from vllm import LLM  # noqa: F401  (before the modules that load numba: see docs/vllm.md)
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from bench import vllm_writer
 from bench.decoders import decode_prod
 from bench.subject import Subject, Writing
 from bench.vllm_writer import VllmWriter
 from prod_decode import Entry
 from prod_decode.errors import ProdError
 from prod_decode.models import load_model
+from prod_train import evaluate
+from prod_train.evaluate import ending_ids
 from tests.vllm.engine import ENVIRONMENT, PROMPTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -86,6 +89,22 @@ def test_stops_and_samples(writer: VllmWriter, prompts: list[list[int]]) -> None
     )
     assert first == again
     assert first != other
+
+
+def test_rows_end_at_every_ending_id(
+    writer: VllmWriter, subject: Subject, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (newline,) = subject.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    free = writer.write(prompts, TOKENS, guarded=False)
+    with_newline = ending_ids(subject.tokenizer) | {newline}
+    for module in (vllm_writer, evaluate):
+        monkeypatch.setattr(module, "ending_ids", lambda _: with_newline)
+    subject.adapt(None)
+    ours, theirs = writer.write(prompts, TOKENS, guarded=False), subject.write(prompts, TOKENS)
+    pairs = list(zip(ours.outputs, ours.tokens, theirs.outputs, theirs.tokens, strict=True))
+    # As above, one may fall out differently.
+    assert sum((a, m) == (b, n) for a, m, b, n in pairs) >= len(prompts) - 1, pairs
+    assert sum(ours.tokens) < sum(free.tokens)
 
 
 def test_an_engine_that_has_died_is_one_line(
