@@ -38,6 +38,7 @@ class Profile:
         retain: whether every method keeps to the taught model on as many other functions as are held out, and not only
             one that cannot do without.
         max_quote: characters between the places that prod-surgical prohibits.
+        batch_size: rows a step of training.
     """
 
     samples: int | None
@@ -58,6 +59,7 @@ class Profile:
     rate: float = 3e-4
     retain: bool = False
     max_quote: int = Config.max_quote
+    batch_size: int = 2
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -74,9 +76,9 @@ PROFILES = {
     "smoke": Profile(
         samples=4,
         held_out=4,
-        learn_epochs=20,
-        epochs=12,
-        every=12,
+        learn_epochs=14,
+        epochs=8,
+        every=8,
         max_new_tokens=96,
         max_line_tokens=32,
         methods=("base", "decode", "prod", "npo", "ga", "prod+decode"),
@@ -87,6 +89,7 @@ PROFILES = {
         seeds=(0,),
         humaneval=20,
         humaneval_each=False,
+        batch_size=1,
     ),
     "small": Profile(
         samples=20,

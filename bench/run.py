@@ -101,7 +101,8 @@ class Runner:
         self.plan = plan
         manifest = {"plan": plan.to_dict(), "environment": environment()}
         self.store = Store(out, manifest, defaults=Profile.defaults())
-        self.trainer = Trainer(out / "models", plan.profile.rate, plan.dtype, progress=progress)
+        profile = plan.profile
+        self.trainer = Trainer(out / "models", profile.rate, plan.dtype, profile.batch_size, progress=progress)
 
     def run(self) -> None:
         """Measure every cell.

@@ -121,7 +121,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_retain_set_and_the_spacing_reach_the_training(model: str, tmp_path: Path) -> None:
+def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) -> None:
     plan = small_plan(
         model, methods=("prod", "prod-surgical"), attacked=(), epochs=1, retain=True, max_quote=12, samples=1
     )
@@ -133,6 +133,7 @@ def test_a_retain_set_and_the_spacing_reach_the_training(model: str, tmp_path: P
     retained = str(tmp_path / "models" / "retained-2.jsonl")
     assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
     assert found["prod-surgical"]["max_quote"] == 12
+    assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
 
 
 @pytest.mark.slow
