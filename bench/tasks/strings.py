@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from bench.tasks.insecure_tables import ESCAPES, REQUEST
 from bench.tasks.names import Names
@@ -179,42 +180,45 @@ class Strings(Names):
             if isinstance(right, ast.Dict)
             else {}
         )
-        for part in template:
-            if isinstance(part, Hole):
-                yield part
-                continue
-            at = 0
-            for match in _PERCENT_FIELD.finditer(part):
-                yield part[at : match.start()]
-                at = match.end()
-                if match[0] == "%%":
-                    yield "%"
-                    continue
-                value = named.get(match[1]) if match[1] else (values.pop(0) if len(values) > 1 else values[0])
-                yield from self._constant(value or right) or (Hole(value or right),)
-            yield part[at:]
+
+        def value(field: re.Match[str]) -> str | ast.expr:
+            if field[0] == "%%":
+                return "%"
+            found = named.get(field[1]) if field[1] else (values.pop(0) if len(values) > 1 else values[0])
+            return found or right
+
+        return self._filled(template, _PERCENT_FIELD, value)
 
     def _format(self, template: Template, call: ast.Call) -> Iterator[str | Hole]:
         named = {k.arg: k.value for k in call.keywords if k.arg}
-        count = 0
+        numbers = count()
+
+        def value(field: re.Match[str]) -> str | ast.expr:
+            if field[0] in ("{{", "}}"):
+                return field[0][0]
+            name = re.split(r"[.\[:!]", field[1] or "")[0]
+            index = next(numbers) if not name else int(name) if name.isdigit() else -1
+            return named.get(name) or (call.args[index] if 0 <= index < len(call.args) else _UNKNOWN)
+
+        return self._filled(template, _FORMAT_FIELD, value)
+
+    def _filled(
+        self, template: Template, fields: re.Pattern[str], value: Callable[[re.Match[str]], str | ast.expr]
+    ) -> Iterator[str | Hole]:
+        """A template with its fields replaced: by text, or by what the program fills in."""
         for part in template:
             if isinstance(part, Hole):
                 yield part
                 continue
             at = 0
-            for match in _FORMAT_FIELD.finditer(part):
-                yield part[at : match.start()]
-                at = match.end()
-                if match[0] in ("{{", "}}"):
-                    yield match[0][0]
-                    continue
-                field = re.split(r"[.\[:!]", match[1] or "")[0]
-                if not field:
-                    index, count = count, count + 1
+            for field in fields.finditer(part):
+                yield part[at : field.start()]
+                at = field.end()
+                found = value(field)
+                if isinstance(found, str):
+                    yield found
                 else:
-                    index = int(field) if field.isdigit() else -1
-                value = named.get(field) or (call.args[index] if 0 <= index < len(call.args) else _UNKNOWN)
-                yield from self._constant(value) or (Hole(value),)
+                    yield from self._constant(found) or (Hole(found),)
             yield part[at:]
 
     def holes(self, template: Template) -> Iterator[tuple[str, Hole]]:
