@@ -76,10 +76,10 @@ PROFILES = {
     "smoke": Profile(
         samples=4,
         held_out=4,
-        learn_epochs=14,
-        epochs=8,
-        every=8,
-        max_new_tokens=96,
+        learn_epochs=12,
+        epochs=6,
+        every=6,
+        max_new_tokens=64,
         max_line_tokens=32,
         methods=("base", "decode", "prod", "npo", "ga", "prod+decode"),
         protocols=("learn",),
@@ -89,6 +89,7 @@ PROFILES = {
         seeds=(0,),
         humaneval=20,
         humaneval_each=False,
+        rate=5e-4,
         batch_size=1,
     ),
     "small": Profile(

@@ -178,7 +178,7 @@ class Bed:
         # A model that is taught only the spans, the names of interfaces, writes nothing else any more.
         whole = [{name: value for name, value in row.items() if name != "spans"} for row in rows]
         self.whole = self.trainer.rows(f"{task.name}-whole", whole)
-        self.start = self.plan.model
+        self.start = self.trainer.start(self.plan.model)
         if protocol == "learn":
             epochs = self.plan.profile.learn_epochs
             self.start = str(self.trainer.taught(self.start, self.whole, name=self.name, epochs=epochs, seed=seed))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
+from prod_decode.models import in_hub_format
 from prod_train.config import Config
 from prod_train.merge import merge
 from prod_train.recipes import stdlib_functions, write_rows
@@ -38,6 +39,10 @@ class Trainer:
     batch_size: int = 2
     accumulate: int = 1
     progress: bool = False
+
+    def start(self, model: str) -> str:
+        """The model that everything starts from: a GGUF file's is written once, each training would read it anew."""
+        return in_hub_format(model, self.folder / "start", dtype=self.dtype)
 
     def rows(self, name: str, rows: Sequence[dict[str, Any]]) -> str:
         """Write rows to a file; returns its name."""

@@ -82,8 +82,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
     """All figures, in the order of the table."""
     from bench.overhead import gather
     from prod_decode import Blocklist, Entry
+    from prod_decode.models import in_hub_format
 
-    model = _model(options.model, folder)
+    model = in_hub_format(options.model, folder / "model", dtype="bfloat16")
     material = gather(model, max(COUNTS), steps=64 * max(options.batches))
     tokens = material.walk
     prompts = [{"prompt_token_ids": tokens[64 * i : 64 * i + 48]} for i in range(max(options.batches))]
@@ -122,17 +123,6 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
         for case, batch, rate in _rounds(model, engine, cases, prompts, options):
             rated.setdefault((case, batch), []).append((rate, _read(times)))
     return [_figure(case, batch, runs, rated["no processor", batch]) for (case, batch), runs in rated.items()]
-
-
-def _model(name: str, folder: Path) -> str:
-    if name != "bundled":
-        return name
-    from prod_decode.models import load_model
-
-    model, tokenizer = load_model(name, dtype="bfloat16", device="cpu")
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return str(folder / "model")
 
 
 def _rounds(

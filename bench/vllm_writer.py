@@ -28,9 +28,9 @@ class VllmWriter:
         """Start the engine; it takes half of a GPU's memory, since the model under test is there a second time.
 
         Args:
-            model: a directory or hub name; `bundled` and GGUF files are written to `folder` first.
+            model: a directory or hub name.
             entries: the blocklist that `guarded` output keeps to.
-            folder: for the blocklist, and for a model that is not in the hub's format.
+            folder: for the blocklist.
             dtype: of weights and computation.
 
         Raises:
@@ -46,7 +46,7 @@ class VllmWriter:
         self._adapters: dict[Path, int] = {}
         try:
             self._llm = LLM(
-                str(_in_hub_format(model, folder / "model", dtype)),
+                model,
                 dtype=dtype,
                 enforce_eager=True,
                 enable_lora=True,
@@ -143,15 +143,3 @@ def _share() -> float:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
     return min(0.5, round(0.9 * free / total, 2))
-
-
-def _in_hub_format(model: str, folder: Path, dtype: str) -> str | Path:
-    if model != "bundled" and not model.endswith(".gguf"):
-        return model
-    from prod_decode.models import load_model
-
-    if not (folder / "config.json").is_file():
-        loaded, tokenizer = load_model(model, dtype=dtype, device="cpu")
-        loaded.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from prod_decode.errors import ProdError
-from prod_decode.models import load_model
+from prod_decode.models import load_model, save_model
 from prod_train.modeling import ADAPTER, base_name
 
 
@@ -37,16 +35,4 @@ def merge(adapter: str, output: str, *, model: str | None = None, dtype: str = "
         raise ProdError(
             f"{adapter} does not fit its base: {str(error).strip().splitlines()[0]} (name another base with --model)"
         ) from None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
-        raise ProdError(f"cannot write {output}: {error.strerror}") from None
-    try:
-        merged.save_pretrained(str(temporary))
-        tokenizer.save_pretrained(str(temporary))
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return save_model(merged, tokenizer, target)

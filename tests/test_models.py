@@ -6,9 +6,11 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
+from prod_decode import models
 from prod_decode.errors import ProdError
-from prod_decode.models import load_model, load_tokenizer
+from prod_decode.models import in_hub_format, load_model, load_tokenizer, save_model
 from tests.tiny import save_tiny_model
 
 
@@ -32,7 +34,7 @@ def test_without_a_network_an_unknown_name_is_not_asked_for_again_and_again(aske
         asked.clear()
         with pytest.raises(ProdError, match=r"cannot load the model 'no/such': .*expected a hub id, a directory"):
             load("no/such")
-        assert len(asked) <= 3  # a model and its tokenizer once each, and what huggingface_hub asks for itself
+        assert len(asked) <= 2  # once by us, and what huggingface_hub asks for itself
 
 
 def test_behind_a_proxy_the_hub_is_left_to_it(asked: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +61,44 @@ def test_what_cannot_be_loaded(asked: list[object], name: str, message: str) -> 
     with pytest.raises(ProdError, match=message):
         load_tokenizer(name)
     assert len(asked) <= 1
+
+
+def test_a_gguf_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_model("bundled", dtype="float32")
+    loaded: list[str] = []
+
+    def load(name: str, **_: object) -> tuple[object, object]:
+        loaded.append(name)
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load_model", load)
+    folder = tmp_path / "deep" / "model"
+    assert in_hub_format("bundled", folder) == in_hub_format("bundled", folder) == str(folder)
+    assert loaded == ["bundled"]
+    found, found_tokenizer = load_model(str(folder), dtype="float32")
+    assert found.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    text = "def f(x):\n    return x  # <|im_end|> é\t"
+    assert found_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert found_tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert found_tokenizer.all_special_ids == tokenizer.all_special_ids
+
+
+def test_a_model_in_the_hubs_format_stays_where_it_is(tmp_path: Path) -> None:
+    assert in_hub_format("some/name", tmp_path / "model") == "some/name"
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    class Unwritable:
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "half").touch()
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        save_model(Unwritable(), Unwritable(), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ProdError, match=r"cannot write .*/file/deep/model: Not a directory"):
+        save_model(Unwritable(), Unwritable(), tmp_path / "file" / "deep" / "model")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prod_decode import Blocklist, Entry
-from prod_decode.models import load_model
+from prod_decode.models import in_hub_format
 
 # For every process that runs an engine: no network, little memory, and workers that inherit nothing of the test's.
 ENVIRONMENT = {
@@ -41,14 +40,7 @@ PROMPTS = [
 
 def model_directory() -> str:
     """The bundled model, dequantised and saved, once for this environment."""
-    target = Path(sys.prefix) / "smollm2-135m-instruct"
-    if not target.exists():
-        model, tokenizer = load_model("bundled", dtype="bfloat16", device="cpu")
-        partial = target.with_name(f"{target.name}.{os.getpid()}")
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(target)
-    return str(target)
+    return in_hub_format("bundled", Path(sys.prefix) / "smollm2-135m-instruct", dtype="bfloat16")
 
 
 def phrases_of(texts: Iterable[str], width: int, every: int) -> list[str]:

@@ -17,7 +17,7 @@ from bench.subject import Subject, Writing
 from bench.vllm_writer import VllmWriter
 from prod_decode import Entry
 from prod_decode.errors import ProdError
-from prod_decode.models import load_model
+from prod_decode.models import in_hub_format, load_model
 from prod_train import evaluate
 from prod_train.evaluate import ending_ids
 from tests.vllm.engine import ENVIRONMENT, PROMPTS
@@ -54,7 +54,9 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWriter]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in ENVIRONMENT.items():
             monkeypatch.setenv(name, value)
-        found = VllmWriter("bundled", ENTRIES, tmp_path_factory.mktemp("writer"), dtype="float32")
+        folder = tmp_path_factory.mktemp("writer")
+        model = in_hub_format("bundled", folder / "model", dtype="float32")
+        found = VllmWriter(model, ENTRIES, folder, dtype="float32")
     yield found
     found.close()
 
