@@ -45,7 +45,8 @@ def bootstrap(values: NDArray[np.float64], weights: NDArray[np.float64], higher_
     """
     drawn = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
     means = (values * weights)[drawn].sum(-1) / weights[drawn].sum(-1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    # One of the means, not a point between two, which may be infinite.
+    low, high = np.percentile(means, [2.5, 97.5], method="inverted_cdf")
     return Metric(float((values * weights).sum() / weights.sum()), float(low), float(high), len(values), higher_is)
 
 

@@ -175,3 +175,8 @@ def test_bootstrap_intervals():
     assert bootstrap(np.ones(3), np.ones(3), "better").to_dict() == {
         "value": 1.0, "low": 1.0, "high": 1.0, "n": 3, "higher_is": "better"
     }  # fmt: skip
+
+
+def test_an_infinite_row_makes_no_interval_of_nans():
+    metric = bootstrap(np.array([0.5, np.inf, 0.5, 0.5]), np.ones(4), "worse")
+    assert (metric.value, metric.low, metric.high) == (np.inf, 0.5, np.inf)
