@@ -110,14 +110,19 @@ def draw_pareto(axes: Axes, cells: Sequence[Cell], task: str) -> None:
 
 
 def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
-    """Forget quality (solid) and utility (dashed) by epoch."""
+    """Forget quality (solid) and utility (dashed) by epoch; epoch 0 is what a training begins with."""
     utility = utility_of(cells)
-    for number, series in enumerate(s for s in series_of(cell.key for cell in cells) if s.trained):
+    known = series_of(cell.key for cell in cells)
+    starts = {(series.method, series.protocol): series for series in known if not series.trained}
+    for number, series in enumerate(s for s in known if s.trained):
+        start = starts.get(("decode" if series.method.endswith(DECODED) else "base", series.protocol))
         for name, style in ((FORGET, "-"), (utility, "--")):
             line = by_epoch(cells, series, name)
             if line:
+                begun = by_epoch(cells, start, name) if start else []
                 label = series.label if name == FORGET else None
-                axes.plot(*_columns(line), style, marker=".", color=_COLORS[number % len(_COLORS)], label=label)
+                color = _COLORS[number % len(_COLORS)]
+                axes.plot(*_columns([*begun, *line]), style, marker=".", color=color, label=label)
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
     axes.set_title(f"{task}: forget quality (solid), {UTILITIES[utility]} (dashed)")

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from bench.plan import Plan
+from bench.plots import draw_epochs
 from bench.profiles import PROFILES
 from bench.records import Cell, Key, Store, Value
 from bench.report import report
@@ -109,6 +111,23 @@ def test_the_page_shows_figures_and_says_missing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("insecure-*"))
     missing = sum(1 for _ in PLAN.all_keys()) - 5
     assert f"<strong>{missing} planned cells are missing</strong>" in page
+
+
+def test_a_line_by_epoch_begins_with_what_the_training_began_with() -> None:
+    begun = [cell(key("base", 0), utility=1.0, quality=0.0), cell(key("decode", 0), utility=0.9, quality=0.5)]
+    trained = [cell(key(name, epoch)) for name in ("prod", "prod+decode") for epoch in (2, 4)]
+    axes = Figure().subplots()
+    draw_epochs(axes, [*begun, *trained], "copyright")
+    lines = [list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()]
+    assert lines == [
+        [(0, 0.0), (2, 0.25), (4, 0.25)],
+        [(0, 1.0), (2, 0.5), (4, 0.5)],
+        [(0, 0.5), (2, 0.25), (4, 0.25)],
+        [(0, 0.9), (2, 0.5), (4, 0.5)],
+    ]
+    axes = Figure().subplots()
+    draw_epochs(axes, trained[:2], "copyright")
+    assert [len(line.get_xdata()) for line in axes.get_lines()] == [2, 2]
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
