@@ -180,7 +180,7 @@ def _tokenizer(name: str) -> Any:
     from transformers.integrations.mistral.tokenizer import MistralConverter
 
     file = Path(spec.origin).parent / "data" / "tekken_240911.json"
-    return PreTrainedTokenizerFast(tokenizer_object=MistralConverter(str(file)).converted())
+    return PreTrainedTokenizerFast(tokenizer_object=MistralConverter(str(file)).converted(), eos_token="</s>")
 
 
 def measure(material: Material, counts: Iterable[int], *, peers: bool, limit: float) -> list[Figure]:

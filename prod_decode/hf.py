@@ -218,22 +218,19 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 newest = None
         if newest is not None:
             padded = self.matcher.vocabulary.kinds[newest] == SPECIAL
-            self._over = np.isin(newest, self.eos_ids) | (self._over & padded)
+            ended = (newest[:, None] == self.eos_ids).any(1)
+            self._over = ended | (self._over & padded)
         else:
             self._read(input_ids.cpu().numpy().astype(np.int64))
         # Kept as a clone: transformers may write to what it passed.
         self._ids = None if len(self._unreadable) else input_ids.clone()
 
     def _newest(self, input_ids: Tensor) -> NDArray[np.int64] | None:
-        """The last column, int64 [B], if the columns before it are those of the last call; fetched in one transfer."""
-        before = self._ids
-        if before is None or before.device != input_ids.device or before.shape != input_ids[:, :-1].shape:
+        """The last column, int64 [B], if the columns before it are those of the last call."""
+        before, (count, length) = self._ids, input_ids.shape
+        if before is None or before.device != input_ids.device or before.shape != (count, length - 1):
             return None
-        if not input_ids.shape[1]:
-            return None
-        follows = (before == input_ids[:, :-1]).all().reshape(1).to(input_ids.dtype)
-        fetched = torch.cat([input_ids[:, -1], follows]).cpu().numpy().astype(np.int64)
-        return fetched[:-1] if fetched[-1] else None
+        return _last_column(before, input_ids) if before.device.type == "cpu" else _fetched_column(before, input_ids)
 
     def _read(self, token_ids: NDArray[np.int64]) -> None:
         """Compute the states from whole texts, int64 [B, T]."""
@@ -308,6 +305,19 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 mass = float(probs[torch.from_numpy(out).to(probs.device, torch.int64)].sum())
                 self.on_ban(Ban(row, position, token_id, float(probs[token_id]), mass, entries))
         return top
+
+
+def _last_column(before: Tensor, ids: Tensor) -> NDArray[np.int64] | None:
+    """The last column of `ids`, [B, T], if the others are `before`, on the host; NumPy takes a fourth of the time."""
+    columns = ids.numpy()
+    return columns[:, -1].astype(np.int64) if np.array_equal(before.numpy(), columns[:, :-1]) else None
+
+
+def _fetched_column(before: Tensor, ids: Tensor) -> NDArray[np.int64] | None:
+    """The same on any device, in one transfer."""
+    follows = (before == ids[:, :-1]).all().reshape(1).to(ids.dtype)
+    fetched = torch.cat([ids[:, -1], follows]).cpu().numpy().astype(np.int64)
+    return fetched[:-1] if fetched[-1] else None
 
 
 def _renormalize(masked: Tensor, scores: Tensor, candidates: NDArray[np.intp]) -> Tensor:

@@ -9,6 +9,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
 from prod_decode import Blocklist, Entry, Matcher, ProdError, ProdLogitsProcessor, Vocabulary
 from prod_decode.automaton import Automaton
-from prod_decode.hf import Ban
+from prod_decode.hf import Ban, _fetched_column, _last_column
 from prod_decode.masking import prod_distribution
 from prod_decode.vocabulary import UNKNOWN
 from tests import oracle
@@ -527,6 +528,21 @@ def test_a_text_that_the_caller_edits_in_place_is_read_again() -> None:
     buffer[0, 2] = 5
     # The text is now "ab", then EOS, which adds nothing.
     assert processor(buffer[:, :3], scores).tolist() == [[2, 2, -INF, 2, 2, 2]]
+
+
+@given(st.data(), st.integers(0, 3), st.integers(1, 3), st.sampled_from([torch.int64, torch.int32]))
+def test_the_newest_column_is_found_on_every_device_alike(
+    data: st.DataObject, rows: int, length: int, dtype: torch.dtype
+) -> None:
+    """A device's way runs on the host, too; here it must find what the host's own finds."""
+    texts = st.lists(st.lists(st.integers(0, 1), min_size=length, max_size=length), min_size=rows, max_size=rows)
+    ids = torch.tensor(data.draw(texts), dtype=dtype).reshape(rows, length)
+    before = torch.tensor([row[:-1] for row in data.draw(texts)], dtype=dtype).reshape(rows, length - 1)
+    expected = ids[:, -1].tolist() if before.tolist() == ids[:, :-1].tolist() else None
+    for find in (_last_column, _fetched_column):
+        found = find(before, ids)
+        assert found is None if expected is None else found is not None and found.tolist() == expected
+        assert found is None or found.dtype == np.int64
 
 
 def test_left_padding_and_other_special_tokens_are_no_text() -> None:
