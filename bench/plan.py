@@ -167,6 +167,7 @@ def make_plan(options: Any) -> Plan:
         rate=options.rate or profile.rate,
         retain=options.retain or profile.retain,
         max_quote=options.max_quote or profile.max_quote,
+        opening=profile.opening if options.opening is None else options.opening,
         seeds=seeds(),
     )
     tasks = names("tasks", TASKS, TASKS)
@@ -190,6 +191,8 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--rate: expected a number between 0 and 1, got {options.rate}")
     if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
         problems.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
+    if options.opening and options.opening < SHORTEST_QUOTE:
+        problems.append(f"--opening: expected 0 or at least {SHORTEST_QUOTE} characters, got {options.opening}")
     if options.execute:
         try:
             choose_isolation()

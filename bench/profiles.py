@@ -38,6 +38,7 @@ class Profile:
         retain: whether every method keeps to the taught model on as many other functions as are held out, and not only
             one that cannot do without.
         max_quote: characters between the places that prod-surgical prohibits.
+        opening: characters at the beginning, where it prohibits more of them.
         batch_size: rows a step of training.
     """
 
@@ -59,6 +60,7 @@ class Profile:
     rate: float = 3e-4
     retain: bool = False
     max_quote: int = Config.max_quote
+    opening: int = Config.opening
     batch_size: int = 2
 
     @classmethod

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default 3e-4")
     parser.add_argument("--retain", action="store_true", help="all methods with a retain set, not graddiff alone")
     parser.add_argument("--max-quote", type=int, metavar="N", help="of prod-surgical, characters; default 24")
+    parser.add_argument("--opening", type=int, metavar="N", help="of prod-surgical, characters; default 0")
     parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
     parser.add_argument(
@@ -208,7 +209,7 @@ class Bed:
         if profile.retain or method == "graddiff":
             options["retain"] = self.trainer.retained(profile.held_out)
         if method == "prod-surgical":
-            options["max_quote"] = profile.max_quote
+            options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         return self.trainer.unlearned(
             self.start,
             self.forget,

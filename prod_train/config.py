@@ -75,6 +75,13 @@ class Config:
         "method",
         metavar="N",
     )
+    opening: int = _option(
+        0,
+        "prod-surgical: characters at the beginning of a forget row of which no 6 may be quoted in a row, so that what "
+        "is written goes another way from the start (default 0)",
+        "method",
+        metavar="N",
+    )
     keep: int = _option(
         256,
         "prod-surgical: tokens of the reference model's distribution that are its target where nothing is prohibited "
@@ -302,6 +309,8 @@ class Config:
 
         if self.max_quote < SHORTEST_QUOTE:
             found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
+        if self.opening and self.opening < SHORTEST_QUOTE:
+            found.append(f"--opening: expected 0 or at least {SHORTEST_QUOTE} characters, got {self.opening}")
         found += [
             f"{flag(name)}: expected at least 0, got {getattr(self, name)}"
             for name in ("retain_weight", "weight_decay", "seed")
@@ -314,6 +323,7 @@ class Config:
         owners = {
             "allow": ("prod-surgical",),
             "max_quote": ("prod-surgical",),
+            "opening": ("prod-surgical",),
             "keep": ("prod-surgical",),
             "top_p": ("prod", "prod-surgical", "undial"),
             "max_n": ("prod", "prod-surgical", "undial"),

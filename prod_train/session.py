@@ -115,6 +115,7 @@ def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Jo
             job.forget,
             vocabulary_of(job.tokenizer),
             max_quote=config.max_quote,
+            opening=config.opening,
             allow=(text for _, text in read_texts([config.allow])) if config.allow else (),
             pad=job.pad,
             batch_size=config.eval_batch_size,

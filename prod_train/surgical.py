@@ -5,6 +5,7 @@ A processor with the same blocklist enforces exactly what the weights are taught
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def choose_blocklist(
     vocabulary: Vocabulary,
     *,
     max_quote: int,
+    opening: int = 0,
     allow: Iterable[str] = (),
     pad: int,
     batch_size: int,
@@ -42,6 +44,9 @@ def choose_blocklist(
         vocabulary: the bytes of the tokens.
         max_quote: characters that may not be quoted in a row, whitespace that separates no words not counted. Of a
             shorter supervised part one anchor is prohibited.
+        opening: characters, counted likewise, at the beginning of each supervised part of which no `SHORTEST_QUOTE` may
+            be quoted in a row, so that greedy decoding takes another way from the start. Only of parts that go on for
+            a quote and more behind it.
         allow: texts that are free to use; no anchor occurs in them.
         pad: token id of padding.
         batch_size: rows a forward pass.
@@ -52,7 +57,7 @@ def choose_blocklist(
     entries = (
         entry
         for row, costs in zip(rows, _costs(model, encoder, rows, pad, batch_size), strict=True)
-        for entry in _entries(row, costs, vocabulary, max_quote)
+        for entry in _entries(row, costs, vocabulary, max_quote, opening)
     )
     blocklist = Blocklist.compile(entries, normalize="code", allow=allow, allow_short=True)
     if not len(blocklist):
@@ -74,14 +79,24 @@ def _costs(
         yield from (found[row == i] for i in range(len(some)))
 
 
-def _entries(row: Row, costs: NDArray[np.float64], vocabulary: Vocabulary, max_quote: int) -> Iterator[Entry]:
-    """An entry for every stretch of supervised tokens."""
+def _entries(
+    row: Row, costs: NDArray[np.float64], vocabulary: Vocabulary, max_quote: int, opening: int
+) -> Iterator[Entry]:
+    """The entries for every stretch of supervised tokens."""
     places = np.flatnonzero(row.supervised)
     for stretch in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) > 1) + 1):
         tokens = [vocabulary.token_bytes(int(row.ids[places[i]])) for i in stretch]
         text, cost = character_costs(tokens, costs[stretch])
-        length = len(COMPARED.code_points(text))
+        length = _length(text)
+        if opening and length >= opening + max_quote:
+            end = bisect_left(range(len(text)), opening, key=lambda end: _length(text[:end]))
+            yield Entry(text[:end], source=row.place, policy="quote", max_quote=SHORTEST_QUOTE, cost=cost[:end])
         if length >= SHORTEST_QUOTE:
             yield Entry(text, source=row.place, policy="quote", max_quote=min(max_quote, length), cost=cost)
         elif length:
             yield Entry(text, source=row.place, boundary="none")
+
+
+def _length(text: str) -> int:
+    """Characters, whitespace that separates no words not counted."""
+    return len(COMPARED.code_points(text))

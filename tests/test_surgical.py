@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from prod_decode import Blocklist
 from prod_decode.costs import token_costs
+from prod_decode.entries import SHORTEST_QUOTE
 from prod_decode.errors import ProdError
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.models import load_model
@@ -76,6 +77,35 @@ def test_no_quote_of_what_is_supervised_is_left(
         assert list(blocklist.scan("x" + symbols[start : start + max_quote])), start
     # As few characters as that: an anchor is half a quote wide.
     assert not list(blocklist.scan(symbols[: max_quote // 2 - 1]))
+
+
+@pytest.mark.parametrize("opening", [20, 47])
+def test_of_the_opening_no_shortest_quote_is_left(
+    loaded: tuple[Any, Any, Encoder], world: dict[str, Any], opening: int
+) -> None:
+    rows = load_rows(world["forget"], loaded[1], max_length=1024)[:1]
+    blocklist, plain = chosen(loaded, rows, opening=opening), chosen(loaded, rows)
+    symbols = CODE.symbols(LONG).decode()
+
+    def left(found: Blocklist, width: int) -> list[int]:
+        starts = range(len(symbols) - width + 1)
+        # Between words, so that spaces at both ends count.
+        return [start for start in starts if not list(found.scan(f"x{symbols[start : start + width]}x"))]
+
+    assert not [start for start in left(blocklist, SHORTEST_QUOTE) if start + SHORTEST_QUOTE <= opening]
+    assert [start for start in left(plain, SHORTEST_QUOTE) if start + SHORTEST_QUOTE <= opening]
+    assert not left(blocklist, 30)
+    # Behind the opening the anchors are those without one.
+    behind = {(info.policy, info.max_quote) for info in plain.entries()}
+    assert {(info.policy, info.max_quote) for info in blocklist.entries()} == behind | {("quote", SHORTEST_QUOTE)}
+    assert len(left(blocklist, SHORTEST_QUOTE)) > 0.5 * len(left(plain, SHORTEST_QUOTE))
+
+
+def test_a_part_that_ends_with_its_opening_has_none(loaded: tuple[Any, Any, Encoder], world: dict[str, Any]) -> None:
+    rows = load_rows(world["forget"], loaded[1], max_length=1024)[:1]
+    length = len(CODE.symbols(LONG))
+    counts = [len(list(chosen(loaded, rows, opening=length - rest).entries())) for rest in (30, 29)]
+    assert counts == [2, 1]
 
 
 def test_anchors_cost_the_model_less_than_the_fewest(loaded: tuple[Any, Any, Encoder], world: dict[str, Any]) -> None:

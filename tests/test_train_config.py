@@ -57,6 +57,10 @@ def test_all_problems_in_one_message(tmp_path):
         ({"learning_rate": "nan"}, "--learning-rate: expected a number, got 'nan'"),
         ({"batch_size": 1.5}, "--batch-size: expected a whole number, got 1.5"),
         ({"truncate": "yes"}, "--truncate: expected true or false, got 'yes'"),
+        ({"method": "prod-surgical", "max_quote": 5}, "--max-quote: expected at least 6 characters, got 5"),
+        ({"method": "prod-surgical", "opening": 5}, "--opening: expected 0 or at least 6 characters, got 5"),
+        ({"method": "prod-surgical", "opening": -9}, "--opening: expected 0 or at least 6 characters, got -9"),
+        ({"opening": 48}, "--opening: belongs to method prod-surgical, got prod: drop it"),
         ({"method": "learn", "stop_at_forget": 0.5}, "belongs to methods that forget"),
     ],
 )
