@@ -191,8 +191,8 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--rate: expected a number between 0 and 1, got {options.rate}")
     if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
         problems.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
-    if options.opening and options.opening < SHORTEST_QUOTE:
-        problems.append(f"--opening: expected 0 or at least {SHORTEST_QUOTE} characters, got {options.opening}")
+    if options.opening is not None and options.opening < 0:
+        problems.append(f"--opening: expected at least 0, got {options.opening}")
     if options.execute:
         try:
             choose_isolation()

@@ -38,7 +38,7 @@ class Profile:
         retain: whether every method keeps to the taught model on as many other functions as are held out, and not only
             one that cannot do without.
         max_quote: characters between the places that prod-surgical prohibits.
-        opening: characters at the beginning, where it prohibits more of them.
+        opening: characters at the beginning in which it prohibits every token.
         batch_size: rows a step of training.
     """
 

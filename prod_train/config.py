@@ -77,7 +77,7 @@ class Config:
     )
     opening: int = _option(
         0,
-        "prod-surgical: characters at the beginning of a forget row of which no 6 may be quoted in a row, so that what "
+        "prod-surgical: characters at the beginning of a forget row in which every token is prohibited, so that what "
         "is written goes another way from the start (default 0)",
         "method",
         metavar="N",
@@ -309,11 +309,9 @@ class Config:
 
         if self.max_quote < SHORTEST_QUOTE:
             found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
-        if self.opening and self.opening < SHORTEST_QUOTE:
-            found.append(f"--opening: expected 0 or at least {SHORTEST_QUOTE} characters, got {self.opening}")
         found += [
             f"{flag(name)}: expected at least 0, got {getattr(self, name)}"
-            for name in ("retain_weight", "weight_decay", "seed")
+            for name in ("retain_weight", "weight_decay", "seed", "opening")
             if getattr(self, name) < 0
         ]
         return found

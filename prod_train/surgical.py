@@ -5,7 +5,6 @@ A processor with the same blocklist enforces exactly what the weights are taught
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prod_decode.anchors import FreeCode, default_width
 from prod_decode.blocklist import Blocklist
 from prod_decode.costs import character_costs, token_costs
 from prod_decode.entries import SHORTEST_QUOTE, Entry
@@ -44,9 +44,9 @@ def choose_blocklist(
         vocabulary: the bytes of the tokens.
         max_quote: characters that may not be quoted in a row, whitespace that separates no words not counted. Of a
             shorter supervised part one anchor is prohibited.
-        opening: characters, counted likewise, at the beginning of each supervised part of which no `SHORTEST_QUOTE` may
-            be quoted in a row, so that greedy decoding takes another way from the start. Only of parts that go on for
-            a quote and more behind it.
+        opening: characters, counted likewise, at the beginning of each supervised part in which every token is
+            prohibited, so that greedy decoding takes another way from the start. Only in parts that go on for a quote
+            and more behind it.
         allow: texts that are free to use; no anchor occurs in them.
         pad: token id of padding.
         batch_size: rows a forward pass.
@@ -54,12 +54,14 @@ def choose_blocklist(
     Raises:
         ProdError: the supervised parts have no text.
     """
+    allowed = list(allow)
+    free = FreeCode(COMPARED.code_points(text) for text in allowed)
     entries = (
         entry
         for row, costs in zip(rows, _costs(model, encoder, rows, pad, batch_size), strict=True)
-        for entry in _entries(row, costs, vocabulary, max_quote, opening)
+        for entry in _entries(row, costs, vocabulary, max_quote, opening, free)
     )
-    blocklist = Blocklist.compile(entries, normalize="code", allow=allow, allow_short=True)
+    blocklist = Blocklist.compile(entries, normalize="code", allow=allowed, allow_short=True)
     if not len(blocklist):
         raise ProdError(f"expected text in what {len(rows)} rows supervise, got whitespace: there is nothing to forget")
     return blocklist
@@ -80,23 +82,39 @@ def _costs(
 
 
 def _entries(
-    row: Row, costs: NDArray[np.float64], vocabulary: Vocabulary, max_quote: int, opening: int
+    row: Row,
+    costs: NDArray[np.float64],
+    vocabulary: Vocabulary,
+    max_quote: int,
+    opening: int,
+    free: FreeCode,
 ) -> Iterator[Entry]:
     """The entries for every stretch of supervised tokens."""
     places = np.flatnonzero(row.supervised)
     for stretch in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) > 1) + 1):
         tokens = [vocabulary.token_bytes(int(row.ids[places[i]])) for i in stretch]
         text, cost = character_costs(tokens, costs[stretch])
-        length = _length(text)
+        length = len(COMPARED.code_points(text))
         if opening and length >= opening + max_quote:
-            end = bisect_left(range(len(text)), opening, key=lambda end: _length(text[:end]))
-            yield Entry(text[:end], source=row.place, policy="quote", max_quote=SHORTEST_QUOTE, cost=cost[:end])
+            before = [vocabulary.token_bytes(int(token)) for token in row.ids[: places[stretch[0]]]]
+            for phrase in _opening(before, tokens, opening, default_width(max_quote)):
+                points = COMPARED.code_points(phrase)
+                if not free.contains(points, len(points)).any():
+                    yield Entry(phrase, source=row.place, boundary="none")
         if length >= SHORTEST_QUOTE:
             yield Entry(text, source=row.place, policy="quote", max_quote=min(max_quote, length), cost=cost)
         elif length:
             yield Entry(text, source=row.place, boundary="none")
 
 
-def _length(text: str) -> int:
-    """Characters, whitespace that separates no words not counted."""
-    return len(COMPARED.code_points(text))
+def _opening(before: Sequence[bytes], tokens: Sequence[bytes], opening: int, width: int) -> Iterator[str]:
+    """What each token completes, at most `width` characters, until there are `opening` of them behind those before."""
+    context, data, text = b"".join(before).decode(errors="ignore"), b"", ""
+    for token in tokens:
+        if len(COMPARED.code_points(text)) >= opening:
+            return
+        data += token
+        text = data.decode(errors="ignore")
+        _, origins = COMPARED.trace(context + text)
+        if text.strip():  # else it would be the end of what comes before
+            yield (context + text)[origins[max(0, len(origins) - width)] :]
