@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
     parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
-    parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default 3e-4")
+    parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default: the profile's")
     parser.add_argument("--retain", action="store_true", help="all methods with a retain set, not graddiff alone")
     parser.add_argument("--max-quote", type=int, metavar="N", help="of prod-surgical, characters; default 24")
     parser.add_argument("--opening", type=int, metavar="N", help="of prod-surgical, characters; default 0")
