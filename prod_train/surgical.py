@@ -55,7 +55,8 @@ def choose_blocklist(
         ProdError: the supervised parts have no text.
     """
     allowed = list(allow)
-    free = FreeCode(COMPARED.code_points(text) for text in allowed)
+    # Anchors are kept out of free code where they are compiled; the phrases of an opening are not.
+    free = FreeCode(map(COMPARED.code_points, allowed) if opening else ())
     entries = (
         entry
         for row, costs in zip(rows, _costs(model, encoder, rows, pad, batch_size), strict=True)

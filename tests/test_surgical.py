@@ -95,12 +95,13 @@ def test_every_token_of_the_opening_is_prohibited_but_whitespace(
     inside = [i for i in range(len(labels)) if (ends[i - 1] if i else 0) < opening]
     written = {i for i in inside if not tokenizer.decode(labels[: i + 1])[-1:].isspace()}
     assert written
-    with_it, without = (struck(chosen(loaded, [row], opening=size), row, tokenizer) for size in (opening, 0))
+    blocklist = chosen(loaded, [row], opening=opening)
+    with_it, without = (struck(found, row, tokenizer) for found in (blocklist, chosen(loaded, [row])))
     assert written <= set(with_it)
     assert opening == 1 or not written <= set(without)
     # What is prohibited is 15 characters wide, half of a quote, a space at its beginning counted, and no 13 of them are
     # (Q is nowhere in the text).
-    symbols, blocklist = CODE.symbols(LONG).decode(), chosen(loaded, [row], opening=opening)
+    symbols = CODE.symbols(LONG).decode()
     assert not [end for end in ends if end >= 15 and list(blocklist.scan(f"Q{symbols[end - 13 : end]}Q"))]
     # Behind it, and what little of an anchor reaches back into it, nothing is prohibited that is not without.
     later = {i for i in with_it if i > inside[-1]}
@@ -135,14 +136,8 @@ def test_anchors_cost_the_model_less_than_the_fewest(loaded: tuple[Any, Any, Enc
     with torch.no_grad():
         log_p = model(input_ids=torch.tensor(row.ids[None])).logits[0, :-1].log_softmax(-1)
     cost = np.append(0, token_costs(log_p[torch.arange(len(log_p)), torch.tensor(row.ids[1:])].numpy()))
-    paid = []
     plain = Blocklist.compile([replace(entry, cost=None) for entry in [_document(row, tokenizer)]])
-    for blocklist in (chosen(loaded, [row]), plain):
-        matcher = blocklist.bind(tokenizer)
-        at, tokens = prohibited_by(matcher, row)
-        labels = row.ids[row.supervised]
-        struck = at[tokens == labels[at]]
-        paid.append(cost[row.supervised][struck].sum())
+    paid = [cost[row.supervised][struck(found, row, tokenizer)].sum() for found in (chosen(loaded, [row]), plain)]
     assert paid[0] < 0.9 * paid[1]
 
 
