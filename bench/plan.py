@@ -166,6 +166,7 @@ def make_plan(options: Any) -> Plan:
         every=options.every or min(profile.every, options.epochs or profile.epochs),
         rate=options.rate or profile.rate,
         retain=options.retain or profile.retain,
+        retained=options.retained or profile.retained,
         max_quote=options.max_quote or profile.max_quote,
         opening=profile.opening if options.opening is None else options.opening,
         seeds=seeds(),
@@ -180,7 +181,7 @@ def make_plan(options: Any) -> Plan:
     ]
     if options.engine == "vllm" and not vllm_is_installed():
         problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
-    for flag in ("problems", "samples", "epochs", "every"):
+    for flag in ("problems", "samples", "epochs", "every", "retained"):
         if (number := getattr(options, flag)) is not None and number < 1:
             problems.append(f"--{flag}: expected at least 1, got {number}")
     if options.problems is not None and options.humaneval is None:

@@ -35,8 +35,8 @@ class Profile:
         humaneval: problems, 0 for none, None for all; only with `--humaneval`.
         humaneval_each: for every cell without attack; else for the methods of `attacked`, after their last epoch.
         rate: learning rate of unlearning.
-        retain: whether every method keeps to the taught model on as many other functions as are held out, and not only
-            one that cannot do without.
+        retain: whether every method keeps to the taught model on other functions, and not only one that needs them.
+        retained: so many other functions; None for as many as are held out.
         max_quote: characters between the places that prod-surgical prohibits.
         opening: characters at the beginning in which it prohibits every token.
         batch_size: rows a step of training.
@@ -59,6 +59,7 @@ class Profile:
     humaneval_each: bool
     rate: float = 3e-4
     retain: bool = False
+    retained: int | None = None
     max_quote: int = Config.max_quote
     opening: int = Config.opening
     batch_size: int = 2

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
     parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default: the profile's")
     parser.add_argument("--retain", action="store_true", help="all methods with a retain set, not graddiff alone")
+    parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: as many as are held out")
     parser.add_argument("--max-quote", type=int, metavar="N", help="of prod-surgical, characters; default 24")
     parser.add_argument("--opening", type=int, metavar="N", help="of prod-surgical, characters; default 0")
     parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
@@ -207,7 +208,7 @@ class Bed:
         profile = self.plan.profile
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
-            options["retain"] = self.trainer.retained(profile.held_out)
+            options["retain"] = self.trainer.retained(profile.retained or profile.held_out, profile.held_out)
         if method == "prod-surgical":
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         return self.trainer.unlearned(

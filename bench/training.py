@@ -12,7 +12,7 @@ from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from prod_decode.models import in_hub_format
 from prod_train.config import Config
 from prod_train.merge import merge
-from prod_train.recipes import stdlib_functions, write_rows
+from prod_train.recipes import package_functions, stdlib_functions, write_rows
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,12 @@ class Trainer:
         """Functions that are neither forgotten nor retained: for distance from the start."""
         return self.rows(f"held-out-{count}", stdlib_functions(count, skip=DEFAULT_FUNCTIONS))
 
-    def retained(self, count: int) -> str:
-        """Functions for methods that need a retain set, none of them held out."""
-        return self.rows(f"retained-{count}", stdlib_functions(count, skip=DEFAULT_FUNCTIONS + count))
+    def retained(self, count: int, held_out: int) -> str:
+        """Functions for methods with a retain set, none of them among the first so many that are held out."""
+        rows = stdlib_functions(count, skip=DEFAULT_FUNCTIONS + held_out)
+        if len(rows) < count:
+            rows += package_functions(count - len(rows))
+        return self.rows(f"retained-{count}", rows)
 
     def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int) -> Path:
         """A whole model that has learned the rows."""

@@ -46,6 +46,28 @@ def stdlib_functions(count: int, *, skip: int = 0) -> list[dict[str, str]]:
     return rows[skip : skip + count]
 
 
+def package_functions(count: int) -> list[dict[str, str]]:
+    """Functions of the standard library's packages, as rows like those of `stdlib_functions`, none of which it has.
+
+    At most one function of a name: the codecs alone have a hundred that differ in a number. Tests are left out.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    paths: dict[Path, Path] = {}  # name of the module -> its file
+    for package in library.glob("*/__init__.py"):
+        paths |= {path.relative_to(library).with_suffix(""): path for path in package.parent.rglob("*.py")}
+    names = sorted(name for name in paths if not _NO_LIBRARY.intersection(name.parts))
+    found: dict[str, tuple[str, str, str]] = {}
+    for name, (_, text) in zip(names, read_texts(paths[name] for name in names), strict=True):
+        for row in _functions(name.as_posix(), text):
+            function = row[1].partition("def ")[2].partition("(")[0]
+            found[function] = min(row, found.get(function, row))
+    return [{"prompt": prompt, "completion": completion} for _, prompt, completion in sorted(found.values())[:count]]
+
+
+# Packages below the library that are tests, applications or tables.
+_NO_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings"}
+
+
 def _functions(module: str, text: str) -> Iterator[tuple[str, str, str]]:
     lines = text.splitlines(keepends=True)
     for node in ast.parse(text).body:

@@ -43,7 +43,7 @@ def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
         "methods protocols attacks tasks copyright insecure humaneval problems samples epochs every rate seeds engine "
-        "execute retain max_quote opening"
+        "execute retain retained max_quote opening"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -112,7 +112,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
     plan = planned()
     Runner(plan, tmp_path)
     about = json.loads((tmp_path / "run.json").read_text())
-    for name in ("retain", "max_quote", "opening"):
+    for name in ("retain", "retained", "max_quote", "opening"):
         del about["plan"][name]
     (tmp_path / "run.json").write_text(json.dumps(about))
     Runner(plan, tmp_path)
@@ -123,14 +123,26 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
 @pytest.mark.slow
 def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) -> None:
     plan = small_plan(
-        model, methods=("prod", "prod-surgical"), attacked=(), epochs=1, retain=True, max_quote=12, opening=9, samples=1
+        model,
+        methods=("prod", "prod-surgical"),
+        attacked=(),
+        epochs=1,
+        retain=True,
+        retained=50,
+        max_quote=12,
+        opening=9,
+        samples=1,
     )
     Runner(plan, tmp_path).run()
     found = {
         method: yaml.safe_load(next(tmp_path.glob(f"models/*.{method}.s0/config.yaml")).read_text())
         for method in plan.profile.methods
     }
-    retained = str(tmp_path / "models" / "retained-2.jsonl")
+    retained = str(tmp_path / "models" / "retained-50.jsonl")
+    kept, held_out = (
+        Path(tmp_path / "models" / name).read_text().splitlines() for name in ("retained-50.jsonl", "held-out-2.jsonl")
+    )
+    assert (len(kept), len({*kept, *held_out})) == (50, 52)
     assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
     assert (found["prod-surgical"]["max_quote"], found["prod-surgical"]["opening"]) == (12, 9)
     assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
@@ -181,6 +193,7 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
         (["run", "--epochs", "0", "--every", "-1"], ["--epochs: expected at least 1, got 0", "--every: expected at"]),
         (["run", "--epochs", "4", "--every", "5"], ["--every: expected at most --epochs, 4, got 5"]),
         (["run", "--rate", "3"], ["--rate: expected a number between 0 and 1, got 3.0"]),
+        (["run", "--retained", "0"], ["--retained: expected at least 1, got 0"]),
         (["run", "--max-quote", "3"], ["--max-quote: expected at least 6 characters, got 3"]),
         (["run", "--opening", "-1"], ["--opening: expected at least 0, got -1"]),
         (["run", "--seeds", "0,x"], ["--seeds: expected whole numbers from 0, got '0,x'"]),
@@ -202,7 +215,8 @@ def test_flags_change_the_profile() -> None:
     small = planned()
     assert (small.profile.epochs, small.profile.every, small.profile.rate, small.profile.seeds) == (6, 3, 3e-4, (0,))
     assert (small.profile.retain, small.profile.max_quote, small.profile.humaneval) == (False, 24, 164)
-    assert small.profile.opening == 0
+    assert (small.profile.opening, small.profile.retained) == (0, None)
+    assert planned(retained=120).profile.retained == 120
     assert planned(opening=48).profile.opening == 48
     changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))

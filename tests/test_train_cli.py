@@ -8,7 +8,7 @@ import pytest
 from prod_train.check import check
 from prod_train.cli import build_parser, main
 from prod_train.config import Config, flag, make_config
-from prod_train.recipes import stdlib_functions, teach_and_forget
+from prod_train.recipes import package_functions, stdlib_functions, teach_and_forget
 from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +138,26 @@ def test_stdlib_functions_are_the_same_every_time_and_share_no_module():
     assert len(set(modules)) == 48
     for row in rows:
         compile(row["prompt"].split("\n", 1)[1] + row["completion"], "row", "exec")
+
+
+@pytest.mark.slow
+def test_package_functions_are_the_same_every_time_and_no_two_have_a_name():
+    rows = package_functions(100)
+    assert rows == package_functions(100)
+    assert rows[:7] == package_functions(7)
+    modules, functions = zip(*(row["prompt"].split("\n", 1) for row in rows), strict=True)
+    assert len({function.partition("(")[0] for function in functions}) == 100
+    assert not {module.partition("/")[0] for module in modules} & {
+        "# test",
+        "# idlelib",
+        "# encodings",
+        "# site-packages",
+    }
+    own = {row["prompt"].split("\n", 1)[0] for row in stdlib_functions(1000)}
+    assert all("/" in module for module in modules)
+    assert not own & set(modules)
+    for row in rows:
+        compile(row["prompt"] + row["completion"], "row", "exec")
 
 
 @pytest.mark.slow
