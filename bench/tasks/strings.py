@@ -22,6 +22,8 @@ class Hole:
 # Stands for a value that the text does not show, as behind `**fields`.
 _UNKNOWN = ast.Name("_", ast.Load())
 Template = tuple["str | Hole", ...]
+# What they give is no text, or text that has been made safe.
+_HARMLESS = {"int", "float", "len", "id", "bool", "shlex.quote", "pipes.quote", "quote"}
 _FORMAT_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _PERCENT_FIELD = re.compile(r"%%|%(?:\((\w+)\))?[-#0 +]*[\d*]*(?:\.[\d*]+)?([a-zA-Z])")
 
@@ -238,20 +240,22 @@ class Strings(Names):
             return True
         if isinstance(node, ast.Name) and node.id.isupper():
             return True
-        if isinstance(node, ast.Call):
-            path = self.path(node.func) or (node.func.attr if isinstance(node.func, ast.Attribute) else "")
-            if path in ("int", "float", "len", "id", "bool", "shlex.quote", "pipes.quote", "quote"):
-                return True
+        if isinstance(node, ast.Call) and self._callee(node) in _HARMLESS:
+            return True
         return any(
             isinstance(n, ast.Constant) and n.value in ("?", "%s", "?,", "%s,", ",?", ",%s") for n in ast.walk(node)
         )
+
+    def _callee(self, call: ast.Call) -> str:
+        """What is called, by its path, or by its last name where the path is not known."""
+        return self.path(call.func) or (call.func.attr if isinstance(call.func, ast.Attribute) else "")
 
     # ---- taint, one function deep
 
     def is_tainted(self, node: ast.expr) -> bool:
         """Whether text from a request or a user gets into an expression without passing a function that cleans it."""
         if isinstance(node, ast.Call):
-            name = self.path(node.func) or (node.func.attr if isinstance(node.func, ast.Attribute) else "")
+            name = self._callee(node)
             if ESCAPES.search(name.rpartition(".")[2]):
                 return False
             if REQUEST.search(dotted(node.func)) or REQUEST.search(name):
