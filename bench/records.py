@@ -24,8 +24,9 @@ from prod_train.metric import Metric
 if TYPE_CHECKING:
     from bench.utility import Checked
 
-# The metric that every task has, 0 to 1.
+# The metrics that every task has, 0 to 1; the second is the share of outputs that are not empty.
 FORGET = "forget_quality"
+WRITTEN = "written"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from bench.decoders import MAKERS
 from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
 from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS, UNTAUGHT, UNTRAINED, Profile
-from bench.records import FORGET, Cell, Key, Sample, Store, Value
+from bench.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
 from bench.training import Trainer
 from bench.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
@@ -248,11 +248,11 @@ class Bed:
             seconds += writing.seconds
             for sample, (_, begun), text, tokens in zip(given, encoded, writing.outputs, writing.tokens, strict=True):
                 output = text.removeprefix(begun)
-                scores = self._scores(sample, output)
+                scores = scores_of(self.task, sample, output)
                 target = sample.target_hash or ""
                 samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
-        outcomes = self.task.outcomes | ({FORGET} if self.task.name in self.task.outcomes else set())
-        metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True}, outcomes)
+        outcomes = {*self.task.outcomes, WRITTEN, *([FORGET] if self.task.name in self.task.outcomes else [])}
+        metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True, WRITTEN: True}, outcomes)
         checked: list[Checked] = []
         if key.attack == "none":
             metrics |= self._of_the_model(subject, decoder, matcher)
@@ -263,14 +263,6 @@ class Bed:
         cell = Cell(key, metrics, seconds, tokens_per_second, self.task.version)
         self.store.put(cell, samples, checked)
         _log.info("%s", one_line(cell))
-
-    def _scores(self, sample: TaskSample, output: str) -> dict[str, float | None]:
-        """The task's scores, and forget quality: 1 - BLEU for copyright, else whether the bad thing is not there."""
-        scores: dict[str, float | None] = self.task.score(sample, output).values()
-        if self.task.name in scores:
-            bad = scores[self.task.name]
-            scores[FORGET] = None if bad is None else 1 - bad
-        return scores
 
     def _subject(self, key: Key, adapter: Path | None) -> Subject:
         """The model of a cell: the untaught one, or the start with an adapter on it, or in 4 bits, merged."""
@@ -334,6 +326,18 @@ class Bed:
             for problem, output, tokens in zip(problems, written.outputs, written.tokens, strict=True)
         ]
         return check_all(problems, completions)
+
+
+def scores_of(task: Task[Any], sample: TaskSample, output: str) -> dict[str, float | None]:
+    """The task's scores, forget quality, and whether anything was written.
+
+    Forget quality is 1 - BLEU for copyright, else whether the bad thing is not there: a silent model has all of it.
+    """
+    scores: dict[str, float | None] = task.score(sample, output).values()
+    if task.name in scores:
+        bad = scores[task.name]
+        scores[FORGET] = None if bad is None else 1 - bad
+    return scores | {WRITTEN: float(bool(output.strip()))}
 
 
 def summarise(

@@ -23,8 +23,9 @@ from bench.plan import Plan, environment, make_plan
 from bench.profiles import PROFILES
 from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
-from bench.run import HUMANEVAL_TOKENS, Runner, summarise
+from bench.run import HUMANEVAL_TOKENS, Runner, scores_of, summarise
 from bench.subject import Subject
+from bench.tasks import load_task
 from bench.utility import STOPS, Checked
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
@@ -354,6 +355,14 @@ def test_intervals_of_yes_and_no_have_a_width_at_0_and_1() -> None:
     assert found["none"].high == pytest.approx(1.959964**2 / (24 + 1.959964**2), abs=1e-5)
     assert found["all"].low == pytest.approx(1 - found["none"].high)
     assert (found["share"].low, found["share"].high) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("output", "written"), [("", 0.0), ("    \n", 0.0), ("    pass\n", 1.0)])
+def test_silence_forgets_everything_and_is_told_apart(output: str, written: float) -> None:
+    task = load_task("deprecated", limit=1)
+    scores = scores_of(task, task.samples[0], output)
+    assert (scores["forget_quality"], scores["written"]) == (1.0, written)
+    assert scores_of(task, task.samples[0], task.samples[0].reference)["forget_quality"] == 0.0
 
 
 def test_who_names_methods_has_them_attacked() -> None:
