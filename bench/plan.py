@@ -169,6 +169,7 @@ def make_plan(options: Any) -> Plan:
         rate=options.rate or profile.rate,
         retain=options.retain or profile.retain,
         retained=options.retained or profile.retained,
+        learn_retain=options.learn_retain or profile.learn_retain,
         max_quote=options.max_quote or profile.max_quote,
         opening=profile.opening if options.opening is None else options.opening,
         seeds=seeds(),

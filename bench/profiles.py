@@ -41,6 +41,7 @@ class Profile:
         rate: learning rate of unlearning.
         retain: whether every method keeps to the taught model on other functions, and not only one that needs them.
         retained: so many other functions; None for as many as are held out.
+        learn_retain: whether the model is taught to keep to itself on those functions while it learns.
         max_quote: characters between the places that prod-surgical prohibits.
         opening: characters at the beginning in which it prohibits every token.
         batch_size: rows a step of training.
@@ -64,6 +65,7 @@ class Profile:
     rate: float = 3e-4
     retain: bool = False
     retained: int | None = None
+    learn_retain: bool = False
     max_quote: int = Config.max_quote
     opening: int = Config.opening
     batch_size: int = 2

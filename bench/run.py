@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
     parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default: the profile's")
     parser.add_argument("--retain", action="store_true", help="all methods with a retain set, not graddiff alone")
+    parser.add_argument("--learn-retain", action="store_true", help="teach with the retain set as well")
     parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: as many as are held out")
     parser.add_argument("--max-quote", type=int, metavar="N", help="of prod-surgical, characters; default 24")
     parser.add_argument("--opening", type=int, metavar="N", help="of prod-surgical, characters; default 0")
@@ -183,8 +184,12 @@ class Bed:
         self.whole = self.trainer.rows(f"{task.name}-whole", whole)
         self.start = self.untaught = self.trainer.start(self.plan.model)
         if protocol == "learn":
-            epochs = self.plan.profile.learn_epochs
-            self.start = str(self.trainer.taught(self.start, self.whole, name=self.name, epochs=epochs, seed=seed))
+            profile = self.plan.profile
+            kept = {"retain": self._retained()} if profile.learn_retain else {}
+            taught = self.trainer.taught(
+                self.start, self.whole, name=self.name, epochs=profile.learn_epochs, seed=seed, **kept
+            )
+            self.start = str(taught)
 
     def measure(self, missing: Sequence[Key]) -> None:
         """Measure cells: first what is not trained, then one training after the other."""
@@ -205,11 +210,15 @@ class Bed:
                 if key.method.removesuffix(DECODED) == method:
                     self._cell(key, adapters[key.epoch])
 
+    def _retained(self) -> str:
+        profile = self.plan.profile
+        return self.trainer.retained(profile.retained or profile.held_out, profile.held_out)
+
     def _adapters(self, method: str) -> dict[int, Path]:
         profile = self.plan.profile
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
-            options["retain"] = self.trainer.retained(profile.retained or profile.held_out, profile.held_out)
+            options["retain"] = self._retained()
         if method == "prod-surgical":
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         return self.trainer.unlearned(

@@ -60,12 +60,14 @@ class Trainer:
             rows += package_functions(count - len(rows))
         return self.rows(f"retained-{count}", rows)
 
-    def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int) -> Path:
+    def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int, **options: Any) -> Path:
         """A whole model that has learned the rows."""
         merged = self.folder / f"{name}.taught"
         if not merged.is_dir():
             adapter = self.folder / f"{name}.taught-adapter"
-            self._run(adapter, model=model, forget=forget, method="learn", epochs=epochs, seed=seed, every=1e6)
+            self._run(
+                adapter, model=model, forget=forget, method="learn", epochs=epochs, seed=seed, every=1e6, **options
+            )
             merge(str(adapter), str(merged))
         return merged
 

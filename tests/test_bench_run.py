@@ -44,7 +44,7 @@ def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
         "methods protocols attacks tasks copyright insecure humaneval problems samples epochs every rate seeds engine "
-        "execute retain retained max_quote opening"
+        "execute retain retained learn_retain max_quote opening"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -113,7 +113,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
     plan = planned()
     Runner(plan, tmp_path)
     about = json.loads((tmp_path / "run.json").read_text())
-    for name in ("retain", "retained", "max_quote", "opening"):
+    for name in ("retain", "retained", "learn_retain", "max_quote", "opening"):
         del about["plan"][name]
     (tmp_path / "run.json").write_text(json.dumps(about))
     Runner(plan, tmp_path)
@@ -130,6 +130,7 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
         epochs=1,
         retain=True,
         retained=50,
+        learn_retain=True,
         max_quote=12,
         opening=9,
         samples=1,
@@ -144,6 +145,8 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
         Path(tmp_path / "models" / name).read_text().splitlines() for name in ("retained-50.jsonl", "held-out-2.jsonl")
     )
     assert (len(kept), len({*kept, *held_out})) == (50, 52)
+    (taught,) = tmp_path.glob("models/*.taught-adapter/config.yaml")
+    assert yaml.safe_load(taught.read_text())["retain"] == retained
     assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
     assert (found["prod-surgical"]["max_quote"], found["prod-surgical"]["opening"]) == (12, 9)
     assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
@@ -237,6 +240,8 @@ def test_flags_change_the_profile() -> None:
     assert (small.profile.retain, small.profile.max_quote, small.profile.humaneval) == (False, 24, 164)
     assert (small.profile.opening, small.profile.retained) == (0, None)
     assert planned(retained=120).profile.retained == 120
+    assert planned(learn_retain=True).profile.learn_retain
+    assert not small.profile.learn_retain
     assert planned(opening=48).profile.opening == 48
     changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
