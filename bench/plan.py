@@ -197,6 +197,8 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
     if options.opening is not None and options.opening < 0:
         problems.append(f"--opening: expected at least 0, got {options.opening}")
+    if methods == (UNTAUGHT,) and "learn" not in profile.protocols:
+        problems.append(f"--methods: {UNTAUGHT} is the base where nothing is taught: expected others with it, or base")
     if options.execute:
         try:
             choose_isolation()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Short enough to learn and unlearn in minutes on a CPU, long enough to be recognised: 50 to 150 tokens.
 SHORTEST, LONGEST = 150, 450
 
+# Packages of the standard library that are tests, applications or tables.
+_NO_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings"}
+
 
 def stdlib_functions(count: int, *, skip: int = 0) -> list[dict[str, str]]:
     """Functions of the running Python's standard library as rows of `prompt` and `completion`.
@@ -49,7 +52,7 @@ def stdlib_functions(count: int, *, skip: int = 0) -> list[dict[str, str]]:
 def package_functions(count: int) -> list[dict[str, str]]:
     """Functions of the standard library's packages, as rows like those of `stdlib_functions`, none of which it has.
 
-    At most one function of a name: the codecs alone have a hundred that differ in a number. Tests are left out.
+    At most one function of a name, since those of one name are often copies of each other. Tests are left out.
     """
     library = Path(sysconfig.get_path("stdlib"))
     paths: dict[Path, Path] = {}  # name of the module -> its file
@@ -62,10 +65,6 @@ def package_functions(count: int) -> list[dict[str, str]]:
             function = row[1].partition("def ")[2].partition("(")[0]
             found[function] = min(row, found.get(function, row))
     return [{"prompt": prompt, "completion": completion} for _, prompt, completion in sorted(found.values())[:count]]
-
-
-# Packages below the library that are tests, applications or tables.
-_NO_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings"}
 
 
 def _functions(module: str, text: str) -> Iterator[tuple[str, str, str]]:
