@@ -63,6 +63,7 @@ def test_what_cannot_be_loaded(asked: list[object], name: str, message: str) -> 
     assert len(asked) <= 1
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_model("bundled", dtype="float32")
     loaded: list[str] = []

@@ -61,6 +61,7 @@ def test_rows_end_with_the_token_that_completes_a_stop_in_their_output(tiny):
     assert all(ended)
 
 
+@pytest.mark.slow
 def test_rows_end_at_any_special_token():
     model, tokenizer = load_model("bundled", dtype="float32", device="cpu")
     separator = tokenizer.convert_tokens_to_ids("<file_sep>")
