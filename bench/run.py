@@ -185,9 +185,9 @@ class Bed:
         self.start = self.untaught = self.trainer.start(self.plan.model)
         if protocol == "learn":
             profile = self.plan.profile
-            kept = {"retain": self._retained()} if profile.learn_retain else {}
+            retain = self._retained() if profile.learn_retain else None
             taught = self.trainer.taught(
-                self.start, self.whole, name=self.name, epochs=profile.learn_epochs, seed=seed, **kept
+                self.start, self.whole, name=self.name, epochs=profile.learn_epochs, seed=seed, retain=retain
             )
             self.start = str(taught)
 
@@ -260,7 +260,9 @@ class Bed:
                 scores = scores_of(self.task, sample, output)
                 target = sample.target_hash or ""
                 samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
-        outcomes = {*self.task.outcomes, WRITTEN, *([FORGET] if self.task.name in self.task.outcomes else [])}
+        outcomes = self.task.outcomes | {WRITTEN}
+        if self.task.name in outcomes:
+            outcomes |= {FORGET}
         metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True, WRITTEN: True}, outcomes)
         checked: list[Checked] = []
         if key.attack == "none":

@@ -60,13 +60,13 @@ class Trainer:
             rows += package_functions(count - len(rows))
         return self.rows(f"retained-{count}", rows)
 
-    def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int, **options: Any) -> Path:
-        """A whole model that has learned the rows."""
+    def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int, retain: str | None) -> Path:
+        """A whole model that has learned the rows, and kept to itself on others, if there are any to retain."""
         merged = self.folder / f"{name}.taught"
         if not merged.is_dir():
             adapter = self.folder / f"{name}.taught-adapter"
             self._run(
-                adapter, model=model, forget=forget, method="learn", epochs=epochs, seed=seed, every=1e6, **options
+                adapter, model=model, forget=forget, method="learn", epochs=epochs, seed=seed, every=1e6, retain=retain
             )
             merge(str(adapter), str(merged))
         return merged

@@ -55,13 +55,11 @@ def package_functions(count: int) -> list[dict[str, str]]:
     At most one function of a name, since those of one name are often copies of each other. Tests are left out.
     """
     library = Path(sysconfig.get_path("stdlib"))
-    paths: dict[Path, Path] = {}  # name of the module -> its file
-    for package in library.glob("*/__init__.py"):
-        paths |= {path.relative_to(library).with_suffix(""): path for path in package.parent.rglob("*.py")}
-    names = sorted(name for name in paths if not _NO_LIBRARY.intersection(name.parts))
+    paths = (path for package in library.glob("*/__init__.py") for path in package.parent.rglob("*.py"))
+    chosen = (path for path in paths if not _NO_LIBRARY.intersection(path.relative_to(library).parts))
     found: dict[str, tuple[str, str, str]] = {}
-    for name, (_, text) in zip(names, read_texts(paths[name] for name in names), strict=True):
-        for row in _functions(name.as_posix(), text):
+    for path, text in read_texts(chosen):
+        for row in _functions(path.relative_to(library).with_suffix("").as_posix(), text):
             function = row[1].partition("def ")[2].partition("(")[0]
             found[function] = min(row, found.get(function, row))
     return [{"prompt": prompt, "completion": completion} for _, prompt, completion in sorted(found.values())[:count]]

@@ -142,7 +142,7 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
     }
     retained = str(tmp_path / "models" / "retained-50.jsonl")
     kept, held_out = (
-        Path(tmp_path / "models" / name).read_text().splitlines() for name in ("retained-50.jsonl", "held-out-2.jsonl")
+        (tmp_path / "models" / name).read_text().splitlines() for name in ("retained-50.jsonl", "held-out-2.jsonl")
     )
     assert (len(kept), len({*kept, *held_out})) == (50, 52)
     (taught,) = tmp_path.glob("models/*.taught-adapter/config.yaml")
