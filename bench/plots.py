@@ -114,7 +114,9 @@ def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
     utility = utility_of(cells)
     known = series_of(cell.key for cell in cells)
     starts = {(series.method, series.protocol): series for series in known if not series.trained}
-    for number, series in enumerate(s for s in known if s.trained):
+    for number, series in enumerate(known):  # all of them: a method has one color in every plot
+        if not series.trained:
+            continue
         start = starts.get(("decode" if series.method.endswith(DECODED) else "base", series.protocol))
         for name, style in ((FORGET, "-"), (utility, "--")):
             line = by_epoch(cells, series, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import sysconfig
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -58,11 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
     parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default: the profile's")
-    parser.add_argument("--retain", action="store_true", help="all methods with a retain set, not graddiff alone")
-    parser.add_argument("--learn-retain", action="store_true", help="teach with the retain set as well")
-    parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: as many as are held out")
-    parser.add_argument("--max-quote", type=int, metavar="N", help="of prod-surgical, characters; default 24")
-    parser.add_argument("--opening", type=int, metavar="N", help="of prod-surgical, characters; default 0")
+    switch = BooleanOptionalAction
+    parser.add_argument("--retain", action=switch, help="all methods with a retain set, not graddiff alone")
+    parser.add_argument("--learn-retain", action=switch, help="teach with the retain set as well")
+    parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: the profile's")
+    parser.add_argument("--max-quote", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
+    parser.add_argument("--opening", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
     parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
     parser.add_argument(
@@ -212,7 +214,8 @@ class Bed:
 
     def _retained(self) -> str:
         profile = self.plan.profile
-        return self.trainer.retained(profile.retained or profile.held_out, profile.held_out)
+        count = profile.retained or profile.held_out
+        return self.trainer.retained(self.task.name, count, profile.held_out, self.task.entries())
 
     def _adapters(self, method: str) -> dict[int, Path]:
         profile = self.plan.profile
@@ -280,7 +283,7 @@ class Bed:
         from bench.subject import Subject
 
         if key.method == UNTAUGHT:
-            return Subject(self.untaught, dtype=self.plan.dtype)
+            return self._untaught
         if adapter is not None and key.attack == "4bit":
             merged = self.trainer.merged(self.start, adapter)
             return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
@@ -289,6 +292,12 @@ class Bed:
             adapter = self.trainer.relearned(adapter, self.whole, steps=max(1, steps), seed=self.seed)
         self._common.subject.adapt(adapter)
         return self._common.subject
+
+    @cached_property
+    def _untaught(self) -> Subject:
+        from bench.subject import Subject
+
+        return Subject(self.untaught, dtype=self.plan.dtype)
 
     @cached_property
     def _common(self) -> _Common:

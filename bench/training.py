@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
+from prod_decode.blocklist import Blocklist
+from prod_decode.entries import Entry
 from prod_decode.models import in_hub_format
 from prod_train.config import Config
 from prod_train.merge import merge
@@ -53,12 +57,21 @@ class Trainer:
         """Functions that are neither forgotten nor retained: for distance from the start."""
         return self.rows(f"held-out-{count}", stdlib_functions(count, skip=DEFAULT_FUNCTIONS))
 
-    def retained(self, count: int, held_out: int) -> str:
-        """Functions for methods with a retain set, none of them among the first so many that are held out."""
-        rows = stdlib_functions(count, skip=DEFAULT_FUNCTIONS + held_out)
-        if len(rows) < count:
-            rows += package_functions(count - len(rows))
-        return self.rows(f"retained-{count}", rows)
+    def retained(self, task: str, count: int, held_out: int, entries: Sequence[Entry]) -> str:
+        """Functions for methods with a retain set, none of them among the first so many that are held out.
+
+        Nor one that has what the entries of the task prohibit: whoever keeps to the model there keeps what is to go.
+        """
+        blocklist = Blocklist.compile(entries)
+
+        def allowed(row: dict[str, str]) -> bool:
+            return next(blocklist.scan(row["prompt"] + row["completion"]), None) is None
+
+        def functions() -> Iterator[dict[str, str]]:
+            yield from stdlib_functions(sys.maxsize, skip=DEFAULT_FUNCTIONS + held_out)
+            yield from package_functions(sys.maxsize)
+
+        return self.rows(f"{task}-retained-{count}", list(islice(filter(allowed, functions()), count)))
 
     def taught(self, model: str, forget: str, *, name: str, epochs: float, seed: int, retain: str | None) -> Path:
         """A whole model that has learned the rows, and kept to itself on others, if there are any to retain."""

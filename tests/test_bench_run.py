@@ -26,6 +26,7 @@ from bench.report import report
 from bench.run import HUMANEVAL_TOKENS, Runner, scores_of, summarise
 from bench.subject import Subject
 from bench.tasks import load_task
+from bench.training import Trainer
 from bench.utility import STOPS, Checked
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
@@ -140,16 +141,28 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
         method: yaml.safe_load(next(tmp_path.glob(f"models/*.{method}.s0/config.yaml")).read_text())
         for method in plan.profile.methods
     }
-    retained = str(tmp_path / "models" / "retained-50.jsonl")
-    kept, held_out = (
-        (tmp_path / "models" / name).read_text().splitlines() for name in ("retained-50.jsonl", "held-out-2.jsonl")
-    )
+    retained = str(tmp_path / "models" / "copyright-retained-50.jsonl")
+    held_out = (tmp_path / "models" / "held-out-2.jsonl").read_text().splitlines()
+    kept = Path(retained).read_text().splitlines()
     assert (len(kept), len({*kept, *held_out})) == (50, 52)
     (taught,) = tmp_path.glob("models/*.taught-adapter/config.yaml")
     assert yaml.safe_load(taught.read_text())["retain"] == retained
     assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
     assert (found["prod-surgical"]["max_quote"], found["prod-surgical"]["opening"]) == (12, 9)
     assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
+
+
+def test_a_retain_set_has_nothing_that_is_to_be_forgotten(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, rate=1e-3)
+    phrases = [Entry("return", boundary="both"), Entry("isinstance(")]
+    everything, kept = (
+        [json.loads(line) for line in Path(trainer.retained("t", 40, 2, entries)).read_text().splitlines()]
+        for entries in ([Entry("no such text as this")], phrases)
+    )
+    texts = [row["prompt"] + row["completion"] for row in everything]
+    assert (len(everything), len(kept)) == (40, 40)
+    assert 0 < sum(re.search(r"\breturn\b|isinstance\(", text) is None for text in texts) < 40
+    assert not any(re.search(r"\breturn\b|isinstance\(", row["prompt"] + row["completion"]) for row in kept)
 
 
 @pytest.mark.slow
@@ -240,16 +253,18 @@ def test_mistakes_are_one_line_and_status_2(
 
 def test_flags_change_the_profile() -> None:
     small = planned()
-    assert (small.profile.epochs, small.profile.every, small.profile.rate, small.profile.seeds) == (6, 3, 3e-4, (0,))
-    assert (small.profile.retain, small.profile.max_quote, small.profile.humaneval) == (False, 24, 164)
-    assert (small.profile.opening, small.profile.retained) == (0, None)
-    assert planned(retained=120).profile.retained == 120
-    assert planned(learn_retain=True).profile.learn_retain
-    assert not small.profile.learn_retain
-    assert planned(opening=48).profile.opening == 48
+    assert (small.profile.epochs, small.profile.every, small.profile.rate, small.profile.seeds) == (6, 3, 1e-3, (0,))
+    assert (small.profile.max_quote, small.profile.opening, small.profile.humaneval) == (24, 48, 164)
+    assert (small.profile.retain, small.profile.learn_retain, small.profile.retained) == (True, True, 120)
+    assert not planned(retain=False).profile.retain
+    assert not planned(learn_retain=False).profile.learn_retain
+    assert not planned(profile="full").profile.retain
+    taught = planned(profile="full", learn_retain=True, retained=9).profile
+    assert (taught.learn_retain, taught.retain, taught.retained) == (True, False, 9)
+    assert planned(opening=0).profile.opening == 0
     changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
-    changed = planned(retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
+    changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
     assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
     assert {key.epoch for key in planned(epochs=8, every=2).all_keys()} == {0, 2, 4, 6, 8}
     assert {key.seed for key in planned(seeds="0,2").all_keys()} == {0, 2}
