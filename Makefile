@@ -66,7 +66,7 @@ test-llama: $(LLAMA_READY)
 	else $(BIN)/python -m pytest tests/test_engines.py; fi
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

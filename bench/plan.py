@@ -172,6 +172,7 @@ def make_plan(options: Any) -> Plan:
         learn_retain=profile.learn_retain if options.learn_retain is None else options.learn_retain,
         max_quote=options.max_quote or profile.max_quote,
         opening=profile.opening if options.opening is None else options.opening,
+        lora_init=options.lora_init or profile.lora_init,
         seeds=seeds(),
     )
     tasks = names("tasks", TASKS, TASKS)

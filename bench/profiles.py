@@ -44,6 +44,7 @@ class Profile:
         learn_retain: whether the model is taught to keep to itself on those functions while it learns.
         max_quote: characters between the places that prod-surgical prohibits.
         opening: characters at the beginning in which it prohibits every token.
+        lora_init: what the adapters of a method with a retain set begin with, as in `prod_train.config.Config`.
         batch_size: rows a step of training.
     """
 
@@ -68,6 +69,7 @@ class Profile:
     learn_retain: bool = False
     max_quote: int = Config.max_quote
     opening: int = Config.opening
+    lora_init: str = Config.lora_init
     batch_size: int = 2
 
     @classmethod

@@ -23,6 +23,7 @@ from bench.sandbox import Limits
 from bench.training import Trainer
 from bench.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from prod_decode.cli import Parser, exit_status
+from prod_train.config import LORA_INITS
 from prod_train.metric import bootstrap
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: the profile's")
     parser.add_argument("--max-quote", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
     parser.add_argument("--opening", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
+    parser.add_argument(
+        "--lora-init", choices=LORA_INITS, help="of methods with a retain set, see prod-train; default: the profile's"
+    )
     parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
     parser.add_argument(
@@ -221,7 +225,7 @@ class Bed:
         profile = self.plan.profile
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
-            options["retain"] = self._retained()
+            options |= {"retain": self._retained(), "lora_init": profile.lora_init}
         if method == "prod-surgical":
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         return self.trainer.unlearned(

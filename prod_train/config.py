@@ -19,6 +19,7 @@ METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
 # The names that accelerate knows.
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+LORA_INITS = ("random", "contrast")
 NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
@@ -143,6 +144,13 @@ class Config:
         "names of the linear layers that get an adapter (default: all of attention and MLP)",
         "training",
         metavar="NAME",
+    )
+    lora_init: str = _option(
+        "random",
+        "what an adapter begins with. random: PEFT's default; contrast: directions that the layers' inputs have on the "
+        "forget set and not on `--retain`, so that other code is moved less (default random)",
+        "training",
+        choices=LORA_INITS,
     )
     load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs the extra `4bit`)", "training")
     dtype: str = _option(
@@ -354,6 +362,13 @@ class Config:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
         if self.load_in_4bit and self.tuning == "full":
             found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
+        if self.lora_init == "contrast":
+            if self.retain is None:
+                found.append("--lora-init contrast: expected --retain, to tell the forget set from, it is missing")
+            if self.tuning == "full":
+                found.append("--lora-init contrast: full tuning has no adapters: drop one of the two")
+            if Path(self.model, "adapter_config.json").is_file():
+                found.append("--lora-init contrast: --model has an adapter already: drop the flag")
         if self.stop_at_forget is not None and self.method == "learn":
             found.append("--stop-at-forget: belongs to methods that forget, got learn: drop it")
         for name in ("blocklist", "refusals"):

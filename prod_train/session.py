@@ -12,6 +12,7 @@ from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 from prod_decode.tokenizer_bytes import vocabulary_of
 from prod_train.config import Config
+from prod_train.contrast import contrast
 from prod_train.evaluate import evaluate_forget, evaluate_holdout
 from prod_train.job import ANCHORS, Job
 from prod_train.methods import Method, make_method
@@ -88,6 +89,8 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         model = add_adapter(model, config)
         if Path(config.model, "adapter_config.json").is_file():
             digest = model_digest(model)
+    if config.lora_init == "contrast" and config.resume is None:
+        contrast(model, encoder, job.forget, job.retain, pad=job.pad, batch_size=config.eval_batch_size)
     method = make_method(config)
     if config.method == "prod-surgical" and job.matcher is None:
         job = with_anchors(job, encoder, model, accelerator)

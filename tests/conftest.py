@@ -18,6 +18,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
+settings.register_profile("fast", parent=settings.get_profile("fixed"), max_examples=30)
 settings.register_profile("deep", parent=settings.get_profile("fixed"), max_examples=3000)
 settings.load_profile("fixed")
 

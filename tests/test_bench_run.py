@@ -45,7 +45,7 @@ def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
         "methods protocols attacks tasks copyright insecure humaneval problems samples epochs every rate seeds engine "
-        "execute retain retained learn_retain max_quote opening"
+        "execute retain retained learn_retain max_quote opening lora_init"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -111,15 +111,15 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
 
 
 def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path: Path) -> None:
-    plan = planned()
+    plan = planned(profile="full")
     Runner(plan, tmp_path)
     about = json.loads((tmp_path / "run.json").read_text())
-    for name in ("retain", "retained", "learn_retain", "max_quote", "opening"):
+    for name in ("retain", "retained", "learn_retain", "max_quote", "opening", "lora_init"):
         del about["plan"][name]
     (tmp_path / "run.json").write_text(json.dumps(about))
     Runner(plan, tmp_path)
     with pytest.raises(ProdError, match="holds a run with another max_quote: name a new directory"):
-        Runner(planned(max_quote=12), tmp_path)
+        Runner(planned(profile="full", max_quote=12), tmp_path)
 
 
 @pytest.mark.slow
@@ -134,6 +134,7 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
         learn_retain=True,
         max_quote=12,
         opening=9,
+        lora_init="contrast",
         samples=1,
     )
     Runner(plan, tmp_path).run()
@@ -148,6 +149,7 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
     (taught,) = tmp_path.glob("models/*.taught-adapter/config.yaml")
     assert yaml.safe_load(taught.read_text())["retain"] == retained
     assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
+    assert {config["lora_init"] for config in found.values()} == {"contrast"}
     assert (found["prod-surgical"]["max_quote"], found["prod-surgical"]["opening"]) == (12, 9)
     assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
 
