@@ -124,6 +124,7 @@ PROFILES = {
         retained=120,
         learn_retain=True,
         opening=48,
+        lora_init="contrast",
     ),
     "full": Profile(
         samples=None,

@@ -263,6 +263,7 @@ def test_flags_change_the_profile() -> None:
     assert not planned(profile="full").profile.retain
     taught = planned(profile="full", learn_retain=True, retained=9).profile
     assert (taught.learn_retain, taught.retain, taught.retained) == (True, False, 9)
+    assert (small.profile.lora_init, planned(lora_init="random").profile.lora_init) == ("contrast", "random")
     assert planned(opening=0).profile.opening == 0
     changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
