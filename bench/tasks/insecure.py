@@ -52,6 +52,7 @@ _NAMES = {
         "marshal.loads",
         "joblib.load",
         "jsonpickle.decode",
+        "jsonpickle.loads",
         "shelve.open",
         "yaml.load",
         "yaml.load_all",
