@@ -36,7 +36,7 @@ def contrast(
     """Set the A of new adapters, whose B is zero.
 
     The mean of |A x|^2 over the forget set stays what PEFT's initialisation makes it, so that a learning rate means
-    what it did.
+    what it did. A layer that does not run for the first row, an expert of a mixture, keeps what PEFT drew.
 
     Args:
         model: with its adapters.
