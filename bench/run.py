@@ -60,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
     parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default: the profile's")
-    switch = BooleanOptionalAction
-    parser.add_argument("--retain", action=switch, help="all methods with a retain set, not graddiff alone")
-    parser.add_argument("--learn-retain", action=switch, help="teach with the retain set as well")
+    parser.add_argument(
+        "--retain", action=BooleanOptionalAction, help="all methods with a retain set, not graddiff alone"
+    )
+    parser.add_argument("--learn-retain", action=BooleanOptionalAction, help="teach with the retain set as well")
     parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: the profile's")
     parser.add_argument("--max-quote", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
     parser.add_argument("--opening", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
@@ -191,7 +192,7 @@ class Bed:
         self.start = self.untaught = self.trainer.start(self.plan.model)
         if protocol == "learn":
             profile = self.plan.profile
-            retain = self._retained() if profile.learn_retain else None
+            retain = self._retained if profile.learn_retain else None
             taught = self.trainer.taught(
                 self.start, self.whole, name=self.name, epochs=profile.learn_epochs, seed=seed, retain=retain
             )
@@ -216,7 +217,9 @@ class Bed:
                 if key.method.removesuffix(DECODED) == method:
                     self._cell(key, adapters[key.epoch])
 
+    @cached_property
     def _retained(self) -> str:
+        """File with the retain set. To look through the standard library takes 4 s."""
         profile = self.plan.profile
         count = profile.retained or profile.held_out
         return self.trainer.retained(self.task.name, count, profile.held_out, self.task.entries())
@@ -225,7 +228,7 @@ class Bed:
         profile = self.plan.profile
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
-            options |= {"retain": self._retained(), "lora_init": profile.lora_init}
+            options |= {"retain": self._retained, "lora_init": profile.lora_init}
         if method == "prod-surgical":
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         return self.trainer.unlearned(

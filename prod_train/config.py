@@ -20,6 +20,7 @@ DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
 # The names that accelerate knows.
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 LORA_INITS = ("random", "contrast")
+ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
 NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
@@ -243,6 +244,11 @@ class Config:
         return "nll" if self.method == "graddiff" else "kl"
 
     @property
+    def continues_adapter(self) -> bool:
+        """Whether `model` is an adapter, which is trained further, and not a whole model."""
+        return Path(self.model, ADAPTER).is_file()
+
+    @property
     def target_folder(self) -> Path:
         """Where the reference model's targets are kept."""
         return Path(self.cache) if self.cache else Path(self.output, "targets")
@@ -367,7 +373,7 @@ class Config:
                 found.append("--lora-init contrast: expected --retain, to tell the forget set from, it is missing")
             if self.tuning == "full":
                 found.append("--lora-init contrast: full tuning has no adapters: drop one of the two")
-            if Path(self.model, "adapter_config.json").is_file():
+            if self.continues_adapter:
                 found.append("--lora-init contrast: --model has an adapter already: drop the flag")
         if self.stop_at_forget is not None and self.method == "learn":
             found.append("--stop-at-forget: belongs to methods that forget, got learn: drop it")

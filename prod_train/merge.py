@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prod_decode.errors import ProdError
 from prod_decode.models import load_model, save_model
-from prod_train.modeling import ADAPTER, base_name
+from prod_train.config import ADAPTER
+from prod_train.modeling import base_name
 
 
 def merge(adapter: str, output: str, *, model: str | None = None, dtype: str = "auto") -> Path:

@@ -11,11 +11,9 @@ from torch import nn
 
 from prod_decode.errors import ProdError
 from prod_decode.models import load_model, load_tokenizer
-from prod_train.config import Config
+from prod_train.config import ADAPTER, Config
 from prod_train.data import Row, collate
 from prod_train.objective import Encoder, Pass
-
-ADAPTER = "adapter_config.json"
 
 
 def base_name(name: str) -> str:
@@ -104,7 +102,7 @@ def add_adapter(model: Any, config: Config) -> Any:
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if Path(config.model, ADAPTER).is_file():
+    if config.continues_adapter:
         return PeftModel.from_pretrained(model, config.model, is_trainable=True)
     targets = lora_targets(model, config)
     lora = LoraConfig(

@@ -87,7 +87,7 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     digest = model_digest(model)
     if config.tuning == "lora":
         model = add_adapter(model, config)
-        if Path(config.model, "adapter_config.json").is_file():
+        if config.continues_adapter:
             digest = model_digest(model)
     if config.lora_init == "contrast" and config.resume is None:
         contrast(model, encoder, job.forget, job.retain, pad=job.pad, batch_size=config.eval_batch_size)
