@@ -12,7 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.profiles import ATTACKS, ON_WEIGHTS, PROFILES, PROTOCOLS, TASKS, TRAINED, UNTAUGHT, UNTRAINED, Profile
+from bench.profiles import (
+    ATTACKS,
+    ON_WEIGHTS,
+    PROFILES,
+    PROTOCOLS,
+    SECOND_ROUND,
+    TASKS,
+    TRAINED,
+    UNTAUGHT,
+    UNTRAINED,
+    Profile,
+)
 from bench.records import Key
 from bench.sandbox import choose_isolation
 from prod_decode import __version__
@@ -108,9 +119,11 @@ class Plan:
         return self.profile.humaneval_each or (last and key.method in self.profile.attacked)
 
     def epochs(self, method: str) -> list[int]:
-        """The epochs of a method's cells: 0 for what is not trained."""
+        """The epochs of a method's cells: 0 for what is not trained, one more than the last for a second round."""
         if method in UNTRAINED:
             return [0]
+        if method.removesuffix(DECODED) == SECOND_ROUND:
+            return [self.profile.epochs + 1]
         marks = range(self.profile.every, self.profile.epochs + 1, self.profile.every)
         return sorted({*marks, self.profile.epochs})
 

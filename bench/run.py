@@ -17,10 +17,10 @@ import numpy as np
 from bench.decoders import MAKERS
 from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
-from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, TASKS, UNTAUGHT, UNTRAINED, Profile
+from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, SECOND_ROUND, TASKS, UNTAUGHT, UNTRAINED, Profile
 from bench.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
-from bench.training import Trainer
+from bench.training import Trainer, steps_of
 from bench.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from prod_decode.cli import Parser, exit_status
 from prod_train.config import LORA_INITS
@@ -225,7 +225,13 @@ class Bed:
         return self.trainer.retained(self.task.name, count, profile.held_out, self.task.entries())
 
     def _adapters(self, method: str) -> dict[int, Path]:
+        """The adapters of a method by epoch, trained if they are not there."""
         profile = self.plan.profile
+        if method == SECOND_ROUND:
+            first = self._adapters("prod-surgical")[profile.epochs]
+            retain = self._retained if profile.retain else None
+            again = self.trainer.unlearned_again(first, self.forget, seed=self.seed, retain=retain)
+            return {profile.epochs + 1: again}
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
             options |= {"retain": self._retained, "lora_init": profile.lora_init}
@@ -295,8 +301,10 @@ class Bed:
             merged = self.trainer.merged(self.start, adapter)
             return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
         if adapter is not None and key.attack == "relearned":
-            steps = round(self.plan.profile.epochs * len(self.task.samples) / self.trainer.batch_size)
-            adapter = self.trainer.relearned(adapter, self.whole, steps=max(1, steps), seed=self.seed)
+            steps = steps_of(adapter)
+            if key.method == SECOND_ROUND:
+                steps += steps_of(self._adapters("prod-surgical")[self.plan.profile.epochs])
+            adapter = self.trainer.relearned(adapter, self.whole, steps=steps, seed=self.seed)
         self._common.subject.adapt(adapter)
         return self._common.subject
 

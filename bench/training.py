@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from prod_decode.blocklist import Blocklist
 from prod_decode.entries import Entry
 from prod_decode.models import in_hub_format
 from prod_train.config import Config
+from prod_train.job import ANCHORS
 from prod_train.merge import merge
 from prod_train.recipes import package_functions, stdlib_functions, write_rows
 
@@ -22,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 # Learning rate of teaching, and of teaching again.
 LEARN_RATE = 1e-3
+
+# Tokens that a model writes behind each prompt for its second round.
+CONTINUED_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,28 @@ class Trainer:
         """The adapters of one training, by epoch."""
         output = self.folder / f"{name}.{method}.s{seed}"
         self._run(output, model=model, forget=forget, method=method, epochs=epochs, seed=seed, every=every, **options)
-        found = {int(path.name.rpartition("-")[2]): path for path in output.glob("checkpoint-*")}
-        steps = max(found)
-        return {round(step * epochs / steps): path for step, path in sorted(found.items())}
+        found = sorted(output.glob("checkpoint-*"), key=steps_of)
+        steps = steps_of(found[-1])
+        return {round(steps_of(path) * epochs / steps): path for path in found}
+
+    def unlearned_again(self, adapter: Path, forget: str, *, seed: int, retain: str | None) -> Path:
+        """A checkpoint of `prod-surgical` after one epoch more, on what it writes itself too, at half the rate."""
+        output = self._beside(adapter, "again")
+        replace(self, rate=self.rate / 2)._run(
+            output,
+            model=str(adapter),
+            forget=forget,
+            method="prod-surgical",
+            blocklist=str(adapter.parent / ANCHORS),
+            continuations=CONTINUED_TOKENS,
+            epochs=1,
+            every=1,
+            seed=seed,
+            retain=retain,
+            retain_reference="start" if retain is None else "base",
+        )
+        (again,) = output.glob("checkpoint-*")
+        return again
 
     def merged(self, model: str, adapter: Path) -> Path:
         """The whole model that an adapter makes of its base."""
@@ -129,3 +152,8 @@ class Trainer:
         )
         _log.info("training %s", output.name)
         run(config, progress=self.progress)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimizer steps after which a checkpoint was written, which are in its name."""
+    return int(checkpoint.name.rpartition("-")[2])

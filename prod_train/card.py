@@ -39,9 +39,7 @@ def model_card(session: Session, report: Report) -> str:
         "| | rows | hash of the tokens |",
         "|---|---|---|",
     ]
-    for name, rows in (("forget", job.forget), ("retain", job.retain), ("holdout", job.holdout)):
-        if rows:
-            lines.append(f"| {name} | {len(rows)} | `{rows_digest(rows)}` |")
+    lines += [f"| {name} | {len(rows)} | `{rows_digest(rows)}` |" for name, rows in job.sets.items()]
     lines += [f"| teacher | | `{session.digest}` |", "", "```yaml"]
     lines += [f"{key}: {value}" for key, value in settings.items()]
     return "\n".join([*lines, "```", ""])

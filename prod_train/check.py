@@ -77,12 +77,12 @@ def check(config: Config) -> Plan:
         begun = time.perf_counter()
         loss = float(train_step(session, model, optimizer, 0))
         seconds = time.perf_counter() - begun
-    sets = {"forget": job.forget, "retain": job.retain, "holdout": job.holdout}
-    per_epoch = -(-len(job.forget) // session.schedule.step_rows)
+    continued = len(session.job.continued) * len(job.forget) // len(rows)
+    per_epoch = -(-(len(job.forget) + continued) // session.schedule.step_rows)
     weights = sum(p.numel() for p in session.model.parameters())
     return Plan(
         config.to_dict(),
-        {name: _sizes(rows) for name, rows in sets.items() if rows},
+        {name: _sizes(rows) for name, rows in job.sets.items()},
         mark(job.forget[0], job.tokenizer),
         _support(session),
         weights,

@@ -138,7 +138,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if name not in free}
     kept["step_rows"] = session.schedule.step_rows
     kept["teacher"] = session.digest
-    kept["data"] = [rows_digest(rows) for rows in (session.job.forget, session.job.retain, session.job.refused)]
+    kept["data"] = [rows_digest(rows) for rows in (session.job.trained, session.job.retain, session.job.refused)]
     return kept
 
 

@@ -20,6 +20,7 @@ DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
 # The names that accelerate knows.
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 LORA_INITS = ("random", "contrast")
+RETAIN_REFERENCES = ("start", "base")
 ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
 NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
@@ -84,6 +85,14 @@ class Config:
         "method",
         metavar="N",
     )
+    continuations: int = _option(
+        0,
+        "prod, prod-surgical: tokens that the model as it is writes behind the prompt of every forget row and behind "
+        "25, 50 and 75 % of its text; it is trained on these as well. For a second round, with the adapter of the "
+        "first as --model and its anchors as --blocklist (default 0: none)",
+        "method",
+        metavar="N",
+    )
     keep: int = _option(
         256,
         "prod-surgical: tokens of the reference model's distribution that are its target where nothing is prohibited "
@@ -125,6 +134,13 @@ class Config:
         "loss on `--retain`: none, nll, or kl to the model as it was (default with --retain: kl; nll for graddiff)",
         "method",
         choices=("none", "nll", "kl"),
+    )
+    retain_reference: str = _option(
+        "start",
+        "what the retain loss kl keeps to. start: the model as it was; base: the same without the adapter that --model "
+        "names, so that a second round keeps to the model from before the first (default start)",
+        "method",
+        choices=RETAIN_REFERENCES,
     )
     retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X")
     paper_compat: bool = _option(
@@ -325,7 +341,7 @@ class Config:
             found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
         found += [
             f"{flag(name)}: expected at least 0, got {getattr(self, name)}"
-            for name in ("retain_weight", "weight_decay", "seed", "opening")
+            for name in ("retain_weight", "weight_decay", "seed", "opening", "continuations")
             if getattr(self, name) < 0
         ]
         return found
@@ -336,6 +352,7 @@ class Config:
             "allow": ("prod-surgical",),
             "max_quote": ("prod-surgical",),
             "opening": ("prod-surgical",),
+            "continuations": ("prod", "prod-surgical"),
             "keep": ("prod-surgical",),
             "top_p": ("prod", "prod-surgical", "undial"),
             "max_n": ("prod", "prod-surgical", "undial"),
@@ -354,6 +371,10 @@ class Config:
                 found.append(f"{flag(name)}: belongs to method {' and '.join(methods)}, got {self.method}: drop it")
         if self.allow is not None and self.blocklist is not None:
             found.append("--allow: concerns anchors, which --blocklist has already: drop one of the two")
+        if self.continuations and self.method == "prod" and self.blocklist is None:
+            found.append(
+                "--continuations: expected --blocklist, or all that the model writes would be prohibited, it is missing"
+            )
         if self.allow is not None and not Path(self.allow).exists():
             found.append(f"--allow: cannot read {self.allow}: no such file or directory")
         if self.paper_compat and self.blocklist:
@@ -364,6 +385,10 @@ class Config:
             found.append("--retain: graddiff needs a data set for its retain loss, or use --method ga")
         if self.retain is not None and self.keeps == "none":
             found.append("--retain-loss none: leaves --retain without use: drop one of the two")
+        if self.retain_reference == "base" and self.keeps != "kl":
+            found.append(f"--retain-reference: belongs to the retain loss kl, got {self.keeps}: drop it")
+        if self.retain_reference == "base" and not self.continues_adapter:
+            found.append(f"--retain-reference base: expected an adapter's directory as --model, got {self.model}")
         if self.max_utility_drop is not None and self.holdout is None:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
         if self.load_in_4bit and self.tuning == "full":

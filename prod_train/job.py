@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ REFUSALS = (
 
 # Of `prod-surgical`, in the output's directory: what the weights are taught, for a processor that enforces it.
 ANCHORS = "anchors.prod"
+# With `--continuations`, in the same place: what the model wrote, which it is trained on besides.
+CONTINUED = "continuations.jsonl"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Job:
         forget: rows to forget (or learn).
         retain: rows of the retain loss; empty without one.
         holdout: rows for measuring damage; empty if not given.
+        continued: what the model wrote itself, to be trained on behind `forget`; empty without `--continuations`. Made
+            with the model; see `prod_train.session.setup`.
         refused: for dpo and flat, the forget rows' prompts with every refusal, row by row; else empty.
         choices: the number of refusals.
         blocklist: path of what the matcher was made of, or None.
@@ -51,6 +56,7 @@ class Job:
     forget: list[Row]
     retain: list[Row] = field(default_factory=list)
     holdout: list[Row] = field(default_factory=list)
+    continued: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
     choices: int = 0
     blocklist: str | None = None
@@ -65,6 +71,17 @@ class Job:
         from prod_decode.blocklist import Blocklist
 
         return replace(self, blocklist=blocklist, matcher=Blocklist.load(blocklist).bind(self.tokenizer))
+
+    @cached_property
+    def trained(self) -> list[Row]:
+        """The rows that the method's loss runs over: to forget, then what the model wrote itself."""
+        return [*self.forget, *self.continued]
+
+    @property
+    def sets(self) -> dict[str, list[Row]]:
+        """The sets that have rows, by name."""
+        names = ("forget", "continued", "retain", "holdout")
+        return {name: rows for name in names if (rows := getattr(self, name))}
 
     @property
     def pad(self) -> int:
@@ -98,6 +115,7 @@ def prepare(config: Config) -> Job:
         forget,
         rows(config.retain),
         rows(config.holdout),
+        [],
         [_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
         len(refusals),
     )
@@ -106,8 +124,8 @@ def prepare(config: Config) -> Job:
 
 def _check_output(config: Config) -> None:
     output = Path(config.output)
-    # Targets are found again by their key; anchors, and a checkpoint that a killed run did not finish, are made anew.
-    again = ("targets", ANCHORS)
+    # Targets are found again by their key; what else a killed run left before it finished a checkpoint is made anew.
+    again = ("targets", ANCHORS, CONTINUED)
     kept = [path for path in output.glob("*") if path.name not in again and not path.name.startswith(".checkpoint-")]
     if config.resume is None and kept:
         raise ProdError(f"--output: {output} is not empty: name a new directory, or go on with --resume latest")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 from prod_decode.tokenizer_bytes import vocabulary_of
 from prod_train.config import Config
+from prod_train.continued import continued_rows, load_continued, save_continued
 from prod_train.contrast import contrast
 from prod_train.evaluate import evaluate_forget, evaluate_holdout
-from prod_train.job import ANCHORS, Job
+from prod_train.job import ANCHORS, CONTINUED, Job
 from prod_train.methods import Method, make_method
 from prod_train.metric import Metric
 from prod_train.modeling import (
@@ -84,7 +86,7 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     seed_torch(config.seed)
     model = load_base(config, accelerator.device)
     encoder = Encoder(model, config.chunk_size)
-    digest = model_digest(model)
+    base = digest = model_digest(model)
     if config.tuning == "lora":
         model = add_adapter(model, config)
         if config.continues_adapter:
@@ -94,13 +96,16 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     method = make_method(config)
     if config.method == "prod-surgical" and job.matcher is None:
         job = with_anchors(job, encoder, model, accelerator)
+    if config.continuations:
+        job = with_continuations(job, model, accelerator)
     identity = f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
-    stores = reference_stores(job, method, identity)
+    retained = identity.replace(digest, base) if config.retain_reference == "base" else identity
+    stores = reference_stores(job, method, identity, retained)
     fill_stores(stores, job, encoder, model, accelerator, progress=progress)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     check_gradients(model, encoder, job.forget[: config.batch_size], job.pad)
-    schedule = Schedule.of(config, len(job.forget), len(job.retain), accelerator.num_processes)
+    schedule = Schedule.of(config, len(job.trained), len(job.retain), accelerator.num_processes)
     return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
 
 
@@ -129,23 +134,46 @@ def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Jo
     return job.guarded_by(str(path))
 
 
-def reference_stores(job: Job, method: Method, identity: str) -> dict[str, ReferenceStore]:
+def with_continuations(job: Job, model: Any, accelerator: Any) -> Job:
+    """The job with what the model writes itself where it is asked for what it should forget.
+
+    That is written to `CONTINUED`, and read from there when a run goes on.
+    """
+    config, path = job.config, Path(job.config.output, CONTINUED)
+    if accelerator.is_main_process and (config.resume is None or not path.is_file()):
+        model.eval()
+        rows = continued_rows(
+            model,
+            job.tokenizer,
+            job.forget,
+            tokens=config.continuations,
+            max_length=config.max_length,
+            batch_size=config.eval_batch_size,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_continued(path, rows, job.tokenizer)
+    accelerator.wait_for_everyone()
+    return replace(job, continued=list(load_continued(path)))
+
+
+def reference_stores(job: Job, method: Method, identity: str, retained: str) -> dict[str, ReferenceStore]:
     """What a run needs of the reference model: by name (forget, refused, retain, holdout), not yet made.
 
     Args:
         job: the data.
         method: its `kind` says what of the forget set.
         identity: of the reference model; part of each store's key.
+        retained: of the one that the retain set is kept to.
     """
     folder, config = job.config.target_folder, job.config
     stores = {}
     if method.kind is not None:
         recipe = Recipe.of(config) if method.kind == "targets" else None
-        stores["forget"] = ReferenceStore(folder, method.kind, job.forget, identity, recipe, job.blocklist)
+        stores["forget"] = ReferenceStore(folder, method.kind, job.trained, identity, recipe, job.blocklist)
         if job.refused:
             stores["refused"] = ReferenceStore(folder, method.kind, job.refused, identity)
     if job.retain and config.keeps == "kl":
-        stores["retain"] = ReferenceStore(folder, "hidden", job.retain, identity)
+        stores["retain"] = ReferenceStore(folder, "hidden", job.retain, retained)
     if job.holdout:
         stores["holdout"] = ReferenceStore(folder, "hidden", job.holdout[: config.eval_rows], identity)
     return stores
@@ -159,17 +187,19 @@ def fill_stores(
     eos = job.tokenizer.eos_token_id if job.tokenizer.eos_token_id is not None else job.pad
     rank, world = accelerator.process_index, accelerator.num_processes
     for part in ((rank, world), (0, 1)) if world > 1 else ((0, 1),):
-        for store in stores.values():
-            store.fill(
-                encoder,
-                model,
-                pad=job.pad,
-                eos=eos,
-                batch_size=job.config.eval_batch_size,
-                matcher=job.matcher,
-                part=part,
-                progress=progress and accelerator.is_main_process,
-            )
+        for name, store in stores.items():
+            without = name == "retain" and job.config.retain_reference == "base"
+            with model.disable_adapter() if without else nullcontext():
+                store.fill(
+                    encoder,
+                    model,
+                    pad=job.pad,
+                    eos=eos,
+                    batch_size=job.config.eval_batch_size,
+                    matcher=job.matcher,
+                    part=part,
+                    progress=progress and accelerator.is_main_process,
+                )
         accelerator.wait_for_everyone()
 
 

@@ -165,10 +165,10 @@ def _backward_parts(session: Session, model: Any, step: int) -> Iterator[Any]:
     rank, world = session.accelerator.process_index, session.accelerator.num_processes
     size = config.batch_size * world
     forget, retain = schedule.forget_rows(step), schedule.retain_rows(step)
-    tokens = sum(job.forget[i].tokens for i in forget)
+    tokens = sum(job.trained[i].tokens for i in forget)
     denominator = float(len(forget) if session.method.per_row else tokens)
     # The sum over a step does not depend on how it is cut; rows of like length need less padding.
-    forget.sort(key=lambda i: len(job.forget[i].ids))
+    forget.sort(key=lambda i: len(job.trained[i].ids))
     retain.sort(key=lambda i: len(job.retain[i].ids))
     epoch = step // schedule.per_epoch
     for start in range(0, len(forget), size):
@@ -184,7 +184,7 @@ def _forget_loss(session: Session, model: Any, rows: list[int], denominator: flo
     job, method = session.job, session.method
     if not rows:
         return _nothing(session, model)
-    passed = _run(session, model, [job.forget[i] for i in rows])
+    passed = _run(session, model, [job.trained[i] for i in rows])
     reference = _reference(session, "forget", rows)
     if not method.refuses:
         return method.loss(Example(passed, reference, denominator))
@@ -269,15 +269,7 @@ def finish(session: Session, state: State) -> Report:
             "history": state.history,
             "config": config.to_dict(),
             "teacher": session.digest,
-            "data": {
-                name: {"rows": len(rows), "hash": rows_digest(rows)}
-                for name, rows in (
-                    ("forget", session.job.forget),
-                    ("retain", session.job.retain),
-                    ("holdout", session.job.holdout),
-                )
-                if rows
-            },
+            "data": {name: {"rows": len(rows), "hash": rows_digest(rows)} for name, rows in session.job.sets.items()},
         }
         with write_whole(output / "report.json") as file:
             file.write(json.dumps(record, indent=1).encode())

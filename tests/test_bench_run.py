@@ -20,17 +20,18 @@ from bench.__main__ import main
 from bench.compare import changes
 from bench.decoders import MemFree, bad_words
 from bench.plan import Plan, environment, make_plan
-from bench.profiles import PROFILES
+from bench.profiles import PROFILES, SECOND_ROUND
 from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
 from bench.run import HUMANEVAL_TOKENS, Runner, scores_of, summarise
 from bench.subject import Subject
 from bench.tasks import load_task
-from bench.training import Trainer
+from bench.training import Trainer, steps_of
 from bench.utility import STOPS, Checked
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.models import load_tokenizer
+from prod_train.job import ANCHORS, CONTINUED
 from tests.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,6 +153,29 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
     assert {config["lora_init"] for config in found.values()} == {"contrast"}
     assert (found["prod-surgical"]["max_quote"], found["prod-surgical"]["opening"]) == (12, 9)
     assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
+
+
+@pytest.mark.slow
+def test_a_second_round_goes_on_where_prod_surgical_ended(model: str, tmp_path: Path) -> None:
+    plan = small_plan(
+        model, methods=(SECOND_ROUND, "prod-surgical"), attacked=(SECOND_ROUND,), attacks=("relearned",), retain=True
+    )
+    Runner(plan, tmp_path).run()
+    cells = {(cell.key.method, cell.key.epoch, cell.key.attack) for cell in read_run(tmp_path)[1]}
+    first, second = ({("prod-surgical", 1, "none"), ("prod-surgical", 2, "none")}, (SECOND_ROUND, 3))
+    assert cells == first | {(*second, "none"), (*second, "relearned")}
+    (folder,) = tmp_path.glob("models/*.again")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    before = folder.parent / "copyright.learn.s0.prod-surgical.s0"
+    assert config["model"] == str(max(before.glob("checkpoint-*"), key=steps_of))
+    assert config["blocklist"] == str(before / ANCHORS)
+    assert config["retain"] == str(tmp_path / "models" / "copyright-retained-2.jsonl")
+    assert (config["learning_rate"], config["epochs"]) == (plan.profile.rate / 2, 1)
+    written = (folder / CONTINUED).read_text().splitlines()
+    assert 2 < len(written) <= 8
+    # Taught again for as many steps as both rounds had.
+    (again,) = tmp_path.glob("models/*.relearned/config.yaml")
+    assert yaml.safe_load(again.read_text())["max_steps"] == 2 * 2 + 2 + len(written)
 
 
 def test_a_retain_set_has_nothing_that_is_to_be_forgotten(tmp_path: Path) -> None:
