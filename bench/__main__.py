@@ -11,6 +11,7 @@ COMMANDS = {
     "report": ("bench.report", "a page and plots of runs"),
     "compare": ("bench.compare", "two runs, cell by cell"),
     "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
+    "limits": ("bench.limits", "what a mask reads and takes, and what a read takes on this machine"),
     "device": ("bench.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
     "vllm": ("bench.vllm_overhead", "what guarding costs inside vLLM, in an environment that has it"),
     "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),

@@ -78,7 +78,7 @@ def measure(
     """All figures: for each number of patterns, walk and batch, the three ways beside each other."""
     figures = []
     for count in counts:
-        matcher = overhead._bind(material.lines[:count], material.tokenizer)
+        matcher = overhead.bind(material.lines[:count], material.tokenizer)
         walks = {
             "code": material.walk,
             "near": overhead.near_walk(material, material.lines[:count], len(material.walk)),

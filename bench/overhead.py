@@ -131,17 +131,27 @@ def _run(options: argparse.Namespace) -> int:
 
 def _checked(options: argparse.Namespace) -> list[int]:
     """The numbers of patterns, if the options can be used: minutes of measuring should not end in a wrong flag."""
-    try:
-        counts = [int(part) for part in options.patterns.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise ProdError(f"expected --patterns as numbers above 0, got {options.patterns!r}")
+    counts = pattern_counts(options.patterns)
     if not 0 < options.time_limit < float("inf"):
         raise ProdError(f"expected --time-limit as seconds above 0, got {options.time_limit:g}")
     for flag, given in (("--json", options.json), ("--plot", options.plot)):
         if given and not Path(given).parent.is_dir():
             raise ProdError(f"expected {flag} in a folder that exists, got {given!r}: make the folder first")
+    return counts
+
+
+def pattern_counts(text: str) -> list[int]:
+    """What `--patterns` says.
+
+    Raises:
+        ProdError: it is no list of numbers above 0.
+    """
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise ProdError(f"expected --patterns as numbers above 0, got {text!r}")
     return counts
 
 
@@ -257,7 +267,7 @@ def _first_use(tokenizer_folder: str, lines: Sequence[str]) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     begun = time.perf_counter()
-    matcher = _bind(lines, tokenizer)
+    matcher = bind(lines, tokenizer)
     matcher.banned(matcher.advance(matcher.start(), 0))
     return time.perf_counter() - begun
 
@@ -316,7 +326,7 @@ def steps(material: Material, count: int, *, peers: bool, limit: float) -> list[
     from prod_decode.masking import mask_prohibited_
 
     lines = material.lines[:count]
-    matcher = _bind(lines, material.tokenizer)
+    matcher = bind(lines, material.tokenizer)
     width = len(matcher)
     walk = np.resize(np.array(material.walk, np.int64), max(BATCHES) * 21)
     scores = torch.randn(max(BATCHES), width)
@@ -485,6 +495,6 @@ def _vocabulary(tokenizer: Any) -> Any:
     return _VOCABULARIES[id(tokenizer)]
 
 
-def _bind(lines: Sequence[str], tokenizer: Any) -> Matcher:
+def bind(lines: Sequence[str], tokenizer: Any) -> Matcher:
     """A fresh matcher, with an empty cache."""
     return _compile(lines).bind(_vocabulary(tokenizer))

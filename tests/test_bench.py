@@ -65,7 +65,7 @@ def test_a_peer_that_fails_or_takes_too_long_is_recorded() -> None:
 
 def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
     material = overhead.gather(tokenizer, 50, steps=2000)
-    matcher = overhead._bind(material.lines[:50], material.tokenizer)
+    matcher = overhead.bind(material.lines[:50], material.tokenizer)
     walk = overhead._without_matches(matcher, overhead.near_walk(material, material.lines[:50], 2000))
     text = material.tokenizer.decode(walk)
     assert not [line for line in material.lines[:50] if line in text]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections import namedtuple
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from prod_decode import Blocklist, Entry, automaton, matcher
-from prod_decode.matcher import Matcher
+from bench.__main__ import main
+from bench.limits import Counted, plain_python, read_for_a_mask, states_along
+from prod_decode import Blocklist, Entry, matcher
 from prod_decode.models import load_tokenizer
 from prod_decode.normalize import CLASSES
 from prod_decode.tokenizer_bytes import vocabulary_of
@@ -41,35 +41,6 @@ def code_lines(count: int, seed: int) -> list[str]:
     return list(found)
 
 
-class Counted:
-    """A structured array that counts how often a record is read."""
-
-    def __init__(self, array: Any, counts: dict[str, int], name: str) -> None:
-        record = namedtuple("record", array.dtype.names)
-        self._records = [record(*values) for values in array.tolist()]
-        self._counts, self._name = counts, name
-
-    def __getitem__(self, place: Any) -> Any:
-        self._counts[self._name] += 1
-        return self._records[place]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-
-@contextmanager
-def plain_python(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels' own functions in place of the machine code made of them."""
-    with monkeypatch.context() as patch:
-        for module, names in (
-            (matcher, ("_continuations", "_emit_word_ends", "_advance_inline", "step")),
-            (automaton, ("find_child", "step")),
-        ):
-            for name in names:
-                patch.setattr(module, name, getattr(module, name).py_func)
-        yield
-
-
 @pytest.fixture(scope="module")
 def vocabulary() -> Any:
     return vocabulary_of(load_tokenizer("bundled"))
@@ -80,55 +51,22 @@ def walk_of(vocabulary: Any, lines: list[str]) -> list[int]:
     return list(tokenizer("\n".join(lines), add_special_tokens=False)["input_ids"])
 
 
-def counted_masks(bound: Matcher, states: list[int]) -> list[int]:
-    """Records of automaton and token trie read for the mask of each state."""
-    found = []
-    table, counts = bound._table, {"nodes": 0, "tokens": 0}
-    nodes, token_nodes = Counted(bound._automaton.nodes, counts, "nodes"), Counted(table.nodes, counts, "tokens")
-    for state in states:
-        counts.update(nodes=0, tokens=0)
-        matcher._continuations(  # type: ignore[call-arg]
-            nodes,
-            token_nodes,
-            table.roots[state & 3],
-            table.order,
-            CLASSES,
-            bound._stamps,
-            bound._scratch,
-            bound._stack,
-            state >> 2,
-        )
-        found.append(sum(counts.values()))
-    return found
-
-
-def states_along(bound: Matcher, tokens: list[int]) -> list[int]:
-    states, state = [], bound.start()
-    for token in tokens:
-        state = bound.advance(state, token)
-        states.append(state)
-    return states
-
-
 @pytest.mark.parametrize(("count", "mean", "worst"), [(100, 188, 490), (10_000, 469, 902)])
-def test_records_read_for_a_mask(
-    vocabulary: Any, monkeypatch: pytest.MonkeyPatch, count: int, mean: float, worst: int
-) -> None:
+def test_records_read_for_a_mask(vocabulary: Any, count: int, mean: float, worst: int) -> None:
     bound = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(count, 0)]).bind(vocabulary)
     states = states_along(bound, walk_of(vocabulary, code_lines(40, 1)))
     assert len(set(states)) > 50
-    with plain_python(monkeypatch):
-        read = counted_masks(bound, states)
+    with plain_python():
+        read = [sum(len(counted.read) for counted in read_for_a_mask(bound, state)) for state in states]
     assert np.mean(read) < mean, np.mean(read)
     assert max(read) < worst, max(read)
 
 
-def test_records_read_for_an_advance(vocabulary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_read_for_an_advance(vocabulary: Any) -> None:
     bound = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(10_000, 0)]).bind(vocabulary)
     tokens = walk_of(vocabulary, code_lines(40, 1))
-    table, counts = bound._table, {"nodes": 0}
-    nodes = Counted(bound._automaton.nodes, counts, "nodes")
-    with plain_python(monkeypatch):
+    table, nodes = bound._table, Counted(bound._automaton.nodes)
+    with plain_python():
         state = bound.start()
         for token in tokens:
             state = matcher._advance_inline(  # type: ignore[call-arg]
@@ -143,8 +81,36 @@ def test_records_read_for_an_advance(vocabulary: Any, monkeypatch: pytest.Monkey
                 token,
             )
     assert state == bound.state_of(tokens)
-    each = counts["nodes"] / sum(len(vocabulary.token_bytes(token)) for token in tokens)
+    each = len(nodes.read) / sum(len(vocabulary.token_bytes(token)) for token in tokens)
     assert each < 4.28, each
+
+
+@given(places=st.lists(st.integers(0, 99)), itemsize=st.integers(1, 130))
+def test_cache_lines_of_what_was_read(places: list[int], itemsize: int) -> None:
+    counted = Counted(np.zeros(100, [("first", "V", itemsize)]))
+    for place in places:
+        counted[place]
+    assert counted.read == places
+    assert counted.lines == len({place * itemsize // 64 for place in places})
+
+
+def test_limits_of_a_few_patterns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["limits", "--patterns", "3,30"]) == 0
+    output = capsys.readouterr().out
+    *_, few, more = ([cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if "|" in line)
+    assert (few[0], more[0]) == ("3", "30")
+    for row in (few, more):
+        size, states, records, most, lines, most_lines, mean, median, slowest = (
+            float(x.replace(",", "")) for x in row[1:]
+        )
+        assert 0 < size < 100
+        assert 3 < states < 200
+        assert lines <= most_lines < records <= most
+        assert 0 < median <= slowest
+        assert mean > 0
+    assert output.count(" KiB ") == 5
+    assert main(["limits", "--patterns", "0"]) == 2
+    assert "expected --patterns as numbers above 0, got '0'" in capsys.readouterr().err
 
 
 def test_sizes_of_what_is_compiled(tmp_path: Path) -> None:

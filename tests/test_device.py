@@ -641,7 +641,7 @@ def test_the_benchmark_runs_on_a_gpu_that_is_not_there(
     monkeypatch.setattr(bench_device, "GPU", "cpu")
     monkeypatch.setattr(bench_device, "WARM_UP", 1)
     monkeypatch.setattr(overhead, "gather", lambda name, count, steps: material)
-    monkeypatch.setattr(overhead, "_bind", lambda patterns, tokenizer: overhead._compile(patterns).bind(vocabulary))
+    monkeypatch.setattr(overhead, "bind", lambda patterns, tokenizer: overhead._compile(patterns).bind(vocabulary))
     for name, fake in {
         "is_available": lambda: True,
         "get_device_name": lambda: "none",
