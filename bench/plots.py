@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.metrics import paper_frontier, paper_points
 from bench.plan import DECODED
+from bench.profiles import SECOND_ROUND
 from bench.records import FORGET, Cell
 from bench.series import UTILITIES, Attacked, by_epoch, points, series_of, utility_of, value
 
@@ -110,18 +111,21 @@ def draw_pareto(axes: Axes, cells: Sequence[Cell], task: str) -> None:
 
 
 def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
-    """Forget quality (solid) and utility (dashed) by epoch; epoch 0 is what a training begins with."""
+    """Forget quality (solid) and utility (dashed) by epoch; each line begins with what its training did."""
     utility = utility_of(cells)
     known = series_of(cell.key for cell in cells)
-    starts = {(series.method, series.protocol): series for series in known if not series.trained}
+    by_name = {(series.method, series.protocol): series for series in known}
     for number, series in enumerate(known):  # all of them: a method has one color in every plot
         if not series.trained:
             continue
-        start = starts.get(("decode" if series.method.endswith(DECODED) else "base", series.protocol))
+        first = "decode" if series.method.endswith(DECODED) else "base"
+        if series.method.startswith(SECOND_ROUND):
+            first = series.method.replace(SECOND_ROUND, "prod-surgical")
+        start = by_name.get((first, series.protocol))
         for name, style in ((FORGET, "-"), (utility, "--")):
             line = by_epoch(cells, series, name)
             if line:
-                begun = by_epoch(cells, start, name) if start else []
+                begun = by_epoch(cells, start, name)[-1:] if start else []
                 label = series.label if name == FORGET else None
                 color = _COLORS[number % len(_COLORS)]
                 axes.plot(*_columns([*begun, *line]), style, marker=".", color=color, label=label)

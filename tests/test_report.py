@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bench.plan import Plan
 from bench.plots import draw_epochs
-from bench.profiles import PROFILES
+from bench.profiles import PROFILES, SECOND_ROUND
 from bench.records import Cell, Key, Store, Value
 from bench.report import report
 from bench.series import Series, attacked, by_epoch, points, series_of
@@ -128,6 +128,14 @@ def test_a_line_by_epoch_begins_with_what_the_training_began_with() -> None:
     axes = Figure().subplots()
     draw_epochs(axes, trained[:2], "copyright")
     assert [len(line.get_xdata()) for line in axes.get_lines()] == [2, 2]
+
+
+def test_a_second_round_begins_where_the_first_ended() -> None:
+    first = [cell(key("prod-surgical", epoch), quality=epoch / 10) for epoch in (2, 4)]
+    axes = Figure().subplots()
+    draw_epochs(axes, [*first, cell(key(SECOND_ROUND, 5), quality=0.9)], "copyright")
+    *_, quality, _ = ([*zip(*line.get_data(), strict=True)] for line in axes.get_lines())
+    assert quality == [(4, 0.4), (5, 0.9)]
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
