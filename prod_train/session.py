@@ -98,15 +98,18 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         job = with_anchors(job, encoder, model, accelerator)
     if config.continuations:
         job = with_continuations(job, model, accelerator)
-    identity = f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
-    retained = identity.replace(digest, base) if config.retain_reference == "base" else identity
-    stores = reference_stores(job, method, identity, retained)
+    retained = base if config.retain_reference == "base" else digest
+    stores = reference_stores(job, method, _identity(digest, config), _identity(retained, config))
     fill_stores(stores, job, encoder, model, accelerator, progress=progress)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     check_gradients(model, encoder, job.forget[: config.batch_size], job.pad)
     schedule = Schedule.of(config, len(job.trained), len(job.retain), accelerator.num_processes)
     return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
+
+
+def _identity(digest: str, config: Config) -> str:
+    return f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
 
 
 def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
