@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,14 +114,12 @@ def _identity(digest: str, config: Config) -> str:
 
 
 def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
-    """The job with a matcher of the anchors that the reference model can do without.
+    """The job with a matcher of the anchors that the reference model can do without; they are in `ANCHORS`."""
+    config = job.config
 
-    They are written to `ANCHORS`, and read from there when a run goes on.
-    """
-    config, path = job.config, Path(job.config.output, ANCHORS)
-    if accelerator.is_main_process and (config.resume is None or not path.is_file()):
+    def make(path: Path) -> None:
         model.eval()
-        blocklist = choose_blocklist(
+        choose_blocklist(
             model,
             encoder,
             job.forget,
@@ -130,20 +129,16 @@ def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Jo
             allow=(text for _, text in read_texts([config.allow])) if config.allow else (),
             pad=job.pad,
             batch_size=config.eval_batch_size,
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        blocklist.save(path)
-    accelerator.wait_for_everyone()
-    return job.guarded_by(str(path))
+        ).save(path)
+
+    return job.guarded_by(str(_made_once(ANCHORS, job, accelerator, make)))
 
 
 def with_continuations(job: Job, model: Any, accelerator: Any) -> Job:
-    """The job with what the model writes itself where it is asked for what it should forget.
+    """The job with what the model writes itself where it is asked for what it should forget; it is in `CONTINUED`."""
+    config = job.config
 
-    That is written to `CONTINUED`, and read from there when a run goes on.
-    """
-    config, path = job.config, Path(job.config.output, CONTINUED)
-    if accelerator.is_main_process and (config.resume is None or not path.is_file()):
+    def make(path: Path) -> None:
         model.eval()
         rows = continued_rows(
             model,
@@ -153,10 +148,19 @@ def with_continuations(job: Job, model: Any, accelerator: Any) -> Job:
             max_length=config.max_length,
             batch_size=config.eval_batch_size,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_continued(path, rows, job.tokenizer)
+
+    return replace(job, continued=list(load_continued(_made_once(CONTINUED, job, accelerator, make))))
+
+
+def _made_once(name: str, job: Job, accelerator: Any, make: Callable[[Path], None]) -> Path:
+    """A file in the output's directory, made by one process, and not again when a run goes on."""
+    path = Path(job.config.output, name)
+    if accelerator.is_main_process and (job.config.resume is None or not path.is_file()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
     accelerator.wait_for_everyone()
-    return replace(job, continued=list(load_continued(path)))
+    return path
 
 
 def reference_stores(job: Job, method: Method, identity: str, retained: str) -> dict[str, ReferenceStore]:

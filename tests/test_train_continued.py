@@ -24,19 +24,14 @@ from prod_train.job import ANCHORS, CONTINUED, prepare
 from prod_train.modeling import trainable
 from prod_train.session import evaluate, setup
 from prod_train.trainer import fit, run
-from tests.tiny import save_tiny_model, write_snippets
+from tests.tiny import tiny_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("world")
-    return {
-        "model": save_tiny_model(folder / "m"),
-        "forget": write_snippets(folder / "f.jsonl", 4),
-        "retain": write_snippets(folder / "r.jsonl", 3, 4),
-    }
+    return tiny_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

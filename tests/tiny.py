@@ -17,6 +17,15 @@ SNIPPETS = (
 )
 
 
+def tiny_world(folder: Path) -> dict[str, str]:
+    """`model`, `forget` and `retain` of a run, as options of `prod_train.config.Config`."""
+    return {
+        "model": save_tiny_model(folder / "m"),
+        "forget": write_snippets(folder / "f.jsonl", 4),
+        "retain": write_snippets(folder / "r.jsonl", 3, 4),
+    }
+
+
 def save_tiny_model(
     folder: Path, *, vocab_size: int = 300, layers: int = 2, width: int = 32, seed: int = 0, eos: bool = True
 ) -> str:
