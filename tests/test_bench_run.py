@@ -293,7 +293,9 @@ def test_flags_change_the_profile() -> None:
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
     changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
     assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
-    assert {key.epoch for key in planned(epochs=8, every=2).all_keys()} == {0, 2, 4, 6, 8}
+    plans = {method: planned(epochs=8, every=2, methods=method) for method in ("base", "prod", SECOND_ROUND)}
+    found = {method: sorted({key.epoch for key in plan.all_keys()}) for method, plan in plans.items()}
+    assert found == {"base": [0], "prod": [2, 4, 6, 8], SECOND_ROUND: [9]}
     assert {key.seed for key in planned(seeds="0,2").all_keys()} == {0, 2}
     assert planned(epochs=2).epochs("prod") == [2]
 
