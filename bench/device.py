@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not torch.cuda.is_available():
             raise ProdError("expected a GPU that torch can use, got none: run this on a machine with one")
-        counts, batches = _numbers("--patterns", options.patterns), _numbers("--batch", options.batch)
+        counts, batches = overhead.numbers("--patterns", options.patterns), overhead.numbers("--batch", options.batch)
         material = overhead.gather(options.tokenizer, max(counts), steps=4 * (WARM_UP + options.steps))
         figures = measure(material, counts, batches, options)
         print(table(figures))
@@ -60,16 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench device: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise ProdError(f"expected {flag} as numbers above 0, got {text!r}")
-    return numbers
 
 
 def measure(

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bench.overhead import bind, gather, pattern_counts
+from bench.overhead import bind, gather, numbers
 from prod_decode import automaton, matcher
 from prod_decode.cli import Parser, exit_status
 from prod_decode.matcher import Matcher
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    counts = pattern_counts(options.patterns)
+    counts = numbers("--patterns", options.patterns)
     material = gather(options.tokenizer, max(counts), steps=4_000)
     print("a read that waits for the one before:")
     for kib in CHASED_KIB:

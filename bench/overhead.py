@@ -131,7 +131,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _checked(options: argparse.Namespace) -> list[int]:
     """The numbers of patterns, if the options can be used: minutes of measuring should not end in a wrong flag."""
-    counts = pattern_counts(options.patterns)
+    counts = numbers("--patterns", options.patterns)
     if not 0 < options.time_limit < float("inf"):
         raise ProdError(f"expected --time-limit as seconds above 0, got {options.time_limit:g}")
     for flag, given in (("--json", options.json), ("--plot", options.plot)):
@@ -140,19 +140,19 @@ def _checked(options: argparse.Namespace) -> list[int]:
     return counts
 
 
-def pattern_counts(text: str) -> list[int]:
-    """What `--patterns` says.
+def numbers(flag: str, text: str) -> list[int]:
+    """What a flag lists.
 
     Raises:
         ProdError: it is no list of numbers above 0.
     """
     try:
-        counts = [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise ProdError(f"expected --patterns as numbers above 0, got {text!r}")
-    return counts
+        found = [0]
+    if min(found) < 1:
+        raise ProdError(f"expected {flag} as numbers above 0, got {text!r}")
+    return found
 
 
 def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.metrics import paper_frontier, paper_points
 from bench.plan import DECODED
-from bench.profiles import SECOND_ROUND
+from bench.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.records import FORGET, Cell
 from bench.series import UTILITIES, Attacked, by_epoch, points, series_of, utility_of, value
 
@@ -120,7 +120,7 @@ def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
             continue
         first = "decode" if series.method.endswith(DECODED) else "base"
         if series.method.startswith(SECOND_ROUND):
-            first = series.method.replace(SECOND_ROUND, "prod-surgical")
+            first = series.method.replace(SECOND_ROUND, FIRST_ROUND)
         start = by_name.get((first, series.protocol))
         for name, style in ((FORGET, "-"), (utility, "--")):
             line = by_epoch(cells, series, name)

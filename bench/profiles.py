@@ -14,8 +14,8 @@ UNTAUGHT = "untaught"
 # What is measured once, at epoch 0.
 UNTRAINED = (*DECODERS, UNTAUGHT)
 TASKS = ("copyright", "insecure", "deprecated")
-# `prod-surgical`, and then an epoch on what that model writes itself.
-SECOND_ROUND = "prod-surgical-2"
+# The second: the first, and then an epoch on what that model writes itself.
+FIRST_ROUND, SECOND_ROUND = "prod-surgical", "prod-surgical-2"
 TRAINED = (*(method for method in METHODS if method != "learn"), SECOND_ROUND)
 PROTOCOLS = ("learn", "natural")
 
@@ -113,7 +113,7 @@ PROFILES = {
         every=3,
         max_new_tokens=128,
         max_line_tokens=64,
-        methods=(*UNTRAINED, "prod", "prod-surgical", SECOND_ROUND, "npo", "prod+decode"),
+        methods=(*UNTRAINED, "prod", FIRST_ROUND, SECOND_ROUND, "npo", "prod+decode"),
         protocols=("learn",),
         attacks=("prefix-25%", "renamed", "instruction-1", "sampled", *ON_WEIGHTS),
         attacked=("base", "decode", "prod", SECOND_ROUND),

@@ -10,7 +10,7 @@ from typing import Any
 from bench.metrics import hypervolume, paper_points, pareto_dominance_ratio, utility_at
 from bench.plan import Plan
 from bench.plots import draw_all
-from bench.profiles import SECOND_ROUND
+from bench.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.records import FORGET, Cell, Value, read_run
 from bench.series import UTILITIES, Attacked, attacked, points, series_of, utility_of
 from prod_decode.artifact import write_whole
@@ -20,7 +20,7 @@ from prod_decode.cli import Parser, exit_status
 LEAKS = {"copyright": "verbatim", "insecure": "insecure", "deprecated": "deprecated"}
 
 # Whose points are compared with those of every other method.
-_OURS = ("prod", "prod-surgical", SECOND_ROUND)
+_OURS = ("prod", FIRST_ROUND, SECOND_ROUND)
 _DIGITS = {"verbatim_run": 0, "holdout_loss": 2}
 
 

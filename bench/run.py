@@ -17,7 +17,18 @@ import numpy as np
 from bench.decoders import MAKERS
 from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
-from bench.profiles import ATTACKS, DECODERS, PROFILES, PROTOCOLS, SECOND_ROUND, TASKS, UNTAUGHT, UNTRAINED, Profile
+from bench.profiles import (
+    ATTACKS,
+    DECODERS,
+    FIRST_ROUND,
+    PROFILES,
+    PROTOCOLS,
+    SECOND_ROUND,
+    TASKS,
+    UNTAUGHT,
+    UNTRAINED,
+    Profile,
+)
 from bench.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
 from bench.training import Trainer, steps_of
@@ -228,14 +239,14 @@ class Bed:
         """The adapters of a method by epoch, trained if they are not there."""
         profile = self.plan.profile
         if method == SECOND_ROUND:
-            first = self._adapters("prod-surgical")[profile.epochs]
+            first = self._adapters(FIRST_ROUND)[profile.epochs]
             retain = self._retained if profile.retain else None
             again = self.trainer.unlearned_again(first, self.forget, seed=self.seed, retain=retain)
             return {profile.epochs + 1: again}
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
             options |= {"retain": self._retained, "lora_init": profile.lora_init}
-        if method == "prod-surgical":
+        if method == FIRST_ROUND:
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         return self.trainer.unlearned(
             self.start,
@@ -303,7 +314,7 @@ class Bed:
         if adapter is not None and key.attack == "relearned":
             steps = steps_of(adapter)
             if key.method == SECOND_ROUND:
-                steps += steps_of(self._adapters("prod-surgical")[self.plan.profile.epochs])
+                steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
             adapter = self.trainer.relearned(adapter, self.whole, steps=steps, seed=self.seed)
         self._common.subject.adapt(adapter)
         return self._common.subject

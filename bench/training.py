@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bench.profiles import FIRST_ROUND
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from prod_decode.blocklist import Blocklist
 from prod_decode.entries import Entry
@@ -105,7 +106,7 @@ class Trainer:
             output,
             model=str(adapter),
             forget=forget,
-            method="prod-surgical",
+            method=FIRST_ROUND,
             blocklist=str(adapter.parent / ANCHORS),
             continuations=CONTINUED_TOKENS,
             epochs=1,

@@ -115,9 +115,8 @@ def prepare(config: Config) -> Job:
         forget,
         rows(config.retain),
         rows(config.holdout),
-        [],
-        [_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
-        len(refusals),
+        refused=[_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
+        choices=len(refusals),
     )
     return job.guarded_by(config.blocklist) if config.blocklist else job
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prod_decode.automaton import Pattern
 from prod_decode.normalize import Normalization
+from prod_train.data import Row
 from tests import oracle
 
 # ---- masking: logits, prohibited sets, options --------------------------------------------------------------------
@@ -332,3 +333,15 @@ programs = st.lists(
     min_size=1,
     max_size=3,
 ).map(lambda parts: "\n".join(parts) + "\n")
+
+
+@st.composite
+def rows_to_continue(draw: st.DrawFn) -> list[Row]:
+    """Rows of byte tokens, supervised from somewhere on, with or without an EOS at their end."""
+    rows = []
+    for number in range(draw(st.integers(1, 4))):
+        ids = np.array(draw(st.lists(st.integers(0, 255), min_size=2, max_size=12)), np.int64)
+        has_eos = len(ids) > 2 and draw(st.booleans())
+        start = draw(st.integers(1, len(ids) - 1 - has_eos))
+        rows.append(Row(ids, np.arange(len(ids)) >= start, start, f"file:{number}", has_eos=has_eos))
+    return rows

@@ -24,6 +24,7 @@ from prod_train.job import ANCHORS, CONTINUED, prepare
 from prod_train.modeling import trainable
 from prod_train.session import evaluate, setup
 from prod_train.trainer import fit, run
+from tests.strategies import rows_to_continue
 from tests.tiny import tiny_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,17 +49,6 @@ def written_by(world: dict[str, str]) -> tuple[Any, Any]:
 def make(world: dict[str, str], output: Path, **options: Any) -> Config:
     given_ = {"method": "prod-surgical", "max_quote": 12, "batch_size": 2, "eval_batch_size": 3, "epochs": 1}
     return Config(**{**world, "output": str(output), "learning_rate": 1e-2, **given_, **options})
-
-
-@st.composite
-def rows_to_continue(draw: st.DrawFn) -> list[Row]:
-    rows = []
-    for number in range(draw(st.integers(1, 4))):
-        ids = np.array(draw(st.lists(st.integers(0, 255), min_size=2, max_size=12)), np.int64)
-        has_eos = len(ids) > 2 and draw(st.booleans())
-        start = draw(st.integers(1, len(ids) - 1 - has_eos))
-        rows.append(Row(ids, np.arange(len(ids)) >= start, start, f"file:{number}", has_eos=has_eos))
-    return rows
 
 
 @torch.no_grad()
