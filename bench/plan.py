@@ -177,6 +177,7 @@ def make_plan(options: Any) -> Plan:
         attacks=names("attacks", ATTACKS, profile.attacks),
         samples=options.samples or profile.samples,
         humaneval=options.problems or profile.humaneval,
+        humaneval_each=profile.humaneval_each if options.humaneval_each is None else options.humaneval_each,
         epochs=options.epochs or profile.epochs,
         every=options.every or min(profile.every, options.epochs or profile.epochs),
         rate=options.rate or profile.rate,
@@ -203,6 +204,8 @@ def make_plan(options: Any) -> Plan:
             problems.append(f"--{flag}: expected at least 1, got {number}")
     if options.problems is not None and options.humaneval is None:
         problems.append("--problems: expected --humaneval with the file or hub name of the problems, got none")
+    if options.humaneval_each and options.humaneval is None:
+        problems.append("--humaneval-each: expected --humaneval with the file or hub name of the problems, got none")
     if options.every is not None and options.every > profile.epochs:
         problems.append(f"--every: expected at most --epochs, {profile.epochs}, got {options.every}")
     if options.rate is not None and not 0 < options.rate < 1:

@@ -67,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--insecure", metavar="FILE", help="CyberSecEval's rows for the insecure task; default: ours")
     parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
     parser.add_argument("--problems", type=int, metavar="N", help="of HumanEval, the first; default: the profile's")
+    parser.add_argument(
+        "--humaneval-each",
+        action=BooleanOptionalAction,
+        help="pass@1 for every method and epoch, not only what is attacked; default: the profile's",
+    )
     parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
     parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
     parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")

@@ -61,6 +61,8 @@ def train_overhead(model: str = "bundled", rows: int = 16, rounds: int = 2) -> d
                 chosen = plain if variant == "plain" else session
                 for step in range(session.schedule.per_epoch):
                     train_step(chosen, session.model, optimizer, step)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 seconds = time.perf_counter() - begun
                 best[variant] = min(best.get(variant, seconds), seconds)
     return best

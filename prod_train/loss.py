@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,7 +71,10 @@ class SparseTargets:
                 f"targets: expected ids, probs and offsets on one device, got {self.ids.device}, {self.probs.device}, "
                 f"{self.offsets.device}: move all three"
             )
-        if not len(self.offsets) or self.offsets[[0, -1]].tolist() != [0, len(self.ids)] or (self.counts < 0).any():
+        # One transfer from a GPU for all three.
+        if not len(self.offsets) or bool(
+            (self.offsets[0] != 0) | (self.offsets[-1] != len(self.ids)) | (self.counts < 0).any()
+        ):
             raise ProdError(
                 f"targets.offsets: expected to start at 0, never to decrease and to end at {len(self.ids)}, the number "
                 f"of ids, got {self.offsets[:8].tolist()} ... {self.offsets[-1:].tolist()}: "
@@ -86,29 +90,42 @@ class SparseTargets:
         """[N] int64: number of entries of each row."""
         return self.offsets.diff()
 
-    def validate(self, vocab_size: int) -> None:
+    def validate(self, vocab_size: int) -> int:
         """Check the values; `distillation_loss` does so on every call.
 
         Args:
             vocab_size: number of rows of the output head.
 
+        Returns:
+            The number of supervised rows. Of a GPU this and the check take one transfer.
+
         Raises:
             ProdError: an id outside [0, vocab_size), an id twice in one row, or a probability that is not finite.
         """
-        if (bad := (self.ids < 0) | (self.ids >= vocab_size)).any():
+        bad_id = (self.ids < 0) | (self.ids >= vocab_size)
+        bad_prob = ~self.probs.isfinite()
+        keys = self._row_of_entry() * vocab_size + self.ids
+        if len(self) * vocab_size < 2**31:  # a GPU sorts these in half the time
+            keys = keys.int()
+        keys = keys.sort().values
+        twice = keys[1:] == keys[:-1]
+        bad, live = torch.stack(
+            [((bad_id | bad_prob).any() | twice.any()).long(), self.counts.count_nonzero()]
+        ).tolist()
+        if not bad:
+            return int(live)
+        if bad_id.any():
             raise ProdError(
-                f"targets.ids: expected ids in [0, {vocab_size}), got {self.ids[bad][0].item()}: "
+                f"targets.ids: expected ids in [0, {vocab_size}), got {self.ids[bad_id][0].item()}: "
                 "give an unsupervised position an empty row, not a label such as -100"
             )
-        if (bad := ~self.probs.isfinite()).any():
+        if bad_prob.any():
             raise ProdError(
-                f"targets.probs: expected finite values, got {self.probs[bad][0].item()} at id "
-                f"{self.ids[bad][0].item()}: make the targets again from finite reference logits"
+                f"targets.probs: expected finite values, got {self.probs[bad_prob][0].item()} at id "
+                f"{self.ids[bad_prob][0].item()}: make the targets again from finite reference logits"
             )
-        keys = (self._row_of_entry() * vocab_size + self.ids).sort().values
-        if (twice := keys[1:] == keys[:-1]).any():
-            row, token = divmod(int(keys[1:][twice][0]), vocab_size)
-            raise ProdError(f"targets.ids: expected distinct ids in a row, got {token} twice in row {row}: add them up")
+        row, token = divmod(int(keys[1:][twice][0]), vocab_size)
+        raise ProdError(f"targets.ids: expected distinct ids in a row, got {token} twice in row {row}: add them up")
 
     def to(self, device: torch.device | str) -> SparseTargets:
         """The same targets on `device`; shares storage where they already are there."""
@@ -216,7 +233,7 @@ def distillation_loss(
         ProdError: shapes, dtypes, devices, ids or options that do not fit; a weight or bias that requires a gradient
             while gradients are recorded; in the backward pass, `create_graph=True`.
     """
-    _check_head(hidden, weight, bias, targets)
+    live = _check_head(hidden, weight, bias, targets)
     scale = 1.0 if logit_scale is None else logit_scale
     if chunk_size < 1:
         raise ProdError(f"chunk_size: expected at least 1 row, got {chunk_size}: leave it out for {DEFAULT_CHUNK_SIZE}")
@@ -224,12 +241,12 @@ def distillation_loss(
         raise ProdError(f"logit_scale: expected a finite factor other than 0, got {logit_scale}: use None for no scale")
     if logit_softcap is not None and not 0 < logit_softcap < math.inf:
         raise ProdError(f"logit_softcap: expected a finite bound above 0, got {logit_softcap}: use None for no cap")
-    divisor = _divisor(targets, denominator)
+    divisor = max(1, live) if denominator is None else _divisor(denominator)
 
     differentiable = torch.is_grad_enabled() and hidden.requires_grad
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         head = _Head(weight, bias, scale, logit_softcap)
-        total, grad = _sum_and_grad(hidden, head, targets, chunk_size, want_grad=differentiable)
+        total, grad = _sum_and_grad(hidden, head, targets, live, chunk_size, want_grad=differentiable)
     if grad is not None:
         total = cast("Tensor", _WithGrad.apply(hidden, total, grad))  # type: ignore[no-untyped-call]
     return total / divisor
@@ -263,7 +280,7 @@ def sparse_kl(
             f"targets.probs: expected values of at least 0, got {targets.probs[negative][0].item()}: "
             "KL is undefined with alpha > 0, report distillation_loss"
         )
-    divisor = _divisor(targets, denominator)
+    divisor = _divisor(max(1, int(targets.counts.count_nonzero())) if denominator is None else denominator)
     with torch.no_grad():
         loss = distillation_loss(hidden, weight, targets, denominator=divisor, **options)
         return loss + torch.xlogy(targets.probs, targets.probs).sum(dtype=loss.dtype) / divisor
@@ -299,23 +316,39 @@ class _WithGrad(torch.autograd.Function):
 
 
 def _sum_and_grad(
+    hidden: Tensor, head: _Head, targets: SparseTargets, live: int, chunk_size: int, *, want_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of the losses of all rows, `live` of them supervised, and its gradient [N, d] in the dtype of the head."""
+    if live == len(targets):
+        total, grad = _of_supervised(hidden, head, targets, chunk_size, want_grad=want_grad)
+        return total, grad
+    # Rows without targets own no entries, so the others' follow each other without them too.
+    rows = targets.counts.nonzero().flatten()
+    packed = SparseTargets(targets.ids, targets.probs, F.pad(targets.offsets[rows + 1], (1, 0)))
+    total, grad_rows = _of_supervised(hidden[rows], head, packed, chunk_size, want_grad=want_grad)
+    if grad_rows is None:
+        return total, None
+    return total, head.weight.new_zeros(hidden.shape).index_copy_(0, rows, grad_rows)
+
+
+def _of_supervised(
     hidden: Tensor, head: _Head, targets: SparseTargets, chunk_size: int, *, want_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of the rows' losses, and its gradient [N, d] in the dtype of the head."""
+    """The same for rows that all have targets."""
     dtype = torch.promote_types(head.weight.dtype, torch.float32)
+    if dtype == torch.float32 and _kernel_runs(hidden):
+        return _with_kernel(hidden, head, targets, chunk_size, want_grad=want_grad)
     total = torch.zeros((), dtype=dtype, device=hidden.device)
-    grad = head.weight.new_zeros(hidden.shape) if want_grad else None
-    live = targets.counts.nonzero().flatten()
-    # Rows without targets own no entries, so the entries of consecutive live rows are contiguous.
-    row = torch.repeat_interleave(torch.arange(len(live), device=live.device), targets.counts[live])
-    edges = [*targets.offsets[live[::chunk_size]].tolist(), len(targets.ids)]
-    for start, (first, last) in zip(range(0, len(live), chunk_size), pairwise(edges), strict=True):
-        rows = live[start : start + chunk_size]
+    grad = head.weight.new_empty(hidden.shape) if want_grad else None
+    row = targets._row_of_entry()
+    edges = [*targets.offsets[:-1:chunk_size].tolist(), len(targets.ids)]
+    for start, (first, last) in zip(range(0, len(hidden), chunk_size), pairwise(edges), strict=True):
+        rows = slice(start, start + chunk_size)
         entries = row[first:last] - start, targets.ids[first:last], targets.probs[first:last].to(dtype)
         loss, grad_rows = _tile(hidden[rows], head, *entries, want_grad=want_grad)
         total += loss
         if grad is not None and grad_rows is not None:
-            grad.index_copy_(0, rows, grad_rows)
+            grad[rows] = grad_rows
     return total, grad
 
 
@@ -350,7 +383,55 @@ def _tile(
     return loss, z.to(head.weight.dtype) @ head.weight
 
 
-def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: SparseTargets) -> None:
+def _kernel_runs(hidden: Tensor) -> bool:
+    return hidden.is_cuda and find_spec("triton") is not None
+
+
+def _with_kernel(
+    hidden: Tensor, head: _Head, targets: SparseTargets, chunk_size: int, *, want_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`_of_supervised` with the kernel, chunk after chunk in one tile; the host waits for nothing."""
+    from prod_train import loss_kernels as kernels
+
+    weight, count, vocab_size = head.weight, len(hidden), len(head.weight)
+    hidden = hidden.to(weight.dtype)
+    probs = targets.probs.float().contiguous()
+    losses = torch.zeros(count, dtype=torch.float32, device=hidden.device)
+    scratch = torch.empty_like(probs)
+    grad = torch.empty_like(hidden) if want_grad else None
+    # Rows begin at multiples of 16 elements, so that several are read at once whatever the vocabulary's size.
+    tile = weight.new_empty(min(chunk_size, count), -(-vocab_size // 16) * 16)[:, :vocab_size]
+    for start in range(0, count, chunk_size):
+        rows = slice(start, start + chunk_size)
+        z = tile[: len(losses[rows])]
+        if head.bias is None:
+            torch.mm(hidden[rows], weight.T, out=z)
+        else:
+            torch.addmm(head.bias, hidden[rows], weight.T, out=z)
+        kernels.loss_and_gradient[(len(z),)](
+            z,
+            z.stride(0),
+            vocab_size,
+            targets.ids,
+            probs,
+            targets.offsets[start:],
+            losses[rows],
+            scratch,
+            float(head.scale),
+            head.softcap or 1.0,
+            capped=head.softcap is not None,
+            want_gradient=want_grad,
+            block=kernels.BLOCK,
+            entries=kernels.ENTRIES,
+            num_warps=kernels.WARPS,
+        )
+        if grad is not None:
+            torch.mm(z, weight, out=grad[rows])
+    return losses.sum(), grad
+
+
+def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: SparseTargets) -> int:
+    """The number of supervised rows."""
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ProdError(f"hidden: expected [N, d] floating point, got {_describe(hidden)}: use hidden.flatten(0, -2)")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.dtype not in _HEAD_DTYPES:
@@ -379,12 +460,10 @@ def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Sp
                 f"{name}: expected requires_grad=False (only hidden gets a gradient), got True: "
                 f"leave the output head out of target_modules and freeze it, or pass {name}.detach()"
             )
-    targets.validate(len(weight))
+    return targets.validate(len(weight))
 
 
-def _divisor(targets: SparseTargets, denominator: float | Tensor | None) -> float:
-    if denominator is None:
-        return max(1, int(targets.counts.count_nonzero()))
+def _divisor(denominator: float | Tensor) -> float:
     divisor = float(denominator)
     if not 0 < divisor < math.inf:
         raise ProdError(

@@ -45,8 +45,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
-        "methods protocols attacks tasks copyright insecure humaneval problems samples epochs every rate seeds engine "
-        "execute retain retained learn_retain max_quote opening lora_init"
+        "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every rate "
+        "seeds engine execute retain retained learn_retain max_quote opening lora_init"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -293,6 +293,9 @@ def test_flags_change_the_profile() -> None:
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
     changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
     assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
+    assert not small.profile.humaneval_each
+    assert planned(humaneval_each=True, humaneval=str(Path(__file__))).profile.humaneval_each
+    assert not planned(profile="full", humaneval_each=False).profile.humaneval_each
     plans = {method: planned(epochs=8, every=2, methods=method) for method in ("base", "prod", SECOND_ROUND)}
     found = {method: sorted({key.epoch for key in plan.all_keys()}) for method, plan in plans.items()}
     assert found == {"base": [0], "prod": [2, 4, 6, 8], SECOND_ROUND: [9]}

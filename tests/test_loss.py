@@ -1,8 +1,10 @@
 """`prod_train.loss` against the dense formula, written out below."""
 
+import os
 import subprocess
 import sys
 import weakref
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,10 +13,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prod_decode.errors import ProdError
+from prod_train import loss as loss_module
 from prod_train.loss import SparseTargets, distillation_loss, sparse_kl
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
+# What runs the kernel here: see tests/conftest.py.
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+KERNEL_DEVICE = "cpu" if INTERPRETED else "cuda"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,6 +232,135 @@ def test_gradcheck():
     bias = torch.linspace(-1, 1, 17, dtype=torch.float64)
     options = {"bias": bias, "logit_softcap": 2.0, "logit_scale": 0.7, "chunk_size": 4}
     assert torch.autograd.gradcheck(lambda h: distillation_loss(h, weight, targets, **options), hidden.requires_grad_())
+
+
+# --- the kernel ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The calls that went to the kernel: all do, interpreted unless there is a GPU."""
+    if find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()):
+        pytest.skip("needs the package triton, and a GPU if TRITON_INTERPRET is 0")
+    calls = []
+    original = loss_module._with_kernel
+    monkeypatch.setattr(loss_module, "_kernel_runs", lambda hidden: True)
+    monkeypatch.setattr(loss_module, "_with_kernel", lambda *args, **rest: calls.append(1) or original(*args, **rest))
+    return calls
+
+
+def on_device(hidden, weight, targets, **options):
+    moved = {k: v.to(KERNEL_DEVICE) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    return (hidden.to(KERNEL_DEVICE), weight.to(KERNEL_DEVICE), targets.to(KERNEL_DEVICE)), moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "vocab", "chunk_size", "support"), [(1, 257, 512, 5), (7, 257, 3, 130), (9, 5000, 4, 65)]
+)
+def test_the_kernel_matches_the_dense_formula(kernel, rows, vocab, chunk_size, support, dtype):
+    given = problem(rows, vocab, 13, support=support, empty=0.2 * (rows > 1), seed=rows)
+    args, _ = on_device(*given)
+    assert_as_good_as_dense(*args, chunk_size, dtype)
+    assert kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_the_kernel_with_head_options_and_negative_targets(kernel, options, alpha, dtype):
+    args, options = on_device(*problem(33, 257, 13, alpha=alpha, empty=0.2), **options)
+    assert_as_good_as_dense(*args, 8, dtype, **options)
+    assert kernel
+
+
+def test_the_kernel_with_large_logits(kernel):
+    args, _ = on_device(*problem(9, 257, 13, gain=3e4))
+    assert_as_good_as_dense(*args, 4, torch.float32)
+    hidden = torch.tensor([[1e4, 1e4 - 12, 1e4 - 14, 0]], dtype=torch.float64)
+    targets = SparseTargets.from_dense(torch.tensor([[1.0, 0, 0, 0]]))
+    truth = dense_loss(hidden, torch.eye(4, dtype=torch.float64), targets.to_dense(4)).item()
+    args, _ = on_device(hidden.float(), torch.eye(4), targets)
+    assert distillation_loss(*args).item() == pytest.approx(truth, rel=0.05)
+    assert kernel
+
+
+def test_the_kernel_without_a_gradient_and_without_rows(kernel):
+    (hidden, weight, targets), _ = on_device(*problem(20, 257, 13))
+    hidden, weight = hidden.float(), weight.float()
+    expected, _ = value_and_grad(distillation_loss, hidden, weight, targets, chunk_size=7)
+    with torch.no_grad():
+        assert distillation_loss(hidden, weight, targets, chunk_size=7).item() == expected.item()
+    (hidden, weight, targets), _ = on_device(*problem(5, 257, 13, support=0))
+    loss, grad = value_and_grad(distillation_loss, hidden.float(), weight.float(), targets)
+    assert loss == 0
+    assert grad.shape == hidden.shape
+    assert (grad == 0).all()
+    assert kernel
+
+
+def test_the_kernel_leaves_nothing_of_unsupervised_rows(kernel):
+    (hidden, weight, targets), _ = on_device(*problem(40, 257, 13, empty=0.5))
+    hidden, weight = hidden.float(), weight.float()
+    empty = targets.counts == 0
+    assert 0 < empty.sum() < 40
+    poisoned = hidden.clone()
+    poisoned[empty] = torch.nan
+    loss, grad = value_and_grad(distillation_loss, hidden, weight, targets, chunk_size=7)
+    got_loss, got_grad = value_and_grad(distillation_loss, poisoned, weight, targets, chunk_size=7)
+    assert got_loss == loss
+    assert got_grad.equal(grad)
+    assert (got_grad[empty] == 0).all()
+    assert kernel
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter copies tensors; see tests/conftest.py")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernel_holds_one_tile(kernel, dtype):
+    rows, vocab, chunk_size = 50, 1024, 8
+    (hidden, weight, targets), _ = on_device(*problem(rows, vocab, 4))
+    hidden, weight = hidden.to(dtype).requires_grad_(), weight.to(dtype)
+    with Watch(tile=chunk_size * vocab) as watch:
+        distillation_loss(hidden, weight, targets, chunk_size=chunk_size).backward()
+    assert watch.largest == chunk_size * vocab
+    assert watch.most_tiles == 1
+    assert kernel
+
+
+COMPILE = """
+import sys
+from prod_train import loss_kernels as kernels
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+kernel = kernels.loss_and_gradient
+target = GPUTarget("cuda", 80, 32) if sys.argv[1] == "cuda" else GPUTarget("hip", "gfx942", 64)
+for tile in ("bf16", "fp16", "fp32"):
+    for capped in (True, False):
+        types = {"tile": "*" + tile, "stride": "i32", "vocab_size": "i32", "scale": "fp32", "softcap": "fp32"}
+        types |= {"ids": "*i64", "offsets": "*i64"} | dict.fromkeys(("probs", "losses", "entry_gradients"), "*fp32")
+        constants = {"capped": capped, "want_gradient": True, "block": kernels.BLOCK, "entries": kernels.ENTRIES}
+        source = ASTSource(
+            fn=kernel,
+            signature={name: types.get(name, "constexpr") for name in kernel.arg_names},
+            constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        )
+        compiled = triton.compile(source, target=target, options={"num_warps": 16 if sys.argv[1] == "cuda" else 8})
+        assert len(compiled.asm["cubin" if sys.argv[1] == "cuda" else "hsaco"]) > 1000
+        assert "st.local" not in compiled.asm.get("ptx", "")
+print("compiled")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@pytest.mark.parametrize("target", ["cuda", "hip"])
+def test_the_kernel_compiles_for_gpus(target, tmp_path):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE, target], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "compiled\n", result.stderr
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
