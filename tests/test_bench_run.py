@@ -45,8 +45,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
-        "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every rate "
-        "seeds engine execute retain retained learn_retain max_quote opening lora_init"
+        "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every "
+        "rate seeds engine execute retain retained learn_retain max_quote opening lora_init"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
     return make_plan(SimpleNamespace(**{**given, **flags}))
