@@ -29,8 +29,10 @@ from prod_decode.vocabulary import UNKNOWN
 _STATE_BITS, _UNREADABLE, _NOT_OURS = 33, -1, -2
 _STATE_MASK = (1 << _STATE_BITS) - 1
 
-# Which nodes get a list of their tokens on the device, and how many tokens the lists of a trie may have (64 MB).
-_LIST_ABOVE, _MOST_LISTED = 64, 1 << 24
+# Nodes with more descendants than the first must have a list of their tokens. Others may: so many are tried, at a few
+# microseconds each when the matcher is put on the device, and of those with more tokens than the third number, as many
+# as fit into half of what the lists of a trie may have, the fourth (64 MB).
+_LIST_ABOVE, _LISTS_TRIED, _SHORT_LIST, _MOST_LISTED = 64, 1 << 20, 64, 1 << 24
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -257,7 +259,10 @@ class DeviceMatcher:
         from prod_decode import device_kernels as kernels
 
         arrays, size, grid = self._arrays, len(self.matcher), (len(logits),)
-        kernels.follow[grid](
+        kernels.mask[grid](
+            logits,
+            logits.stride(0),
+            logits.shape[1],
             self._found,
             *index.values(),
             token_ids,
@@ -268,6 +273,7 @@ class DeviceMatcher:
             self._checkpoints,
             self._slots,
             arrays["nodes"],
+            len(arrays["nodes"]) - 1,
             arrays["rows"],
             len(arrays["rows"]),
             arrays["classes"],
@@ -277,36 +283,19 @@ class DeviceMatcher:
             arrays["kinds"],
             size,
             self.matcher._automaton.longest,
-            lanes=kernels.LANES,
-            num_warps=1,
-        )
-        kernels.ban[grid](
-            logits,
-            logits.stride(0),
-            logits.shape[1],
-            self._found,
-            index["slots"],
-            index["drafts"],
-            self._checkpoints,
-            arrays["nodes"],
             arrays["token_nodes"],
             arrays["roots"],
             arrays["order"],
-            arrays["classes"],
-            arrays["symbols"],
-            arrays["starts"],
-            size,
             arrays["fixed"],
             arrays["fixed_starts"],
-            arrays["listed"],
-            arrays["list_of_trie"],
+            arrays["list_of"],
             arrays["list_starts"],
             arrays["list_tokens"],
             arrays["ends"],
             len(self.eos_ids),
             lanes=kernels.LANES,
             block=kernels.BLOCK,
-            num_warps=4,
+            num_warps=1,
         )
 
     def _on_host(self, logits: Tensor, index: dict[str, Tensor], by_slot: dict[str, Tensor], token_ids: Tensor) -> None:
@@ -371,17 +360,14 @@ def _backend(backend: str | None, device: torch.device) -> Literal["triton", "ho
 
 def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str, Tensor]:
     """The arrays of the matcher on the device, records as int32 words and offsets as int32."""
-    from prod_decode.device_kernels import LISTED
-
     table, automaton = matcher._table, matcher._automaton
 
     def words(records: NDArray[Any]) -> NDArray[Any]:
         return records.view(np.int32).reshape(len(records), -1)
 
-    nodes = words(automaton.nodes.copy())
-    lists = []
+    list_of, list_starts, list_tokens = [], [np.zeros(1, np.int64)], []
     for trie in range(int(table.roots.max()) + 1):
-        listed, counts, tokens = _list_tokens(
+        numbers, ends_of, tokens = _list_tokens(
             automaton.nodes,
             table.nodes,
             trie,
@@ -391,13 +377,16 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
             matcher._scratch,
             matcher._stack,
             _LIST_ABOVE,
+            _LISTS_TRIED,
+            _SHORT_LIST,
             _MOST_LISTED,
         )
-        nodes[listed, 2] |= LISTED << trie
-        lists.append((listed, counts, tokens))
-    listed, counts, tokens = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+        before = sum(map(len, list_starts)) - 1
+        list_of.append(np.where(numbers < 0, -1, numbers + before).astype(np.int32))
+        list_starts.append(ends_of + list_starts[-1][-1])
+        list_tokens.append(tokens)
     arrays: dict[str, NDArray[Any]] = {
-        "nodes": nodes,
+        "nodes": words(automaton.nodes),
         "rows": automaton.rows,
         "classes": CLASSES,
         "symbols": table.symbols,
@@ -409,10 +398,9 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
         "order": table.order,
         "fixed": matcher._fixed,
         "fixed_starts": matcher._fixed_starts,
-        "listed": listed,
-        "list_of_trie": np.cumsum([0, *(len(part[0]) for part in lists)]),
-        "list_starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "list_tokens": tokens,
+        "list_of": np.concatenate(list_of),
+        "list_starts": np.concatenate(list_starts),
+        "list_tokens": np.concatenate(list_tokens),
         "ends": np.array(ends, np.int32),
     }
     # `torch.tensor` copies, which `torch.from_numpy` would not: the arrays of a mapped file are read-only.
@@ -430,13 +418,19 @@ def _list_tokens(
     scratch: NDArray[np.int32],
     stack: NDArray[np.int64],
     above: int,
+    tries: int,
+    short: int,
     most: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """The nodes whose continuations a kernel should not look for, how many tokens each has, and the tokens.
+    """Lists of the tokens that complete a pattern: which each node has, where each ends, and the tokens.
 
-    A node is listed if the nodes from it to the next listed one on its failure chain have more than `above` descendants
-    together, of those nodes from which one token can complete a pattern: where many patterns begin alike, or one
-    repeats itself, like a line of dashes. Shallow nodes come first; no list begins after `most` tokens.
+    A list has what its node and the rest of its failure chain complete. List 0 is empty. A node from which nothing can
+    be completed has its failure link's, and one with -1 is to be looked at, and then its failure link.
+
+    A node must have a list if the nodes from it to the next listed one on its failure chain have more than `above`
+    descendants together, of those nodes from which one token can complete a pattern: where many patterns begin alike,
+    or one repeats itself, like a line of dashes. Shallow nodes come first; no list begins after `most` tokens. Of other
+    nodes the first `tries` may have one: with `short` tokens at most, or as long as half of `most` is not used.
     """
     count = len(nodes) - 1
     below = np.zeros(count, np.int64)
@@ -444,30 +438,48 @@ def _list_tokens(
         for v in range(nodes[node].child, nodes[node + 1].child):
             below[node] += 1 + below[v]
     longest_token = token_nodes[trie].height
-    listed = np.empty(count, np.int32)
-    counts = np.empty(count, np.int64)
+    list_of = np.zeros(count, np.int32)
+    ends = np.zeros(1024, np.int64)
     tokens = np.empty(1024, np.int32)
-    lists = 0
+    lists = 1
     total = 0
     for node in range(BOUND_ROOT + 1, count):
-        if nodes[node].below > longest_token:
+        if nodes[node].near > longest_token:
             below[node] = 0
-        if nodes[node].fail > BOUND_ROOT:
-            below[node] += below[nodes[node].fail]
-        if nodes[node].near > longest_token or below[node] <= above or total >= most:
+            continue
+        fail = nodes[node].fail
+        of_fail = list_of[fail]
+        own = below[node] if nodes[node].below <= longest_token else 0
+        below[node] = own + below[fail] if of_fail < 0 else own
+        list_of[node] = of_fail
+        if own == 0:
+            continue
+        heavy = below[node] > above
+        list_of[node] = -1
+        if total >= most or not (heavy or tries):
             continue
         found = _continuations(nodes, token_nodes, trie, order, classes, stamps, scratch, stack, node)
+        tries -= not heavy
+        if not heavy and found > short and total >= most // 2:
+            continue
+        below[node] = 0
+        if of_fail >= 0 and found == ends[of_fail] - (ends[of_fail - 1] if of_fail else 0):
+            list_of[node] = of_fail
+            continue
         if total + found > len(tokens):
             grown = np.empty(2 * (total + found), np.int32)
             grown[:total] = tokens[:total]
             tokens = grown
+        if lists == len(ends):
+            longer = np.empty(2 * lists, np.int64)
+            longer[:lists] = ends
+            ends = longer
         tokens[total : total + found] = scratch[:found]
         total += found
-        listed[lists] = node
-        counts[lists] = found
+        ends[lists] = total
+        list_of[node] = lists
         lists += 1
-        below[node] = 0
-    return listed[:lists].copy(), counts[:lists].copy(), tokens[:total].copy()
+    return list_of, ends[:lists].copy(), tokens[:total].copy()
 
 
 @jit

@@ -1,6 +1,6 @@
-"""The Triton kernels of `device.py`. Importing this imports triton; `device.py` does so only where they run.
+"""The Triton kernel of `device.py`. Importing this imports triton; `device.py` does so only where it runs.
 
-They do what `matcher.py` does on the host, with three differences that a GPU asks for.
+It does what `matcher.py` does on the host, with four differences that a GPU asks for.
 
 *No stack.* Triton has no local arrays, and a stack in memory would need a barrier after every push. Tokens are sorted,
 so the descent needs only a cursor instead: the first token, in that order, that has not been decided. It begins at the
@@ -8,15 +8,14 @@ pair of roots, follows the first pair of equal children below which a token at o
 has none left, moves the cursor behind it and begins again. A path has as many nodes as a token has symbols, so a new
 beginning costs no more than writing what was found.
 
-*Lists for what is expensive.* Nodes from which that would take long have their tokens listed beforehand
-(`device._list_tokens`): a program visits one pair after another, each at the price of several waits for memory.
+*Lists.* A program waits for memory several times for each pair that it visits. So nodes have their tokens listed
+beforehand (`device._list_tokens`): all of them where the blocklist is not large, else those that would take longest.
 
 *Children in lanes.* A node's children are a contiguous range sorted by label. A lane takes one of them and finds its
 partner in the other trie by bisection, so that a pair costs about the same with one child and with thirty.
 
-Two launches a step, `follow` and `ban`. What a slot remembers is read in the first and written in the second: if both
-were one kernel, the warps of a program, and the programs of the draft rows of one slot, could read different values
-and part ways.
+*One warp a row.* All its lanes read a value at once. Of two warps one could read what a slot remembered before the
+other's row wrote it, and one after, and they would part ways. Rows of a slot may: both values lead to the same state.
 """
 
 # The language of the kernels is not Python's: its operations on scalars and blocks have no types that mypy knows.
@@ -38,7 +37,7 @@ _WORD = tl.constexpr(normalize.WORD)
 _OTHER = tl.constexpr(normalize.OTHER)
 _UNKNOWN = tl.constexpr(vocabulary.UNKNOWN)
 
-# What `follow` finds for a row: `length << STATE_BITS | state`, or one of the two below.
+# What is found for a row: `length << STATE_BITS | state`, or one of the two below.
 STATE_BITS, UNREADABLE, NOT_OURS = 33, -1, -2
 _STATE_BITS = tl.constexpr(STATE_BITS)
 _STATE_MASK = tl.constexpr((1 << STATE_BITS) - 1)
@@ -48,15 +47,10 @@ _NOT_OURS = tl.constexpr(NOT_OURS)
 # So many tokens below an accepting child, or fewer, are masked for all lanes together, more for each child in turn.
 _SHORT = tl.constexpr(4)
 
-# A flag of the copy of a node on the device, in the word of label, flags and distances: there is a list for the first
-# trie. The next two bits are those of the other two.
-LISTED = 16 << 8
-_LISTED = tl.constexpr(LISTED)
-
 # Larger than any node.
 _NO_NODE = tl.constexpr(1 << 40)
 
-# Lanes of a warp, for children; tokens written at once. Not measured: there was no GPU.
+# Lanes of a warp, for children; tokens written at once. Half and twice as many made no difference on an H200.
 LANES, BLOCK = 32, 512
 
 # Callers pass slices, so addresses are not always multiples of 16 and strides may be anything. Specialised, each new
@@ -115,12 +109,9 @@ def _is_known(kinds, size, token):
     return (inside & (kind != _UNKNOWN)).to(tl.int64)
 
 
-@triton.jit(
-    do_not_specialize=["tokens_stride", "tokens_length", "slot_count", "bit", "row_count", "size", "longest"],
-    do_not_specialize_on_alignment=_SLICES,
-)
-def follow(
-    found,
+@triton.jit
+def _follow(
+    row,
     slots,
     drafts,
     positions,
@@ -145,20 +136,20 @@ def follow(
     longest,
     lanes: tl.constexpr,
 ):
-    """Write to `found` what each row knows of its text, one program a row; `device._follow` does so on the host."""
-    row = tl.program_id(0).to(tl.int64)
+    """What a row knows of its text; `device._follow` on the host. What does not wait for a read is asked for first."""
     slot = tl.load(slots + row).to(tl.int64)
+    draft = tl.load(drafts + row).to(tl.int64)
+    position = tl.load(positions + row).to(tl.int64)
     inside = (slot >= 0) & (slot < slot_count)
     bits = tl.load(enabled + slot, mask=inside, other=0).to(tl.int64)
+    length = tl.load(lengths + slot, mask=inside, other=0).to(tl.int64)
+    checkpoint = tl.load(checkpoints + slot, mask=inside, other=0)
     result = row * 0 + _NOT_OURS
     if ((bits >> bit) & 1) != 0:
-        draft = tl.load(drafts + row).to(tl.int64)
-        length = tl.load(lengths + slot).to(tl.int64)
-        length = tl.minimum(length, tl.load(positions + row).to(tl.int64) - draft + 1)
+        length = tl.minimum(length, position - draft + 1)
         length = tl.maximum(length, 0)
         known = ((length <= tokens_length) & (draft >= 0) & (draft <= row)).to(tl.int64)
 
-        checkpoint = tl.load(checkpoints + slot)
         checkpoint = tl.where((checkpoint >> _STATE_BITS) > length, 0, checkpoint)
         covered = checkpoint >> _STATE_BITS
         history = token_ids + slot * tokens_stride
@@ -188,7 +179,7 @@ def follow(
                 )
             at += 1
         result = tl.where(known == 1, (length << _STATE_BITS) | state, _UNREADABLE)
-    tl.store(found + row, result)
+    return result
 
 
 @triton.jit
@@ -305,27 +296,56 @@ def _mask_continuations(
                     cursor = to_token
 
 
-@triton.jit(do_not_specialize=["logits_stride", "width", "size", "end_count"], do_not_specialize_on_alignment=_SLICES)
-def ban(
+@triton.jit(
+    do_not_specialize=[
+        "logits_stride",
+        "width",
+        "tokens_stride",
+        "tokens_length",
+        "bit",
+        "slot_count",
+        "node_count",
+        "row_count",
+        "size",
+        "longest",
+        "end_count",
+    ],
+    do_not_specialize_on_alignment=_SLICES,
+)
+def mask(
     logits,
     logits_stride,
     width,
     found,
     slots,
     drafts,
+    positions,
+    input_ids,
+    token_ids,
+    tokens_stride,
+    tokens_length,
+    lengths,
+    enabled,
+    bit,
     checkpoints,
+    slot_count,
     nodes,
-    token_nodes,
-    roots,
-    order,
+    node_count,
+    rows,
+    row_count,
     classes,
     symbols,
     starts,
+    next_state,
+    kinds,
     size,
+    longest,
+    token_nodes,
+    roots,
+    order,
     fixed,
     fixed_starts,
-    listed,
-    list_of_trie,
+    list_of,
     list_starts,
     list_tokens,
     ends,
@@ -333,9 +353,35 @@ def ban(
     lanes: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Mask every row by what `follow` found, end the rows that are dead then, and remember the states of the slots."""
+    """Follow every row's text, mask it, end it if it is dead then, and remember its slot's state; a program a row."""
     row = tl.program_id(0).to(tl.int64)
-    checkpoint = tl.load(found + row)
+    checkpoint = _follow(
+        row,
+        slots,
+        drafts,
+        positions,
+        input_ids,
+        token_ids,
+        tokens_stride,
+        tokens_length,
+        lengths,
+        enabled,
+        bit,
+        checkpoints,
+        slot_count,
+        nodes,
+        rows,
+        row_count,
+        classes,
+        symbols,
+        starts,
+        next_state,
+        kinds,
+        size,
+        longest,
+        lanes,
+    )
+    tl.store(found + row, checkpoint)
     scores = logits + row * logits_stride
     limit = row * 0 + width
     if checkpoint >= 0:
@@ -354,22 +400,16 @@ def ban(
         root = tl.load(roots + text_state).to(tl.int64)
         longest_token = (tl.load(token_nodes + 4 * root + 3) >> 8) & 255
         node = state >> 2
-        about = tl.load(nodes + 3 * node + 2)
-        while (node > _BOUND_ROOT) & (((about >> 24) & 255) <= longest_token):
-            if (about & (_LISTED << root)) != 0:
-                low = tl.load(list_of_trie + root).to(tl.int64)
-                high = tl.load(list_of_trie + root + 1).to(tl.int64)
-                while high - low > 1:
-                    middle = (low + high) >> 1
-                    right = tl.load(listed + middle) <= node
-                    low = tl.where(right, middle, low)
-                    high = tl.where(right, high, middle)
-                from_token = tl.load(list_starts + low)
-                to_token = tl.load(list_starts + low + 1)
+        while node > _BOUND_ROOT:
+            number = tl.load(list_of + root * node_count + node).to(tl.int64)
+            if number >= 0:
+                from_token = tl.load(list_starts + number)
+                to_token = tl.load(list_starts + number + 1)
                 _mask_tokens(scores, limit, list_tokens, from_token, to_token, block)
                 # The list has what the rest of the chain completes as well.
                 node = node * 0
             else:
+                about = tl.load(nodes + 3 * node + 2)
                 if ((about >> 16) & 255) <= longest_token:
                     _mask_continuations(
                         scores,
@@ -386,7 +426,6 @@ def ban(
                         block,
                     )
                 node = tl.load(nodes + 3 * node + 1).to(tl.int64)
-            about = tl.load(nodes + 3 * node + 2)
         # Other threads of the program wrote what this one reads next.
         tl.debug_barrier()
     if checkpoint != _NOT_OURS:

@@ -244,7 +244,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def play(case: Case, backend: Backend) -> None:
-    guard = DeviceMatcher(case.matcher, "cpu", slots=SLOTS, max_drafts=MAX_DRAFTS + 2, bit=case.bit, backend=backend)
+    guard = guard_of(case.matcher, backend, slots=SLOTS, max_drafts=MAX_DRAFTS + 2, bit=case.bit)
     generator = torch.Generator().manual_seed(case.seed)
     width = max(1, len(case.matcher) + case.wider)
     engine = Engine(case.matcher, guard, case.enabled, width, case.dtype, generator)
@@ -261,11 +261,21 @@ def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
 # The interpreter takes seconds for some examples. Small as they are, few would have lists of tokens by themselves.
 @needs_kernels
 @settings(max_examples=60 if INTERPRETED else 300, phases=[Phase.explicit, Phase.generate])
-@given(case=cases(), list_above=st.sampled_from([0, 3, 64]), most_listed=st.sampled_from([2, 1 << 24]))
-def test_the_kernels_mask_what_the_matcher_bans(case: Case, list_above: int, most_listed: int) -> None:
+@given(
+    case=cases(),
+    list_above=st.sampled_from([0, 3, 64]),
+    most_listed=st.sampled_from([2, 1 << 24]),
+    tried=st.sampled_from([0, 2, 1 << 20]),
+    short=st.sampled_from([1, 64]),
+)
+def test_the_kernel_masks_what_the_matcher_bans(
+    case: Case, list_above: int, most_listed: int, tried: int, short: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "_LIST_ABOVE", list_above)
         patch.setattr(device, "_MOST_LISTED", most_listed)
+        patch.setattr(device, "_LISTS_TRIED", tried)
+        patch.setattr(device, "_SHORT_LIST", short)
         play(case, "triton")
 
 
@@ -293,6 +303,7 @@ def test_no_score_beyond_a_row_is_written(
 ) -> None:
     """The banned tokens lie on both sides of the row's end."""
     monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
+    monkeypatch.setattr(device, "_LISTS_TRIED", 0)
     tokens = [b"<eos>", b"a", b"x", *[b"b", b"b(", b"b.", b"b)", b"b,"][:count]]
     matcher = matcher_of(tokens, [Pattern(False, b"ab", whole)], Normalization("none"), set())
     assert matcher.banned(matcher.state_of([1])).tolist() == list(range(3, len(tokens)))
@@ -304,6 +315,7 @@ def test_no_score_beyond_a_row_is_written(
 @pytest.mark.parametrize("list_above", [64, 10**9])
 def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
+    monkeypatch.setattr(device, "_LISTS_TRIED", 0)
     every = range(256)
     tokens = [b"<eos>", *(bytes([i]) for i in every), *(bytes([i, 122]) for i in every)]
     tokens += [b"(" + bytes([i]) + b"z!" for i in every]
@@ -672,26 +684,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+kernel = kernels.mask
 BYTES = ("classes", "symbols", "next_state", "kinds")
-NUMBERS = ("tokens_stride tokens_length bit slot_count row_count size longest logits_stride width end_count").split()
+NUMBERS = "tokens_stride tokens_length bit slot_count node_count row_count size longest logits_stride width end_count"
 target = GPUTarget("cuda", 80, 32) if sys.argv[1] == "cuda" else GPUTarget("hip", "gfx942", 64)
-for kernel, warps in ((kernels.follow, 1), (kernels.ban, 4)):
-    for logits, ids in (("fp32", "i32"), ("bf16", "i64"), ("fp16", "i64"), ("fp64", "i64")):
-        wide = {"checkpoints": "i64", "found": "i64", "fixed_starts": "i64", "logits": logits}
-        wide |= dict.fromkeys(("slots", "drafts", "positions", "input_ids", "token_ids", "lengths", "enabled"), ids)
-        wide |= dict.fromkeys(BYTES, "u8")
-        types = {name: "i32" if name in NUMBERS else "*" + wide.get(name, "i32") for name in kernel.arg_names}
-        constants = {"lanes": kernels.LANES, "block": kernels.BLOCK}
-        constants = {name: value for name, value in constants.items() if name in types}
-        source = ASTSource(
-            fn=kernel,
-            signature=types | dict.fromkeys(constants, "constexpr"),
-            constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        )
-        compiled = triton.compile(source, target=target, options={"num_warps": warps})
-        machine_code = compiled.asm["cubin" if sys.argv[1] == "cuda" else "hsaco"]
-        assert len(machine_code) > 1000
-        assert "st.local" not in compiled.asm.get("ptx", "")
+for logits, ids in (("fp32", "i32"), ("bf16", "i64"), ("fp16", "i64"), ("fp64", "i64")):
+    wide = {"checkpoints": "i64", "found": "i64", "fixed_starts": "i64", "list_starts": "i64", "logits": logits}
+    wide |= dict.fromkeys(("slots", "drafts", "positions", "input_ids", "token_ids", "lengths", "enabled"), ids)
+    wide |= dict.fromkeys(BYTES, "u8")
+    types = {name: "i32" if name in NUMBERS.split() else "*" + wide.get(name, "i32") for name in kernel.arg_names}
+    constants = {"lanes": kernels.LANES, "block": kernels.BLOCK}
+    source = ASTSource(
+        fn=kernel,
+        signature=types | dict.fromkeys(constants, "constexpr"),
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    compiled = triton.compile(source, target=target, options={"num_warps": 1})
+    machine_code = compiled.asm["cubin" if sys.argv[1] == "cuda" else "hsaco"]
+    assert len(machine_code) > 1000
+    assert "st.local" not in compiled.asm.get("ptx", "")
 print("compiled")
 """
 
