@@ -638,6 +638,7 @@ class FakeEvent:
 
 
 @needs_kernels
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter: it plays a GPU on the CPU")
 def test_the_benchmark_runs_on_a_gpu_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
