@@ -52,7 +52,7 @@ class DeviceMatcher:
 
     For several blocklists make one of these for each, with a `bit` of its own, and call them in any order.
 
-    Backends: `triton` enqueues two kernels whose shapes depend on the number of rows alone; nothing is allocated and
+    Backends: `triton` enqueues one kernel whose shape depends on the number of rows alone; nothing is allocated and
     nothing is awaited. `host` fetches the tokens, asks the matcher and sends sparse pairs back: right everywhere, and
     without cost on a CPU, but on a GPU it waits and moves whole histories.
 
@@ -75,7 +75,7 @@ class DeviceMatcher:
         eos_token_id: int | Sequence[int] | None = None,
         backend: Literal["triton", "host"] | None = None,
     ) -> None:
-        """Copy the arrays to the device: 12 bytes a node of the automaton, and the vocabulary's tries.
+        """Copy the arrays to the device: 16 to 24 bytes a node of the automaton, its lists, and the vocabulary's tries.
 
         Args:
             matcher: a blocklist bound to the model's vocabulary.
@@ -136,7 +136,7 @@ class DeviceMatcher:
         return [None if value < 0 else value & _STATE_MASK for value in self._found[:rows].tolist()]
 
     def warm_up(self, logits: Tensor, token_ids: Tensor, lengths: Tensor, positions_dtype: torch.dtype) -> None:
-        """Compile the kernels for tensors like these, so that no request waits for it; changes nothing.
+        """Compile the kernel for tensors like these, so that no request waits for it; changes nothing.
 
         Args:
             logits: as for `apply`; one row is read at most.
