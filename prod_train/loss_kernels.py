@@ -36,7 +36,7 @@ def _logit(product, scale, softcap, capped: tl.constexpr):
 @triton.jit
 def _slope(z, scale, softcap, capped: tl.constexpr):
     """Derivative of `_logit` by the product, from its result."""
-    slope = z * 0.0 + scale
+    slope = tl.zeros_like(z) + scale
     if capped:
         slope *= 1.0 - (z / softcap) * (z / softcap)
     return slope
