@@ -155,9 +155,34 @@ def test_an_unknown_flag_is_one_line_and_status_2(
 
 def test_loss_is_dispatched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     results = {"fused": {"seconds": 1.0, "extra_mb": 2.0, "loss": 3.0}}
-    monkeypatch.setattr(loss_overhead, "loss_overhead", lambda: results)
+    asked = []
+
+    def measure(rows: int, *, device: str) -> dict[str, dict[str, float]]:
+        asked.append((rows, device))
+        return results
+
+    monkeypatch.setattr(loss_overhead, "loss_overhead", measure)
     assert main(["loss"]) == 0
     assert "fused" in capsys.readouterr().out
+    assert main(["loss", "--rows", "7"]) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(["loss", "--device", "cuda"]) == 0
+    assert asked == [(512, "cpu"), (7, "cpu"), (2048, "cuda")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rows", "0"], "expected --rows as a number above 0, got 0"),
+        (["--device", "cuda"], "expected a GPU for --device cuda, got none: leave it out"),
+    ],
+)
+def test_what_loss_cannot_measure_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["loss", *flags]) == 2
+    assert capsys.readouterr() == ("", f"bench loss: {message}\n")
 
 
 def test_figures_say_on_which_machine(monkeypatch: pytest.MonkeyPatch) -> None:
