@@ -174,7 +174,7 @@ def test_loss_is_dispatched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ("flags", "message"),
     [
         (["--rows", "0"], "expected --rows as a number above 0, got 0"),
-        (["--device", "cuda"], "expected a GPU for --device cuda, got none: leave it out"),
+        (["--device", "cuda"], "expected a GPU for --device cuda, got none: run this on a machine with one"),
     ],
 )
 def test_what_loss_cannot_measure_is_named(
