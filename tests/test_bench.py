@@ -31,6 +31,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_overhead_measures_and_records(tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures.jsonl"
     arguments = ["overhead", "--quick", "--patterns", "3", "--tokenizer", tokenizer, "--no-peers", "--json", str(out)]
@@ -55,6 +56,7 @@ def sleep(seconds: float) -> Walked:
     return Walked(0.0, [], [])
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_or_takes_too_long_is_recorded() -> None:
     assert in_child(fail, "no such grammar\nline 2", limit=60) == "RuntimeError: no such grammar"
     begun = time.perf_counter()

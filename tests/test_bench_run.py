@@ -178,6 +178,7 @@ def test_a_second_round_goes_on_where_prod_surgical_ended(model: str, tmp_path: 
     assert yaml.safe_load(again.read_text())["max_steps"] == 2 * 2 + 2 + len(written)
 
 
+@pytest.mark.slow
 def test_a_retain_set_has_nothing_that_is_to_be_forgotten(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path, rate=1e-3)
     phrases = [Entry("return", boundary="both"), Entry("isinstance(")]

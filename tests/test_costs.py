@@ -99,6 +99,7 @@ def anchors_of(text: str, cost: list[float], **options: Any) -> list[str]:
     return [text[match.start : match.end] for match in blocklist.scan(text)]
 
 
+@pytest.mark.slow
 def test_anchors_end_where_it_is_cheap() -> None:
     text = "abcdefghijklmno"
     # Anchors of 4, one in each window of 8, begin at most 5 apart.

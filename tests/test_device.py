@@ -313,6 +313,7 @@ def test_no_score_beyond_a_row_is_written(
 
 @both_backends
 @pytest.mark.parametrize("list_above", [64, 10**9])
+@pytest.mark.slow
 def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
     monkeypatch.setattr(device, "_LISTS_TRIED", 0)
@@ -710,6 +711,7 @@ print("compiled")
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
 @pytest.mark.parametrize("target", ["cuda", "hip"])
+@pytest.mark.slow
 def test_the_kernels_compile_for_gpus(target: str, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(

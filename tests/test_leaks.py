@@ -305,6 +305,7 @@ def test_no_adversary_completes_a_pattern(
 
 
 @pytest.mark.parametrize("is_canonical", [False, True], ids=["any-tokens", "canonical-tokens"])
+@pytest.mark.slow
 def test_bad_words_ids_leak(is_canonical: bool, record_property: Callable[[str, Any], None]) -> None:
     """The peer bans token sequences, here in the mode that compares texts as they are, the only one it can know."""
     normalization = Normalization("none", False)

@@ -59,6 +59,7 @@ class Sluggish(Fake):
         return lambda: time.sleep(0.2), lambda token_id: True
 
 
+@pytest.mark.slow
 def test_a_peer_that_compiles_too_long_fails_in_all_that_follows() -> None:
     figures = peer_figures(Fake, "", ["slow"], {"code": WALK, "near": WALK}, {"code": OURS}, "1 pattern", 0.01)
     whats = ["compile and bind, 1 pattern", "mask, 1 pattern, code", "mask, 1 pattern, near"]
@@ -76,6 +77,7 @@ def test_a_peer_that_compiles_too_long_fails_in_all_that_follows() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_refusal_fails_one_walk_and_not_the_next() -> None:
     walks = {"code": WALK, "near": WALK[:3]}
     ours = {"code": OURS, "near": Walked(0.5, [100] * 3, [200] * 3)}
@@ -222,6 +224,7 @@ def test_one_n_gram_in_a_thousand_is_taken_for_another() -> None:
         BloomMemFree([], 1)
 
 
+@pytest.mark.slow
 def test_step_peers_mask_and_one_that_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_tokenizer("bundled")
     line = "return self.value + other.value * other.other_value"

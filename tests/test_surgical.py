@@ -64,6 +64,7 @@ def chosen(loaded: tuple[Any, Any, Encoder], rows: list[Row], max_quote: int = 3
 
 
 @pytest.mark.parametrize("max_quote", [12, 30, 60])
+@pytest.mark.slow
 def test_no_quote_of_what_is_supervised_is_left(
     loaded: tuple[Any, Any, Encoder], world: dict[str, Any], max_quote: int
 ) -> None:

@@ -250,6 +250,7 @@ def target_kl_and_probability(session):
 
 @settings(max_examples=5)
 @given(st.integers(0, 1000), st.integers(1, 6), st.sampled_from([0.5, 0.8, 1.0]))
+@pytest.mark.slow
 def test_targets_come_nearer_and_prohibited_tokens_become_unlikely(tmp_path_factory, seed, rows, top_p):
     """The model has learned the rows first, as in the paper's protocol: random weights give every token 1/300."""
     folder = tmp_path_factory.mktemp("p")
