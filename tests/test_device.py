@@ -341,6 +341,18 @@ def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert [matcher.banned(matcher.state_of(text)).tolist() for text in engine.texts] == [[4], [3]]
 
 
+@needs_kernels
+def test_a_node_that_adds_nothing_has_the_list_of_its_failure_link() -> None:
+    """After `ab` one could go on to `abcq`, for which there is no token, and `bd` is under way as well."""
+    patterns = [Pattern(False, b"abcq", False), Pattern(False, b"bd", False)]
+    matcher = matcher_of([b"<eos>", b"a", b"b", b"d", b"zz"], patterns, Normalization("none"), {0})
+    engine, visits = engine_of(matcher, "triton", [[1, 2], [2]])
+    engine.mask(visits)
+    assert [matcher.banned(matcher.state_of(text)).tolist() for text in engine.texts] == [[3], [3]]
+    arrays = engine.guard._arrays
+    assert len(arrays["list_starts"]) == 3  # an empty one and one for both
+
+
 @both_backends
 def test_more_tokens_than_a_block(backend: Backend) -> None:
     """Ranges, word ends, fixed completions, padding, and live scores that come late."""

@@ -542,6 +542,12 @@ def test_targets_that_do_not_fit_the_head_are_refused(ids, probs, message):
         distillation_loss(torch.zeros(3, 4), torch.zeros(5, 4), targets)
 
 
+def test_rows_of_a_vocabulary_that_is_too_large_for_32_bits_are_told_apart():
+    # Rows 0 and 2 differ by 2**32.
+    targets = SparseTargets(torch.tensor([5, 5]), torch.tensor([1.0, 1.0]), torch.tensor([0, 1, 1, 2]))
+    assert targets.validate(2**31) == 2
+
+
 def test_one_id_may_be_in_two_rows():
     SparseTargets(torch.tensor([0, 4, 4]), PROBS, OFFSETS).validate(5)
 
