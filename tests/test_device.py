@@ -25,13 +25,13 @@ from bench import device as bench_device
 from bench import overhead
 from bench.__main__ import main as bench_main
 from prod_decode import device
-from prod_decode.automaton import Automaton, Pattern
+from prod_decode.automaton import BOUND_ROOT, Automaton, Pattern
 from prod_decode.blocklist import Blocklist
 from prod_decode.device import DeviceMatcher
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
-from prod_decode.normalize import Normalization
+from prod_decode.normalize import CLASSES, Normalization
 from prod_decode.vocabulary import SPECIAL, Vocabulary
 from tests.smollm2 import smollm2_tokenizer
 from tests.strategies import FLOATS, Step, Visit, normalizations, pattern_lists, schedules, vocabularies
@@ -339,6 +339,67 @@ def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     engine, visits = engine_of(matcher, "triton", [[1], [2]])
     engine.mask(visits)
     assert [matcher.banned(matcher.state_of(text)).tolist() for text in engine.texts] == [[4], [3]]
+
+
+@given(
+    case=cases(),
+    above=st.sampled_from([0, 1, 3, 64]),
+    tries=st.sampled_from([0, 1, 3, 1 << 20]),
+    short=st.sampled_from([0, 1, 64]),
+    most=st.sampled_from([1, 4, 1 << 24]),
+)
+def test_which_nodes_have_lists(case: Case, above: int, tries: int, short: int, most: int) -> None:
+    """Who must have one has one, as long as there is room; and of the others as many as may."""
+    nodes, table = case.matcher._automaton.nodes, case.matcher._table
+    count = len(nodes) - 1
+    children = [range(nodes["child"][v], nodes["child"][v + 1]) for v in range(count)]
+    descendants = [0] * count
+    for v in reversed(range(count)):
+        descendants[v] = sum(1 + descendants[child] for child in children[v])
+    for trie in range(int(table.roots.max()) + 1):
+        list_of, ends, tokens = device._list_tokens(
+            nodes,
+            table.nodes,
+            trie,
+            table.order,
+            CLASSES,
+            case.matcher._stamps,
+            case.matcher._scratch,
+            case.matcher._stack,
+            above,
+            tries,
+            short,
+            most,
+        )
+        assert len(tokens) == ends[-1]
+        longest = table.nodes["height"][trie]
+        unlisted = [0] * count
+        made, tried = 1, 0
+        for v in range(BOUND_ROOT + 1, count):
+            fail = nodes["fail"][v]
+            if nodes["near"][v] > longest:
+                assert list_of[v] == 0
+                continue
+            own = descendants[v] if nodes["below"][v] <= longest else 0
+            unlisted[v] = own + (unlisted[fail] if list_of[fail] < 0 else 0)
+            if not own:
+                assert list_of[v] == list_of[fail]
+                continue
+            must, room = unlisted[v] > above, ends[made - 1] < most
+            if list_of[v] < 0:
+                # No room for it, or no need: then enough others were tried, or it is too long for half of the room.
+                assert not room or not must
+                assert not room or tried >= tries or ends[made - 1] >= most // 2
+            else:
+                assert room
+                assert must or tried < tries
+                if list_of[v] == made:
+                    assert must or ends[made] - ends[made - 1] <= short or ends[made - 1] < most // 2
+                    made += 1
+                else:
+                    assert list_of[v] == list_of[fail]
+            tried += room and not must
+        assert made == len(ends)
 
 
 @needs_kernels
