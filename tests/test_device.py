@@ -341,12 +341,13 @@ def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert [matcher.banned(matcher.state_of(text)).tolist() for text in engine.texts] == [[4], [3]]
 
 
+@settings(max_examples=300)
 @given(
     case=cases(),
-    above=st.sampled_from([0, 1, 3, 64]),
-    tries=st.sampled_from([0, 1, 3, 1 << 20]),
+    above=st.sampled_from([0, 1, 64]),
+    tries=st.sampled_from([0, 2, 1 << 20]),
     short=st.sampled_from([0, 1, 64]),
-    most=st.sampled_from([1, 4, 1 << 24]),
+    most=st.sampled_from([1, 4, 7, 1 << 24]),
 )
 def test_which_nodes_have_lists(case: Case, above: int, tries: int, short: int, most: int) -> None:
     """Who must have one has one, as long as there is room; and of the others as many as may."""
