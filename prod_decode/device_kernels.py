@@ -50,7 +50,8 @@ _SHORT = tl.constexpr(4)
 # Larger than any node.
 _NO_NODE = tl.constexpr(1 << 40)
 
-# Lanes of a warp, for children; tokens written at once. Half and twice as many made no difference on an H200.
+# Lanes of a warp, for children; tokens written at once. On an H200, where much is visited, 16 lanes took 2 % longer and
+# 64 took 14 %; blocks of 256 and of 1,024 took as long. (Seen with two kernels and short lists, before this one.)
 LANES, BLOCK = 32, 512
 
 # Callers pass slices, so addresses are not always multiples of 16 and strides may be anything. Specialised, each new

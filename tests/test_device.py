@@ -33,6 +33,7 @@ from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.normalize import CLASSES, Normalization
 from prod_decode.vocabulary import SPECIAL, Vocabulary
+from tests.gpu import INTERPRETED, KERNEL_DEVICE, needs_kernels, needs_triton
 from tests.smollm2 import smollm2_tokenizer
 from tests.strategies import FLOATS, Step, Visit, normalizations, pattern_lists, schedules, vocabularies
 
@@ -40,15 +41,6 @@ Backend = Literal["host", "triton"]
 
 SLOTS, MAX_DRAFTS, LONGEST_TEXT = 3, 2, 64
 
-
-# What runs the kernels here: see tests/conftest.py.
-INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
-KERNEL_DEVICE = "cpu" if INTERPRETED else "cuda"
-
-needs_kernels = pytest.mark.skipif(
-    find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()),
-    reason="needs the package triton, and a GPU if TRITON_INTERPRET is 0",
-)
 both_backends = pytest.mark.parametrize("backend", ["host", pytest.param("triton", marks=needs_kernels)])
 
 
@@ -783,7 +775,7 @@ print("compiled")
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 @pytest.mark.parametrize("target", ["cuda", "hip"])
 @pytest.mark.slow
 def test_the_kernels_compile_for_gpus(target: str, tmp_path: Path) -> None:

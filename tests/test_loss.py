@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import weakref
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,12 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prod_decode.errors import ProdError
 from prod_train import loss as loss_module
 from prod_train.loss import SparseTargets, distillation_loss, sparse_kl
+from tests.gpu import INTERPRETED, KERNEL_DEVICE, needs_kernels, needs_triton
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-# What runs the kernel here: see tests/conftest.py.
-INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
-KERNEL_DEVICE = "cpu" if INTERPRETED else "cuda"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,8 +236,6 @@ def test_gradcheck():
 @pytest.fixture
 def kernel(monkeypatch):
     """The calls that went to the kernel: all do, interpreted unless there is a GPU, and in several blocks."""
-    if find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()):
-        pytest.skip("needs the package triton, and a GPU if TRITON_INTERPRET is 0")
     from prod_train import loss_kernels
 
     monkeypatch.setattr(loss_kernels, "BLOCK", 128)
@@ -258,6 +252,7 @@ def on_device(hidden, weight, targets, **options):
     return (hidden.to(KERNEL_DEVICE), weight.to(KERNEL_DEVICE), targets.to(KERNEL_DEVICE)), moved
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("rows", "vocab", "chunk_size", "support"), [(1, 257, 512, 5), (7, 257, 3, 130), (9, 1000, 4, 65)]
@@ -269,6 +264,7 @@ def test_the_kernel_matches_the_dense_formula(kernel, rows, vocab, chunk_size, s
     assert kernel
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
@@ -278,6 +274,7 @@ def test_the_kernel_with_head_options_and_negative_targets(kernel, options, alph
     assert kernel
 
 
+@needs_kernels
 def test_the_kernel_with_large_logits(kernel):
     args, _ = on_device(*problem(9, 257, 13, gain=3e4))
     assert_as_good_as_dense(*args, 4, torch.float32)
@@ -289,6 +286,7 @@ def test_the_kernel_with_large_logits(kernel):
     assert kernel
 
 
+@needs_kernels
 def test_the_kernel_without_a_gradient_and_without_rows(kernel):
     (hidden, weight, targets), _ = on_device(*problem(20, 257, 13))
     hidden, weight = hidden.float(), weight.float()
@@ -303,6 +301,7 @@ def test_the_kernel_without_a_gradient_and_without_rows(kernel):
     assert kernel
 
 
+@needs_kernels
 def test_the_kernel_leaves_nothing_of_unsupervised_rows(kernel):
     (hidden, weight, targets), _ = on_device(*problem(40, 257, 13, empty=0.5))
     hidden, weight = hidden.float(), weight.float()
@@ -318,6 +317,7 @@ def test_the_kernel_leaves_nothing_of_unsupervised_rows(kernel):
     assert kernel
 
 
+@needs_kernels
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter copies tensors; see tests/conftest.py")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_kernel_holds_one_tile(kernel, dtype):
@@ -357,7 +357,7 @@ print("compiled")
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 @pytest.mark.parametrize("target", ["cuda", "hip"])
 @pytest.mark.slow
 def test_the_kernel_compiles_for_gpus(target, tmp_path):
