@@ -1,6 +1,6 @@
 """Precision and recall of insecure-code detectors on rows with known labels: our rules, bandit, semgrep, and unions.
 
-    python -m bench.detectors DATA [--semgrep RULES] [--json FILE]
+    python -m bench detectors DATA [--semgrep RULES] [--json FILE]
 
 `DATA` holds `sven_python.jsonl` (vulnerable functions and their fixes) and `cyberseceval_autocomplete_python.jsonl`
 (code that its own analyzers call insecure). A row is found if a detector names a weakness of the row's own kind in it.
@@ -264,7 +264,7 @@ def measure(name: str, detector: Detector, rows: Sequence[Labelled]) -> Iterator
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table; returns 0, or 2 for a mistake of the user."""
-    parser = Parser(prog="python -m bench.detectors", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m bench detectors", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("data", metavar="DATA", help="the folder of the two files")
     parser.add_argument("--semgrep", metavar="RULES", help="a folder of semgrep rules; needs semgrep on the PATH")
     parser.add_argument("--json", metavar="FILE", help="write the figures there as JSON lines")

@@ -75,7 +75,8 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
     for option in dataclasses.fields(Config):
         kind, _ = plain_type(kinds[option.name])
         about = option.metadata
-        arguments: dict[str, Any] = {"help": about["help"], "default": argparse.SUPPRESS}
+        # argparse takes a help text for a %-format.
+        arguments: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         if kind is bool:
             arguments["action"] = argparse.BooleanOptionalAction
         elif about["choices"]:

@@ -30,6 +30,14 @@ def test_compile_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(Blocklist.load(block)) == 2
 
 
+@pytest.mark.parametrize("command", [[], ["compile"], ["merge"], ["info"], ["scan"], ["generate"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(" ".join(["usage: prod-decode", *command]))
+
+
 def test_info_as_text_and_as_json(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["info", block, "--json", "--entries"]) == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -119,6 +120,19 @@ def test_merge_mistakes(files, tmp_path, capsys):
     assert main(["merge", files["model"], "--output", str(tmp_path / "x"), "--nope"]) == 2
     assert "unknown argument --nope" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["merge"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith(" ".join(["usage: prod-train", *command]))
+    if command in (["run"], ["check"]):
+        for option in dataclasses.fields(Config):
+            assert f"{flag(option.name)} " in words
+            assert option.metadata["help"].split("; ")[0] in re.sub(r"(?<=\w-) (?=\w)", "", words)
 
 
 def test_every_field_is_a_flag_of_run_and_check():
