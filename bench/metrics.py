@@ -52,14 +52,6 @@ def sentence_bleu(output: Sequence[Hashable], truth: Sequence[Hashable]) -> floa
     return math.exp(min(0.0, 1 - len(truth) / len(output)) + logs / _BLEU_ORDER)
 
 
-def forget_quality_bleu(output: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
-    """`1 - BLEU`, the PROD paper's forget quality of the copyright task.
-
-    It rewards garbage as highly as good code of one's own: show it beside utility, parse rate and extraction strength.
-    """
-    return 1 - sentence_bleu(output, truth)
-
-
 def dominates(a: Point, b: Point) -> bool:
     """Whether a is at least as good as b in both coordinates and better in one."""
     return a[0] >= b[0] and a[1] >= b[1] and (a[0] > b[0] or a[1] > b[1])
@@ -202,20 +194,6 @@ def _compiles(text: str, flags: int) -> bool:
         # A NUL or a lone surrogate; nesting that the parser gives up on.
         return False
     return True
-
-
-def parse_rate(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> Metric:
-    """The share of outputs that parse, with its Wilson interval.
-
-    Args:
-        texts: prompt and completion together, each from the start of its file.
-        truncated: which of them a limit cut off; None: none. See `parses`.
-
-    Raises:
-        ProdError: no texts.
-    """
-    cut = [False] * len(texts) if truncated is None else truncated
-    return proportion(parses(text, truncated=short) for text, short in zip(texts, cut, strict=True))
 
 
 def paper_frontier() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,6 @@ class Cell:
         seconds: of generating.
         tokens_per_second: of generating, all rows of a batch together.
         task_version: results of other versions are not comparable.
-        details: anything else worth keeping, such as the training's settings.
     """
 
     key: Key
@@ -127,7 +126,6 @@ class Cell:
     seconds: float
     tokens_per_second: float
     task_version: int
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Store:

@@ -25,7 +25,6 @@ from prod_decode.errors import ProdError
 from prod_train.metric import Metric, bootstrap
 
 HUB_HUMANEVAL = "openai/openai_humaneval:test"
-HUMANEVAL_PROBLEMS = 164
 
 # A completion ends before the first of these: text at the start of a line that cannot belong to the function any more.
 # The first five are those of Chen et al. (arXiv 2107.03374); decorators and the end of a Markdown block came later and

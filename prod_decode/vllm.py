@@ -12,8 +12,6 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
@@ -25,6 +23,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
+from prod_decode.device import DeviceMatcher
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
@@ -91,8 +90,6 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         del is_pin_memory
         _check_features(vllm_config)
         on_v2 = not isinstance(device_or_req_states, torch.device | str)
-        if on_v2:
-            _check_kernels()
         self.settings = Settings.find(vllm_config.additional_config)
         vocabulary = _vocabulary(vllm_config.model_config)
         self.eos_ids = _eos_ids(vocabulary, vllm_config.model_config)
@@ -311,9 +308,10 @@ class _Slots:
         speculation = vllm_config.speculative_config
         drafts = speculation.num_speculative_tokens if speculation is not None else 0
         self._states = states
-        make = import_module("prod_decode.device").DeviceMatcher
         self._guards = [
-            make(matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids)
+            DeviceMatcher(
+                matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids
+            )
             for bit, matcher in enumerate(matchers)
         ]
         # A bit for each blocklist in force; and by how much a text is said to be longer than it can be, to end its row.
@@ -362,14 +360,6 @@ class _Slots:
                 enabled=self._on_device[0],
             )
         return logits
-
-
-def _check_kernels() -> None:
-    if find_spec("prod_decode.device") is None:
-        raise ProdError(
-            "expected vLLM's V1 model runner, got V2, for which this version has no kernel: set "
-            "VLLM_USE_V2_MODEL_RUNNER=0"
-        )
 
 
 def _check_features(vllm_config: Any) -> None:

@@ -16,13 +16,11 @@ from sacrebleu.metrics import BLEU
 from bench.metrics import (
     Point,
     dominates,
-    forget_quality_bleu,
     hypervolume,
     paper_frontier,
     paper_points,
     pareto_dominance_ratio,
     pareto_front,
-    parse_rate,
     parses,
     pass_at_k,
     proportion,
@@ -53,7 +51,6 @@ def test_bleu_by_hand() -> None:
     )
     # The reference has two a: of five in the output two count. No penalty for what is too long.
     assert sentence_bleu("abcdaaa", "abcda") == pytest.approx((5 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25)
-    assert forget_quality_bleu("abcdx", "abcdef") == 1 - sentence_bleu("abcdx", "abcdef")
 
 
 def test_bleu_without_smoothing_is_0_where_an_order_has_no_match() -> None:
@@ -300,12 +297,3 @@ def test_every_beginning_of_a_module_parses_as_truncated(cut: int) -> None:
 def test_what_cannot_become_a_module_does_not_parse(text: str) -> None:
     assert not parses(text, truncated=True)
     assert not parses(text)
-
-
-def test_parse_rate_counts_truncated_texts_by_their_own_rule() -> None:
-    texts = ["x = 1\n", "def f(x):\n    return (x +", "def f(x):\n    return (x +", "x = = 1\n"]
-    assert parse_rate(texts).value == 0.25
-    metric = parse_rate(texts, [False, True, False, True])
-    assert (metric.value, metric.n, metric.higher_is) == (0.5, 4, "better")
-    with pytest.raises(ValueError, match="zip"):
-        parse_rate(texts, [True])

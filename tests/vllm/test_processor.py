@@ -462,7 +462,6 @@ def context(rows: list[tuple[int, int, int, int]]) -> LogitsContext:
 def on_v2(
     files: dict[str, str], states: LogitsProcRequestState, default: list[str], drafts: int = 0
 ) -> ProdLogitsProcessor:
-    pytest.importorskip("prod_decode.device")
     settings = config({"blocklists": files, "default": default})
     settings.speculative_config = SimpleNamespace(num_speculative_tokens=drafts) if drafts else None
     return ProdLogitsProcessor(settings, states)
