@@ -424,12 +424,6 @@ def test_a_tokenizer_without_eos(files: dict[str, str], monkeypatch: pytest.Monk
         make(files, try_get_generation_config=dict)
 
 
-def test_the_v2_runner_is_refused_without_a_kernel(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prod_decode.vllm.find_spec", lambda _: None)
-    with pytest.raises(ProdError, match=r"expected vLLM's V1 model runner, got V2, .* set VLLM_USE_V2_MODEL_RUNNER=0"):
-        ProdLogitsProcessor(config({"blocklists": files}), request_states(1))
-
-
 def test_missing_settings_and_files(tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProdError, match=r"expected --additional-config .* got neither"):
         ProdLogitsProcessor(config(), torch.device("cpu"), False)
