@@ -32,7 +32,11 @@ def sections(parser: argparse.ArgumentParser, about: str | None) -> Iterator[str
 
 
 def _table(parser: argparse.ArgumentParser) -> str:
-    rows = [f"| `{_name(action)}` | {action.help} |" for action in parser._actions if _is_documented(action)]
+    rows = [
+        f"| `{_name(action)}` | {(action.help or '') % vars(action)} |"
+        for action in parser._actions
+        if _is_documented(action)
+    ]
     return "\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n" if rows else ""
 
 
