@@ -228,7 +228,7 @@ class Config:
     resume: str | None = _option(None, "go on from a checkpoint's directory, or `latest`", "evaluation", metavar="C")
     cache: str | None = _option(
         None,
-        "directory for the reference model's targets, shared between runs (default: OUTPUT/targets)",
+        "directory for what is computed once of the reference model, shared between runs (default: OUTPUT/targets)",
         "evaluation",
         metavar="DIR",
     )
@@ -266,7 +266,7 @@ class Config:
 
     @property
     def target_folder(self) -> Path:
-        """Where the reference model's targets are kept."""
+        """Where what is computed once of the reference model is kept."""
         return Path(self.cache) if self.cache else Path(self.output, "targets")
 
     # --- checks ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from prod_train.data import Batch, Row, collate
 from prod_train.objective import Encoder
+from prod_train.targets import Store, rows_digest
 
 # Of the mean variance: F and R come from a few thousand tokens. From 1e-4 to 1e-2 the directions are as good.
 RIDGE = 1e-2
@@ -31,7 +33,15 @@ _ADAPTER = "default"  # as PEFT calls it
 
 
 def contrast(
-    model: Any, encoder: Encoder, forget: Sequence[Row], retain: Sequence[Row], *, pad: int, batch_size: int
+    model: Any,
+    encoder: Encoder,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    *,
+    pad: int,
+    batch_size: int,
+    folder: Path,
+    identity: str,
 ) -> None:
     """Set the A of new adapters, whose B is zero.
 
@@ -45,6 +55,11 @@ def contrast(
         retain: what to tell it from.
         pad: token id for padding.
         batch_size: rows a forward pass.
+        folder: of stores; what is found is kept there, for other runs on the same rows.
+        identity: of the model without its adapters.
+
+    Raises:
+        ProdError: the folder cannot be written.
     """
     model.eval()
 
@@ -52,20 +67,51 @@ def contrast(
         return [collate(rows[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
 
     groups = _with_one_input(model, encoder, batches(forget[:1])[0])
-    leaders = [layers[0] for layers in groups]
-    of_forget, of_retain = (_second_moments(model, encoder, leaders, batches(rows)) for rows in (forget, retain))
-    for layers in groups:
-        wanted = of_forget.get(layers[0])
-        if wanted is None or not wanted.any():
-            continue  # nothing comes in
-        unwanted = of_retain.get(layers[0], torch.zeros_like(wanted))
-        rank, width = layers[0].lora_A[_ADAPTER].weight.shape
-        chosen = directions(wanted.double().cpu(), unwanted.double().cpu(), rank)
-        if width > len(wanted):
-            chosen = chosen @ _projection(width, "cpu").T.double()
-        for layer in layers:
-            weight = layer.lora_A[_ADAPTER].weight
+
+    @cache
+    def moments() -> list[dict[Any, Tensor]]:
+        leaders = [layers[0] for layers in groups]
+        return [_second_moments(model, encoder, leaders, batches(rows)) for rows in (forget, retain)]
+
+    def make(numbers: range) -> list[dict[str, Tensor]]:
+        return [{"A": _chosen(groups[number][0], *moments()).flatten()} for number in numbers]
+
+    names = {module: name for name, module in model.named_modules()}
+    key = {
+        "kind": "contrast",
+        "model": identity,
+        "forget": rows_digest(forget),
+        "retain": rows_digest(retain),
+        "layers": [[names[layer] for layer in layers] for layers in groups],
+        "rank": len(_a(groups[0][0])),
+        "ridge": RIDGE,
+        "widest": WIDEST,
+    }
+    store = Store(folder, key, len(groups))
+    store.fill(make, range(store.shards))
+    for number, layers in enumerate(groups):
+        for weight in map(_a, layers):
+            chosen = store[number]["A"].view(-1, weight.shape[1])
             weight.data[: len(chosen)] = chosen.to(weight)
+
+
+def _a(layer: Any) -> Tensor:
+    """The matrix A of a LoRA layer, [rank, width]."""
+    weight: Tensor = layer.lora_A[_ADAPTER].weight
+    return weight
+
+
+def _chosen(layer: Any, of_forget: dict[Any, Tensor], of_retain: dict[Any, Tensor]) -> Tensor:
+    """The first rows of a layer's A, float32 [min(rank, width), width]; none where nothing comes in."""
+    rank, width = _a(layer).shape
+    wanted = of_forget.get(layer)
+    if wanted is None or not wanted.any():
+        return torch.zeros(0, width)
+    unwanted = of_retain.get(layer, torch.zeros_like(wanted))
+    chosen = directions(wanted.double().cpu(), unwanted.double().cpu(), rank)
+    if width > len(wanted):
+        chosen = chosen @ _projection(width, "cpu").T.double()
+    return chosen.float()
 
 
 def directions(wanted: Tensor, unwanted: Tensor, count: int) -> Tensor:

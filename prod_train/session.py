@@ -93,7 +93,16 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         if config.continues_adapter:
             digest = model_digest(model)
     if config.lora_init == "contrast" and config.resume is None:
-        contrast(model, encoder, job.forget, job.retain, pad=job.pad, batch_size=config.eval_batch_size)
+        contrast(
+            model,
+            encoder,
+            job.forget,
+            job.retain,
+            pad=job.pad,
+            batch_size=config.eval_batch_size,
+            folder=config.target_folder,
+            identity=_identity(base, config),
+        )
     method = make_method(config)
     if config.method == "prod-surgical" and job.matcher is None:
         job = with_anchors(job, encoder, model, accelerator)

@@ -121,10 +121,34 @@ def test_every_layer_looks_at_what_its_input_has_on_the_forget_set(world: dict[s
 
 
 def test_padding_and_batches_make_no_difference(world: dict[str, str], tmp_path: Path) -> None:
-    sessions = [setup(prepare(make(world, tmp_path, lora_init="contrast", eval_batch_size=n))) for n in (1, 3)]
+    configs = [make(world, tmp_path / str(n), lora_init="contrast", eval_batch_size=n) for n in (1, 3)]
+    sessions = [setup(prepare(config)) for config in configs]
     one, three = map(matrices, sessions)
     for name, a in one.items():
         np.testing.assert_allclose(a.T @ a, three[name].T @ three[name], atol=1e-4 * np.square(a).sum())
+
+
+def test_what_was_found_is_kept_for_runs_on_the_same_rows(
+    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"cache": str(tmp_path / "cache"), "lora_init": "contrast"}
+    first = matrices(setup(prepare(make(world, tmp_path / "a", **shared))))
+    others = {"retain": world["forget"]}, {"forget": world["retain"]}, {"lora_rank": 5}, {"dtype": "bfloat16"}
+    seen: list[object] = []
+    plain = contrast_module._second_moments
+
+    def counted(*given_: Any) -> dict[Any, Tensor]:
+        seen.append(given_)
+        return plain(*given_)
+
+    monkeypatch.setattr(contrast_module, "_second_moments", counted)
+    again = matrices(setup(prepare(make(world, tmp_path / "b", method="prod", seed=7, **shared))))
+    assert not seen
+    assert all(np.array_equal(a, again[name]) for name, a in first.items())
+    for number, other in enumerate(others):
+        found = matrices(setup(prepare(make(world, tmp_path / f"c{number}", **{**shared, **other}))))
+        assert len(seen) == 2 * (number + 1)
+        assert any(a.shape != found[name].shape or (a != found[name]).any() for name, a in first.items())
 
 
 def test_a_wide_input_is_projected(world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +179,16 @@ def test_a_layer_to_which_nothing_comes_is_left_alone(world: dict[str, str], tmp
     norms = [m for name, m in session.model.named_modules() if name.endswith("0.input_layernorm")]
     with torch.no_grad():
         norms[0].weight.zero_()
-    contrast(session.model, session.encoder, session.job.forget, session.job.retain, pad=session.job.pad, batch_size=2)
+    contrast(
+        session.model,
+        session.encoder,
+        session.job.forget,
+        session.job.retain,
+        pad=session.job.pad,
+        batch_size=2,
+        folder=tmp_path,
+        identity="silent",
+    )
     silent = {name for name, a in matrices(session).items() if (a == before[name]).all()}
     assert {name.rpartition(".")[2] for name in silent if ".0." in name} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert not any(".1." in name for name in silent)
