@@ -64,7 +64,8 @@ def contrast(
     model.eval()
 
     def batches(rows: Sequence[Row]) -> list[Batch]:
-        return [collate(rows[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
+        ordered = sorted(rows, key=lambda row: len(row.ids))  # less padding
+        return [collate(ordered[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
 
     groups = _with_one_input(model, encoder, batches(forget[:1])[0])
 
