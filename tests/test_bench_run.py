@@ -440,7 +440,7 @@ def test_who_names_methods_has_them_attacked() -> None:
 def test_cells_survive_the_disk_and_infinity_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path, {"plan": {}})
     values = {"kl": Value(float("inf"), 0.1, float("inf"), 3, "worse"), "x": Value(0.5, 0.1, 0.9, 3, "better")}
-    cell = Cell(Key("copyright", "learn", "prod", 2), values, 1.5, 20.0, 1, {"a": [1]})
+    cell = Cell(Key("copyright", "learn", "prod", 2), values, 1.5, 20.0, 1)
     assert not store.has(cell.key)
     store.put(cell, [sample("a", good=1.0)])
     assert store.has(cell.key)
