@@ -250,7 +250,7 @@ def distillation_loss(
         head = _Head(weight, bias, scale, logit_softcap)
         total, grad = _sum_and_grad(hidden, head, targets, live, chunk_size, want_grad=differentiable)
     if grad is not None:
-        total = cast("Tensor", _WithGrad.apply(hidden, total, grad))  # type: ignore[no-untyped-call]
+        total = with_gradient(hidden, total, grad)
     return total / divisor
 
 
@@ -288,33 +288,48 @@ def sparse_kl(
         return loss + torch.xlogy(targets.probs, targets.probs).sum(dtype=loss.dtype) / divisor
 
 
+def with_gradient(hidden: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+    """A value whose gradient to `hidden` was found together with it.
+
+    Args:
+        hidden: [N, d], what the gradient flows to.
+        value: scalar, or [N] of which each depends on its own row alone; without a gradient. Not changed.
+        grad: [N, d], that of the scalar, or each row's own.
+
+    Returns:
+        A copy of `value`, differentiable once.
+
+    Raises:
+        ProdError: in the backward pass, `create_graph=True`.
+    """
+    return cast("Tensor", _WithGrad.apply(hidden, value, grad))  # type: ignore[no-untyped-call]
+
+
+class _WithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        ctx.dtype = hidden.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # the engine's sign for create_graph=True
+            raise ProdError(
+                "loss: expected one backward pass, got create_graph=True: it has no second derivative, use a dense "
+                "cross-entropy for that"
+            )
+        (grad,) = ctx.saved_tensors
+        # A 16-bit grad times a float32 scalar would round the scalar first, and with it every gradient the same way.
+        return (grad.to(grad_output.dtype) * grad_output.unsqueeze(-1)).to(ctx.dtype), None, None
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
     weight: Tensor
     bias: Tensor | None
     scale: float
     softcap: float | None
-
-
-class _WithGrad(torch.autograd.Function):
-    """A number whose gradient to `hidden` was found together with it."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, total: Tensor, grad: Tensor) -> Tensor:
-        ctx.save_for_backward(grad)
-        ctx.dtype = hidden.dtype
-        return total.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():  # the engine's sign for create_graph=True
-            raise ProdError(
-                "distillation_loss: expected one backward pass, got create_graph=True: it has no second derivative, "
-                "use a dense cross-entropy for that"
-            )
-        (grad,) = ctx.saved_tensors
-        # A 16-bit grad times a float32 scalar would round the scalar first, and with it every gradient the same way.
-        return (grad.to(grad_output.dtype) * grad_output).to(ctx.dtype), None, None
 
 
 def _sum_and_grad(

@@ -1,8 +1,8 @@
 """A causal language model without its output head, and the quantities that losses are made of.
 
 The head never sees a whole sequence: `Encoder` gives the hidden states of the supervised positions alone, and `Head`
-turns them into logits a chunk of rows at a time. Where gradients flow, a chunk's logits are made again in the backward
-pass, so no [N, V] tensor ever exists.
+turns them into logits a chunk of rows at a time, so no [N, V] tensor ever exists. The gradient of a frozen head's chunk
+is found while its logits are there; those of a head that trains are made again in the backward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prod_decode.errors import ProdError
 from prod_train.data import Batch
-from prod_train.loss import DEFAULT_CHUNK_SIZE, SparseTargets, distillation_loss
+from prod_train.loss import DEFAULT_CHUNK_SIZE, SparseTargets, distillation_loss, with_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Head:
 
     def cross_entropy(self, hidden: Tensor, targets: SparseTargets, denominator: float) -> Tensor:
         """`-sum_v t(v) log p(v)` over rows, divided: `distillation_loss`, or its plain form for a head that trains."""
-        if not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+        if self._frozen:
             return distillation_loss(
                 hidden,
                 self.weight,
@@ -97,14 +97,29 @@ class Head:
 
         return self._chunked(of_chunk, hidden, teacher.detach(), labels)
 
-    def _chunked(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        """`function` on a chunk of rows at a time; the backward pass makes what it needs again."""
-        if not len(rows[0]):
-            return rows[0].sum(-1).float()
-        chunks = zip(*(torch.split(tensor, self.chunk_size) for tensor in rows), strict=True)
+    @property
+    def _frozen(self) -> bool:
+        return not (self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad))
+
+    def _chunked(self, function: Callable[..., Tensor], hidden: Tensor, *others: Tensor) -> Tensor:
+        """`function` of a chunk of rows at a time, [N]; a row's value may depend on that row alone."""
+        if not len(hidden):
+            return hidden.sum(-1).float()
+        chunks = list(zip(*(torch.split(tensor, self.chunk_size) for tensor in (hidden, *others)), strict=True))
         if not torch.is_grad_enabled():
             return torch.cat([function(*chunk) for chunk in chunks])
-        return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+        if not self._frozen:
+            return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+        values, gradients = zip(*(_value_and_gradient(function, *chunk) for chunk in chunks), strict=True)
+        return with_gradient(hidden, torch.cat(values), torch.cat(gradients))
+
+
+def _value_and_gradient(function: Callable[..., Tensor], hidden: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of rows, [n], and the gradient of each to its own row, [n, d]: what their sum's is, row by row."""
+    leaf = hidden.detach().requires_grad_()
+    values = function(leaf, *others)
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), gradient
 
 
 class Encoder:

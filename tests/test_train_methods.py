@@ -98,9 +98,10 @@ def naive(method, config, forget, teacher, refusal, refusal_teacher):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("prod")])
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_its_formula(method, seed):
-    forget, teacher = problem(seed)
-    refusal, refusal_teacher = problem(seed + 100, rows=(1, 2, 5))
+@pytest.mark.parametrize("head_trains", [False, True])
+def test_equals_its_formula(method, seed, head_trains):
+    forget, teacher = problem(seed, requires_grad=head_trains)
+    refusal, refusal_teacher = problem(seed + 100, rows=(1, 2, 5), requires_grad=head_trains)
     options = {"gamma": 0.3} if method == "simnpo" else {}
     config = config_of(method, **options)
     made = make_method(config)
@@ -109,7 +110,8 @@ def test_equals_its_formula(method, seed):
     got = made.loss(Example(forget, reference, DENOMINATOR, refusal, of_refusal))
     want = naive(method, config, forget, teacher, refusal, refusal_teacher) / DENOMINATOR
     assert torch.allclose(got, want, rtol=1e-6, atol=0)  # row sizes are float32 counts
-    leaves = [forget.hidden, refusal.hidden] if made.refuses else [forget.hidden]
+    passes = [forget, refusal] if made.refuses else [forget]
+    leaves = [leaf for p in passes for leaf in (p.hidden, p.head.weight) if leaf.requires_grad]
     for mine, theirs in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-9)
 
@@ -140,15 +142,34 @@ def test_plain_gradient_ascent_has_no_bound():
 
 
 @pytest.mark.parametrize("kind", ["nll", "kl"])
-def test_retain_losses(kind):
-    retain, teacher = problem(7)
+@pytest.mark.parametrize("head_trains", [False, True])
+def test_retain_losses(kind, head_trains):
+    retain, teacher = problem(7, requires_grad=head_trains)
     log_ref, _ = reference_of(retain, teacher)
     kl = (log_ref.exp() * (log_ref - log_p(retain))).sum()
     want = (-label_log_p(retain).sum() if kind == "nll" else kl) / DENOMINATOR
     got = retain_loss(kind, retain, teacher, DENOMINATOR)
     assert torch.allclose(got, want)
-    grads = [torch.autograd.grad(loss, retain.hidden)[0] for loss in (got, want)]
-    assert torch.allclose(*grads, atol=1e-12)
+    leaves = [leaf for leaf in (retain.hidden, retain.head.weight) if leaf.requires_grad]
+    for mine, theirs in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["log_probs", "teach"])
+def test_rows_weigh_as_the_caller_says_and_have_no_second_derivative(loss):
+    passed, teacher = problem(11)
+    labels, weights = passed.batch.labels, torch.linspace(-2, 3, 7, dtype=torch.float64)
+    if loss == "log_probs":
+        got, want = passed.head.log_probs(passed.hidden, labels), label_log_p(passed)
+    else:
+        got = passed.head.teach(passed.hidden, teacher, labels, lambda z, y: z.softmax(-1))
+        log_ref, _ = reference_of(passed, teacher)
+        want = (log_ref.exp() * (log_ref - log_p(passed))).sum(-1)
+    assert torch.allclose(got, want)
+    mine, theirs = (torch.autograd.grad(x @ weights, passed.hidden, retain_graph=True)[0] for x in (got, want))
+    assert torch.allclose(mine, theirs, atol=1e-12)
+    with pytest.raises(ProdError, match=r"create_graph=True: it has no second derivative"):
+        torch.autograd.grad(got.sum(), passed.hidden, create_graph=True)
 
 
 def test_softcap_scale_and_bias_of_the_head():
