@@ -216,6 +216,11 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--opening: expected at least 0, got {options.opening}")
     if methods == (UNTAUGHT,) and "learn" not in profile.protocols:
         problems.append(f"--methods: {UNTAUGHT} is the base where nothing is taught: expected others with it, or base")
+    engine = options.engine or ("vllm" if vllm_is_installed() else "transformers")
+    if options.jobs < 1:
+        problems.append(f"--jobs: expected at least 1, got {options.jobs}")
+    if options.jobs > 1 and engine == "vllm":
+        problems.append("--jobs: expected 1, for vLLM takes all cores: leave it out, or add --engine transformers")
     if options.execute:
         try:
             choose_isolation()
@@ -223,7 +228,6 @@ def make_plan(options: Any) -> Plan:
             problems.append(f"--execute: {error}")
     if problems:
         raise ProdError("; ".join(problems))
-    engine = options.engine or ("vllm" if vllm_is_installed() else "transformers")
     return Plan(profile, options.model, tasks, options.dtype, engine, options.execute, sources)
 
 

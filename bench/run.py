@@ -6,7 +6,7 @@ import logging
 import sys
 import sysconfig
 from argparse import BooleanOptionalAction
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.apart import call_apart
 from bench.decoders import MAKERS
 from bench.metrics import proportion
 from bench.plan import DECODED, METHODS, Plan, environment, make_plan
@@ -94,20 +95,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--execute", action="store_true", help="also run the deprecated task's outputs, in the sandbox; 1 to 6 s each"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes, each with its share of the cores and a task, protocol and seed of its own; default 1",
+    )
     parser.add_argument("--out", default="out/bench", metavar="DIR", help="default out/bench")
     options = parser.parse_args(argv)
     return exit_status("bench run", lambda: _run(options))
 
 
 def _run(options: Any) -> int:
+    plan, out = make_plan(options), Path(options.out)
+    _log_progress()
+    if options.jobs == 1:
+        Runner(plan, out, progress=sys.stderr.isatty()).run()
+        return 0
+    runner = Runner(plan, out)
+    if missing := list(runner.missing()):
+        runner.trainer.start(plan.model)  # all processes read it
+    return call_apart(_measure, [(plan, out, *bed) for bed in missing], jobs=options.jobs)
+
+
+def _measure(plan: Plan, out: Path, task: str, protocol: str, seed: int) -> int:
+    """Measure the missing cells of one task, protocol and seed, in a process of its own."""
+    _log_progress()
+
+    def measure() -> int:
+        Runner(plan, out).measure(task, protocol, seed)
+        return 0
+
+    return exit_status("bench run", measure)
+
+
+def _log_progress() -> None:
     from prod_decode.models import quiet
 
-    plan = make_plan(options)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("bench").setLevel(logging.INFO)
     quiet()
-    Runner(plan, Path(options.out), progress=sys.stderr.isatty()).run()
-    return 0
 
 
 class Runner:
@@ -129,6 +157,7 @@ class Runner:
         self.store = Store(out, manifest, defaults=Profile.defaults())
         profile = plan.profile
         self.trainer = Trainer(out / "models", profile.rate, plan.dtype, profile.batch_size, progress=progress)
+        self._tasks: dict[str, Task[Any]] = {}
 
     def run(self) -> None:
         """Measure every cell.
@@ -136,13 +165,32 @@ class Runner:
         Raises:
             ProdError: data or model cannot be read.
         """
+        for name, protocol, seed in self.missing():
+            self.measure(name, protocol, seed)
+
+    def missing(self) -> Iterator[tuple[str, str, int]]:
+        """Every task, protocol and seed of which a cell is missing."""
         for name in self.plan.tasks:
-            task = make_task(name, self.plan)
             for protocol in self.plan.profile.protocols:
                 for seed in self.plan.profile.seeds:
-                    missing = [key for key in self.plan.keys(name, protocol, seed) if not self.store.has(key)]
-                    if missing:
-                        Bed(self, task, protocol, seed).measure(missing)
+                    if self._missing(name, protocol, seed):
+                        yield name, protocol, seed
+
+    def measure(self, name: str, protocol: str, seed: int) -> None:
+        """Measure the missing cells of one task, protocol and seed.
+
+        Raises:
+            ProdError: data or model cannot be read.
+        """
+        Bed(self, self._task(name), protocol, seed).measure(self._missing(name, protocol, seed))
+
+    def _missing(self, name: str, protocol: str, seed: int) -> list[Key]:
+        return [key for key in self.plan.keys(name, protocol, seed) if not self.store.has(key)]
+
+    def _task(self, name: str) -> Task[Any]:
+        if name not in self._tasks:
+            self._tasks[name] = make_task(name, self.plan)
+        return self._tasks[name]
 
 
 def make_task(name: str, plan: Plan) -> Task[Any]:

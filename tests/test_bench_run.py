@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,7 +49,7 @@ def planned(**flags: object) -> Plan:
         "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every "
         "rate seeds engine execute retain retained learn_retain max_quote opening lora_init"
     )
-    given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32"}
+    given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32", "jobs": 1}
     return make_plan(SimpleNamespace(**{**given, **flags}))
 
 
@@ -121,6 +122,34 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
     Runner(plan, tmp_path)
     with pytest.raises(ProdError, match="holds a run with another max_quote: name a new directory"):
         Runner(planned(profile="full", max_quote=12), tmp_path)
+
+
+@pytest.mark.slow
+def test_several_processes_measure_what_one_does(model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = (
+        "--tasks insecure,deprecated --protocols natural --methods base,prod --samples 2 --epochs 1 --attacks prefix-1"
+    )
+    run = ["run", *flags.split(), "--engine", "transformers", "--model", model]
+    # One thread in each, as here, on any machine: sums of floats depend on their number.
+    jobs = ["--jobs", str(len(os.sched_getaffinity(0)))]
+    assert main([*run, "--out", str(tmp_path / "one")]) == main([*run, *jobs, "--out", str(tmp_path / "more")]) == 0
+    (_, one), (_, more) = (read_run(tmp_path / name) for name in ("one", "more"))
+    assert {cell.key.task for cell in one} == {"insecure", "deprecated"}
+    assert [(cell.key, cell.metrics) for cell in one] == [(cell.key, cell.metrics) for cell in more]
+    assert main([*run, *jobs, "--out", str(tmp_path / "more")]) == 0  # nothing is missing
+
+    broken = tmp_path / "rows.jsonl"
+    broken.write_text("{}\n")
+    capfd.readouterr()
+    assert main([*run, *jobs, "--insecure", str(broken), "--out", str(tmp_path / "broken")]) == 2
+    assert capfd.readouterr().err.count("bench run: ") == 1
+
+
+def test_several_processes_and_vllm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.plan.vllm_is_installed", lambda: True)
+    with pytest.raises(ProdError, match=r"--jobs: expected 1, for vLLM takes all cores: .*--engine transformers"):
+        planned(jobs=2)
+    assert planned(jobs=2, engine="transformers").engine == "transformers"
 
 
 @pytest.mark.slow
@@ -262,6 +291,7 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
             ["--methods: untaught is the base where nothing is"],
         ),
         (["run", "--retained", "0"], ["--retained: expected at least 1, got 0"]),
+        (["run", "--jobs", "0"], ["--jobs: expected at least 1, got 0"]),
         (["run", "--max-quote", "3"], ["--max-quote: expected at least 6 characters, got 3"]),
         (["run", "--opening", "-1"], ["--opening: expected at least 0, got -1"]),
         (["run", "--seeds", "0,x"], ["--seeds: expected whole numbers from 0, got '0,x'"]),
