@@ -209,7 +209,7 @@ def test_two_processes_equal_one(world, tmp_path, mode, tuning):
     def launch(**options):
         file = tmp_path / "two.yaml"
         make(world, tmp_path / "two", batch_size=1, **common, **options).save(file)
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
         script = [str(tmp_path / "two.py"), str(file), mode]
         done = subprocess.run([*command, *script], capture_output=True, text=True, check=False, env=environment)
