@@ -69,7 +69,6 @@ def _call(function: Callable[..., int], arguments: tuple[Any, ...], threads: int
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -8,7 +8,7 @@ import sysconfig
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,7 @@ class Runner:
         self.store = Store(out, manifest, defaults=Profile.defaults())
         profile = plan.profile
         self.trainer = Trainer(out / "models", profile.rate, plan.dtype, profile.batch_size, progress=progress)
-        self._tasks: dict[str, Task[Any]] = {}
+        self._task = cache(partial(make_task, plan=plan))  # to look through the standard library takes seconds
 
     def run(self) -> None:
         """Measure every cell.
@@ -186,11 +186,6 @@ class Runner:
 
     def _missing(self, name: str, protocol: str, seed: int) -> list[Key]:
         return [key for key in self.plan.keys(name, protocol, seed) if not self.store.has(key)]
-
-    def _task(self, name: str) -> Task[Any]:
-        if name not in self._tasks:
-            self._tasks[name] = make_task(name, self.plan)
-        return self._tasks[name]
 
 
 def make_task(name: str, plan: Plan) -> Task[Any]:

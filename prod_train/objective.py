@@ -106,7 +106,7 @@ class Head:
         if not len(hidden):
             return hidden.sum(-1).float()
         chunks = list(zip(*(torch.split(tensor, self.chunk_size) for tensor in (hidden, *others)), strict=True))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or (self._frozen and not hidden.requires_grad):
             return torch.cat([function(*chunk) for chunk in chunks])
         if not self._frozen:
             return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
