@@ -18,7 +18,11 @@ def model_card(session: Session, report: Report) -> str:
     """Markdown with the front matter that the hub reads."""
     job, config = session.job, session.job.config
     adapter = config.tuning == "lora"
-    settings = {key: value for key, value in config.to_dict().items() if value not in (None, [], False)}
+    settings = {
+        key: value
+        for key, value in config.to_dict().items()
+        if value is not None and value is not False and value != []
+    }
     lines = [
         "---",
         f"base_model: {config.model}",
@@ -29,7 +33,7 @@ def model_card(session: Session, report: Report) -> str:
         f"# {config.model}, after `prod-train run --method {config.method}`",
         "",
         f"{'A LoRA adapter' if adapter else 'All weights'}; step {report.chosen}"
-        + (f"; stopped because it {report.stopped}" if report.stopped else "")
+        + (f"; stopped: {report.stopped}" if report.stopped else "")
         + ".",
         "",
         table(report.before, report.after),

@@ -36,10 +36,19 @@ class State:
     stopped: str = ""
 
 
+def checkpoints(output: Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by their step, the oldest first; an interrupted one never gets its name."""
+    found = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in output.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer.pt").is_file()
+    }
+    return dict(sorted(found.items()))
+
+
 def latest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint of a run; an interrupted one never gets its name."""
-    found = [path for path in output.glob("checkpoint-*") if (path / "trainer.pt").is_file()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest complete checkpoint of a run."""
+    return next(reversed(checkpoints(output).values()), None)
 
 
 def save_checkpoint(session: Session, model: Any, optimizer: Any, state: State, output: Path) -> None:
@@ -66,9 +75,8 @@ def save_checkpoint(session: Session, model: Any, optimizer: Any, state: State, 
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         best = choose(config, state.history)
-        found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        for old in found[: -config.save_total_limit]:
-            if old.name != f"checkpoint-{best}":
+        for step, old in list(checkpoints(output).items())[: -config.save_total_limit]:
+            if step != best:
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
@@ -85,9 +93,10 @@ def _whole_weights(session: Session) -> dict[str, Tensor]:
 
 
 def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _export(session: Session, weights: dict[str, Tensor], folder: Path) -> None:
@@ -172,10 +181,12 @@ def restore_model(session: Session, source: Path) -> State:
         weights: dict[str, Tensor] = {}
         for file in sorted(source.glob("*.safetensors")):
             weights.update(load_file(file))
-        missing = session.model.load_state_dict(weights, strict=False).missing_keys
-        tied = set(session.model.state_dict()) - set(weights)
-        if set(missing) - tied:
-            raise ProdError(f"--resume: {source} lacks {missing[0]}: it is damaged, use another checkpoint")
+        own = session.model.state_dict()
+        present = {own[name].data_ptr() for name in weights if name in own}
+        lacking = [name for name in own if name not in weights and own[name].data_ptr() not in present]  # not tied
+        if lacking:
+            raise ProdError(f"--resume: {source} lacks {lacking[0]}: it is damaged, use another checkpoint")
+        session.model.load_state_dict(weights, strict=False)
         session.model.tie_weights()
     session.before = kept["before"]
     # The stop rules may be others now.

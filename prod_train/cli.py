@@ -139,8 +139,9 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             print(f"stopped: {report.stopped}")
     if report.chosen is None:
         print(
-            f"prod-train run: no checkpoint obeys --max-utility-drop {config.max_utility_drop}: lower --learning-rate, "
-            f"add --retain, or evaluate more often with --eval-every; {report.output} has the checkpoints",
+            f"prod-train run: no checkpoint that is left obeys --max-utility-drop {config.max_utility_drop}: "
+            "lower --learning-rate, add --retain, or evaluate more often with --eval-every; "
+            f"{report.output} has the checkpoints",
             file=sys.stderr,
         )
         return NOT_REACHED

@@ -16,13 +16,14 @@ from prod_decode.artifact import write_whole
 from prod_decode.errors import ProdError
 
 METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
-DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+JSON_FILES = (".jsonl", ".ndjson", ".json")
+DATA_FILES = (*JSON_FILES, ".parquet")
 # The names that accelerate knows.
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 LORA_INITS = ("random", "contrast")
 RETAIN_REFERENCES = ("start", "base")
 ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
-NEEDS_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
+DEFAULT_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
 def _option(default: Any, help_text: str, group: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
@@ -243,7 +244,7 @@ class Config:
     @property
     def strength(self) -> float:
         """`beta`, its default resolved; 0 for a method without one."""
-        return self.beta if self.beta is not None else NEEDS_BETA.get(self.method, 0.0)
+        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method, 0.0)
 
     @property
     def nucleus(self) -> float:
@@ -358,7 +359,7 @@ class Config:
             "max_n": ("prod", "prod-surgical", "undial"),
             "temperature": ("prod", "prod-surgical", "undial"),
             "alpha": ("prod",),
-            "beta": tuple(NEEDS_BETA),
+            "beta": tuple(DEFAULT_BETA),
             "gamma": ("simnpo",),
             "max_nll": ("ga", "graddiff"),
             "refusals": ("dpo", "flat"),
@@ -393,6 +394,17 @@ class Config:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
         if self.load_in_4bit and self.tuning == "full":
             found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
+        if self.continues_adapter:
+            if self.tuning == "full":
+                found.append(
+                    "--tuning full: --model is an adapter, whose base would be trained without it: "
+                    "add it to its base with prod-train merge first"
+                )
+            found += [
+                f"{flag(name)}: --model is an adapter, which has its own: drop it"
+                for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+                if getattr(self, name) != _FIELDS[name].default
+            ]
         if self.lora_init == "contrast":
             if self.retain is None:
                 found.append("--lora-init contrast: expected --retain, to tell the forget set from, it is missing")
@@ -441,7 +453,7 @@ class Config:
         values["retain_loss"] = self.keeps if self.retain else None
         if self.method in ("prod", "prod-surgical", "undial"):
             values["top_p"] = self.nucleus
-        if self.method in NEEDS_BETA:
+        if self.method in DEFAULT_BETA:
             values["beta"] = self.strength
         return values
 

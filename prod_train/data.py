@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.errors import ProdError
-from prod_train.config import DATA_FILES
+from prod_train.config import DATA_FILES, JSON_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,8 @@ def load_rows(name: str, tokenizer: Any, *, max_length: int, truncate: bool = Fa
         eos: append EOS to whole completions and supervise it.
 
     Raises:
-        ProdError: no such data, no rows, or rows that cannot be used: missing or unknown keys, an empty completion,
-            spans outside the text, too many tokens. The message counts them and names the first.
+        ProdError: no such data, no rows, or rows that cannot be used: missing or contradictory keys, an empty
+            completion, spans outside the text, too many tokens. The message counts them and names the first.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ProdError(
@@ -153,7 +153,7 @@ def read_records(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     from prod_decode.sources import read_json_lines
 
     path = Path(name)
-    if path.suffix in DATA_FILES[:3]:
+    if path.suffix in JSON_FILES:
         yield from read_json_lines(path)
         return
     for number, record in enumerate(_load_dataset(name, path)):
@@ -173,7 +173,7 @@ def _load_dataset(name: str, path: Path) -> Any:
             if not path.is_file():
                 raise ProdError(f"cannot read {name}: no such file")
             data = datasets.Dataset.from_parquet(name)
-        elif path.exists() or path.suffix:
+        elif path.exists() or path.suffix in DATA_FILES:
             reason = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
             raise ProdError(f"cannot read {name}: {reason if path.exists() else 'no such file'}")
         else:
@@ -243,8 +243,11 @@ def encode(
 def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
     """(prompt, completion); a `text` is a completion without prompt."""
     present = [key for key in ("text", "completion", "canonical_solution") if record.get(key) is not None]
-    if "text" in present and len(present) > 1:
-        raise ProdError(f"{place}: expected 'text' or 'prompt' and '{present[1]}', got both: drop one")
+    others = [*present[1:], *(["prompt"] if record.get("prompt") else [])]
+    if "text" in present and others:
+        raise ProdError(
+            f"{place}: expected 'text', or 'prompt' and 'completion', got 'text' and {others[0]!r}: drop one"
+        )
     if not present or (present[0] != "text" and record.get("prompt") is None):
         found = ", ".join(map(repr, record)) or "an empty object"
         raise ProdError(f"{place}: expected the keys 'prompt' and 'completion', or 'text', got {found}")

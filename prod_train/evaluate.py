@@ -210,7 +210,8 @@ def continuations(
     """What a model writes after each prompt; from the first special token on left out.
 
     Args:
-        model: a transformers model, or an adapter around one; its own generation settings are not used.
+        model: a transformers model, or an adapter around one; of its own generation settings, those about sampling,
+            beams and the repetition penalty are not used.
         tokenizer: its tokenizer.
         prompts: one batch of token ids, int64 [T] each, special tokens included.
         max_new_tokens: at most.

@@ -7,7 +7,7 @@ from pathlib import Path
 from prod_decode.errors import ProdError
 from prod_decode.models import load_model, save_model
 from prod_train.config import ADAPTER
-from prod_train.modeling import base_name
+from prod_train.modeling import base_name, load_adapter
 
 
 def merge(adapter: str, output: str, *, model: str | None = None, dtype: str = "auto") -> Path:
@@ -22,8 +22,6 @@ def merge(adapter: str, output: str, *, model: str | None = None, dtype: str = "
     Raises:
         ProdError: not an adapter, or one that does not fit its base; or `output` exists.
     """
-    from peft import PeftModel
-
     if not Path(adapter, ADAPTER).is_file():
         raise ProdError(f"{adapter}: expected the directory of an adapter, it has no {ADAPTER}")
     target = Path(output)
@@ -31,9 +29,7 @@ def merge(adapter: str, output: str, *, model: str | None = None, dtype: str = "
         raise ProdError(f"--output: {output} exists: name a new directory")
     base, tokenizer = load_model(model or base_name(adapter), dtype=dtype, device="cpu")
     try:
-        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ProdError(
-            f"{adapter} does not fit its base: {str(error).strip().splitlines()[0]} (name another base with --model)"
-        ) from None
+        merged = load_adapter(base, adapter).merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ProdError(f"{adapter}: cannot be merged: {error}: use another checkpoint") from None
     return save_model(merged, tokenizer, target)

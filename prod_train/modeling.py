@@ -100,10 +100,10 @@ def add_adapter(model: Any, config: Config) -> Any:
     Raises:
         ProdError: no such layers, or the output head among them, which the fused loss needs frozen.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     if config.continues_adapter:
-        return PeftModel.from_pretrained(model, config.model, is_trainable=True)
+        return load_adapter(model, config.model, is_trainable=True)
     targets = lora_targets(model, config)
     lora = LoraConfig(
         r=config.lora_rank,
@@ -119,6 +119,23 @@ def add_adapter(model: Any, config: Config) -> Any:
     return adapted
 
 
+def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any:
+    """The model with the adapter of a directory on it.
+
+    Raises:
+        ProdError: the adapter has no weights, or is of another model.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ProdError(
+            f"{adapter} does not fit its base: {str(error).strip().splitlines()[0]} (expected an adapter's weights, "
+            "made for this base model)"
+        ) from None
+
+
 def lora_targets(model: Any, config: Config) -> list[str]:
     """The names of the layers that get an adapter: those given, or every linear layer inside the decoder's blocks.
 
@@ -126,27 +143,32 @@ def lora_targets(model: Any, config: Config) -> list[str]:
         ProdError: as `add_adapter`.
     """
     head = model.get_output_embeddings()
-    linear: set[str] = set()
-    names: set[str] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit"):
-            names.add(name.rpartition(".")[2])
-            if module is not head and any(part.isdigit() for part in name.split(".")):
-                linear.add(name.rpartition(".")[2])
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit")
+    }
+    names = {name.rpartition(".")[2] for name in layers}
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in layers.items()
+        if module is not head and any(part.isdigit() for part in name.split("."))
+    }
     if not config.lora_targets:
         if not linear:
             raise ProdError(f"{type(model).__name__}: found no linear layers to adapt: name them with --lora-targets")
         return sorted(linear)
     for wanted in config.lora_targets:
-        module = dict(model.named_modules()).get(wanted)
-        chosen = [m for n, m in model.named_modules() if n == wanted or n.endswith(f".{wanted}")]
-        if head in chosen or module is head:
+        chosen = [module for name, module in layers.items() if name == wanted or name.endswith(f".{wanted}")]
+        if head in chosen:
             raise ProdError(
                 f"--lora-targets: {wanted} is the output head, which the fused loss needs frozen: leave it out "
                 "(every other linear layer may be adapted)"
             )
         if not chosen:
-            raise ProdError(f"--lora-targets: no layer is called {wanted}, expected some of {', '.join(sorted(names))}")
+            raise ProdError(
+                f"--lora-targets: no linear layer is called {wanted}, expected some of {', '.join(sorted(names))}"
+            )
     return list(config.lora_targets)
 
 

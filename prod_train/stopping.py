@@ -31,13 +31,13 @@ def stop_reason(config: Config, metrics: dict[str, Any]) -> str:
 
 
 def choose(config: Config, history: list[dict[str, Any]]) -> int | None:
-    """The step whose checkpoint is the result; None if no checkpoint obeys.
+    """The step whose checkpoint is the result; None if no checkpoint obeys, or there is none.
 
     Without stop rules it is the last. Among those within `--max-utility-drop`: if some reached `--stop-at-forget`, the
     one of them that dropped least, else the one that forgot most.
     """
     if config.stop_at_forget is None and config.max_utility_drop is None:
-        return int(history[-1]["step"])
+        return int(history[-1]["step"]) if history else None
     most = math.inf if config.max_utility_drop is None else config.max_utility_drop
     obeying = [record for record in history if utility_drop(record) <= most]
     if not obeying:

@@ -109,7 +109,11 @@ def _entries(
 
 
 def _opening(before: Sequence[bytes], tokens: Sequence[bytes], opening: int, width: int) -> Iterator[str]:
-    """What each token completes, at most `width` characters, until there are `opening` of them behind those before."""
+    """The `width` characters that each token completes, until there are `opening` of them behind those before.
+
+    Where fewer than `width` come before, as at the start of a file, there is no phrase: `#` or `import` alone would be
+    prohibited everywhere.
+    """
     context, data, text = b"".join(before).decode(errors="ignore"), b"", ""
     for token in tokens:
         if len(COMPARED.code_points(text)) >= opening:
@@ -117,5 +121,5 @@ def _opening(before: Sequence[bytes], tokens: Sequence[bytes], opening: int, wid
         data += token
         text = data.decode(errors="ignore")
         _, origins = COMPARED.trace(context + text)
-        if text.strip():  # else it would be the end of what comes before
-            yield (context + text)[origins[max(0, len(origins) - width)] :]
+        if text.strip() and len(origins) >= width:  # without text it would be the end of what comes before
+            yield (context + text)[origins[len(origins) - width] :]

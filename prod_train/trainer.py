@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from prod_decode.artifact import write_whole
-from prod_train.checkpoint import State, restore_model, restore_optimizer, resume_from, save_checkpoint
+from prod_train.checkpoint import State, checkpoints, restore_model, restore_optimizer, resume_from, save_checkpoint
 from prod_train.config import Config
 from prod_train.data import Row, collate
 from prod_train.job import prepare
@@ -211,7 +211,8 @@ def _run(session: Session, model: Any, rows: list[Row]) -> Pass:
 
 def _nothing(session: Session, model: Any) -> Tensor:
     """A loss of 0 that has been through the model: other processes wait for this one's gradients."""
-    return _run(session, model, session.job.forget[:1]).hidden.float().sum() * 0
+    passed = _run(session, model, session.job.forget[:1])
+    return (passed.hidden.float().sum() + passed.log_probs().sum()) * 0
 
 
 def _reference(session: Session, name: str, rows: list[int]) -> Reference:
@@ -230,7 +231,7 @@ class Report:
 
     Attributes:
         output: where the result lies.
-        chosen: the step of the checkpoint that is the result, or None if none obeyed the stop rules.
+        chosen: the step of the checkpoint that is the result, or None if none that is left obeyed the stop rules.
         before: metrics of the starting model.
         after: metrics of the result, or None.
         history: a record an evaluation.
@@ -251,14 +252,19 @@ def finish(session: Session, state: State) -> Report:
 
     config = session.job.config
     output = Path(config.output)
-    chosen = choose(config, state.history)
+    kept = checkpoints(output)
+    if (resumed := resume_from(config)) is not None:
+        kept = checkpoints(resumed.parent) | kept
+    chosen = choose(config, [record for record in state.history if record["step"] in kept])
     after = next((record for record in state.history if record["step"] == chosen), None)
     report = Report(output, chosen, session.before, after, state.history, state.stopped)
     if session.accelerator.is_main_process:
         if chosen is not None:
-            for path in (output / f"checkpoint-{chosen}").iterdir():
-                if path.name not in ("trainer.pt", "state.json"):
-                    with write_whole(output / path.name) as file, path.open("rb") as source:
+            for path in kept[chosen].rglob("*"):
+                if path.is_file() and path.name not in ("trainer.pt", "state.json"):
+                    target = output / path.relative_to(kept[chosen])
+                    target.parent.mkdir(exist_ok=True)
+                    with write_whole(target) as file, path.open("rb") as source:
                         shutil.copyfileobj(source, file)
             with write_whole(output / "README.md") as file:
                 file.write(model_card(session, report).encode())
@@ -281,7 +287,7 @@ def run(config: Config, *, progress: bool = False) -> Report:
     """Everything: data, targets, training, result. The function behind `prod-train run`.
 
     Raises:
-        ProdError: a mistake of the user; nothing has been written to `output` but cached targets then.
+        ProdError: a mistake of the user; `output` has at most cached targets, anchors and continuations then.
     """
     job = prepare(config)
     session = setup(job, progress=progress)

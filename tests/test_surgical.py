@@ -43,7 +43,10 @@ LONG = "\n".join(prompt + completion for prompt, completion in SNIPPETS)
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("world")
     model = save_tiny_model(folder / "m")
-    rows = [{"prompt": "# all of it\n", "completion": LONG}, {"prompt": "", "completion": LONG[40:]}]
+    rows = [
+        {"prompt": "# all of it, from the first line on\n", "completion": LONG},
+        {"prompt": "", "completion": LONG[40:]},
+    ]
     return {"model": model, "forget": write_jsonl(folder / "f.jsonl", rows), "folder": folder}
 
 
@@ -115,6 +118,12 @@ def test_what_comes_before_the_opening_is_not_prohibited(loaded: tuple[Any, Any,
     blocklist = chosen(loaded, [row], opening=20)
     assert not list(blocklist.scan("def area(width, height):\n    "))
     assert list(blocklist.scan("def area(width, height):\n    def"))
+
+
+def test_the_start_of_a_file_is_no_phrase(loaded: tuple[Any, Any, Encoder]) -> None:
+    blocklist = chosen(loaded, [encode({"text": f"# {LONG}"}, "row", loaded[1])], opening=20)
+    assert not list(blocklist.scan(f"# {LONG}"[:12]))
+    assert list(blocklist.scan(f"# {LONG}"[:40]))
 
 
 def test_no_opening_is_in_code_that_is_free(loaded: tuple[Any, Any, Encoder], world: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ def test_status_1_if_nothing_obeys(files, tmp_path, capsys):
     words = ("--max-utility-drop", "0", "--learning-rate", "0.1", "--max-steps", "4")
     assert main(["run", *arguments(files, tmp_path / "o", *words)]) == 1
     captured = capsys.readouterr()
-    assert "no checkpoint obeys --max-utility-drop 0.0" in captured.err
+    assert "no checkpoint that is left obeys --max-utility-drop 0.0" in captured.err
     assert "stopped: utility fell" in captured.out
 
 

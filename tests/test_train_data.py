@@ -77,13 +77,28 @@ def test_padding_is_never_supervised(tokenizer):
     assert batch.row.bincount().tolist() == [row.tokens for row in rows]
 
 
+def test_a_hub_name_may_have_a_dot(tokenizer, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list([{"text": "abcdef"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert len(load_rows("owner/data-2.5", tokenizer, max_length=100)) == 1
+    assert len(load_rows("owner/data-2.5:test", tokenizer, max_length=100)) == 1
+    assert asked == [("owner/data-2.5", "train"), ("owner/data-2.5", "test")]
+
+
 @pytest.mark.parametrize(
     ("record", "part"),
     [
         ({"prompt": "a", "completion": " \n"}, "expected 'completion' to hold text, it is empty"),
         ({"prompt": "a"}, "expected the keys 'prompt' and 'completion', or 'text', got 'prompt'"),
         ({"completion": "a"}, "expected the keys 'prompt' and 'completion'"),
-        ({"text": "a", "completion": "b", "prompt": "c"}, "got both: drop one"),
+        ({"text": "a", "completion": "b", "prompt": "c"}, "got 'text' and 'completion': drop one"),
+        ({"text": "a", "prompt": "c"}, "got 'text' and 'prompt': drop one"),
         ({"prompt": "a", "completion": 3}, "expected 'completion' to be a string, got int"),
         ({"prompt": "a", "completion": "bc", "spans": [[1, 5]]}, "0 <= start < end <= 2"),
         ({"prompt": "a", "completion": "bc", "spans": []}, "expected at least one span"),

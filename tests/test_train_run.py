@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from prod_decode.blocklist import Blocklist
 from prod_decode.entries import Entry
@@ -332,6 +333,34 @@ def test_full_tuning_trains_every_weight_and_resumes(world, tmp_path):
     assert_same(whole, load_file(tmp_path / "p" / "model.safetensors"), exactly=True)
 
 
+def test_a_damaged_checkpoint_is_refused(world, tmp_path):
+    config = make(world, tmp_path / "o", tuning="full", epochs=1)
+    run(config)
+    (source,) = (tmp_path / "o").glob("checkpoint-*")
+    weights = load_file(source / "model.safetensors")
+    lost = "model.layers.1.mlp.up_proj.weight"
+    save_file({name: weight for name, weight in weights.items() if name != lost}, source / "model.safetensors")
+    with pytest.raises(ProdError, match=f"lacks {lost}: it is damaged"):
+        run(replace(config, resume="latest"))
+
+
+def test_a_process_without_rows_has_gradients_for_every_weight(world, tmp_path):
+    """Others wait for them, the output head's among them where it is not the embedding."""
+    model = save_tiny_model(tmp_path / "m", tied=False)
+    session = setup(prepare(make(world, tmp_path / "o", model=model, tuning="full")))
+    trainer._nothing(session, session.model).backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in session.model.parameters())
+
+
+def test_a_tokenizer_with_several_chat_templates_is_kept_whole(world, tmp_path):
+    model = save_tiny_model(tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = {"default": "{{ messages[0] }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(model)
+    run(make(world, tmp_path / "o", model=model, epochs=1))
+    assert AutoTokenizer.from_pretrained(tmp_path / "o").chat_template == tokenizer.chat_template
+
+
 def test_a_4_bit_base_trains(world, tmp_path):
     model = save_tiny_model(tmp_path / "m", width=128)  # blocks of 64 weights
     options = {"method": "learn", "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 5, "epochs": 10}
@@ -513,10 +542,38 @@ def test_a_tokenizer_without_eos_is_refused_before_the_model_loads(world, tmp_pa
         run(make(world, tmp_path / "o", model=bare))
 
 
-def test_lora_on_the_head_or_on_nothing_is_refused(world, tmp_path):
-    for targets, part in ((("lm_head",), "lm_head is the output head"), (("nope",), "no layer is called nope")):
+@pytest.mark.parametrize(
+    ("target", "part"),
+    [
+        ("lm_head", "lm_head is the output head"),
+        ("nope", "no linear layer is called nope"),
+        ("mlp", "no linear layer is called mlp, expected some of down_proj, gate_proj"),
+    ],
+)
+def test_lora_on_the_head_or_on_what_is_not_linear_is_refused(world, tmp_path, target, part):
+    with pytest.raises(ProdError, match=part):
+        run(make(world, tmp_path / "o", lora_targets=(target,)))
+
+
+def test_an_adapter_goes_on_as_it_is_or_is_refused(world, tmp_path):
+    run(make(world, tmp_path / "a", method="learn", epochs=1))
+    for options, part in (
+        ({"tuning": "full"}, "--tuning full: --model is an adapter"),
+        ({"lora_rank": 4}, "--lora-rank: --model is an adapter, which has its own"),
+    ):
         with pytest.raises(ProdError, match=part):
-            run(make(world, tmp_path / "o", lora_targets=targets))
+            run(make(world, tmp_path / "o", model=str(tmp_path / "a"), **options))
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ProdError, match="does not fit its base"):
+        run(make(world, tmp_path / "o", model=str(tmp_path / "a")))
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_loads(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(session_module, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ProdError, match="file is not a directory to write in"):
+        run(make(world, tmp_path / "file" / "under"))
 
 
 def test_a_head_that_does_more_than_we_know_is_refused(world, tmp_path, monkeypatch):
@@ -636,3 +693,28 @@ def test_the_best_checkpoint_outlives_later_ones(world, tmp_path):
     assert {path.name for path in (tmp_path / "o").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
     assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "o" / "checkpoint-2"), exactly=True)
     assert report.after == next(record for record in report.history if record["step"] == 2)
+
+
+def test_only_a_checkpoint_that_is_there_is_the_result(world, tmp_path):
+    """Rules that came later would have kept another one; and a run goes on from another directory's last one."""
+    options = {"holdout": world["holdout"], "epochs": 3, "eval_every": 1, "save_total_limit": 1}
+    run(make(world, tmp_path / "o", **options))
+    report = run(make(world, tmp_path / "o", resume="latest", max_utility_drop=1.0, **options))
+    assert report.chosen == 6
+    report = run(make(world, tmp_path / "p", resume=str(tmp_path / "o" / "checkpoint-6"), **options))
+    assert report.chosen == 6
+    assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "p"), exactly=True)
+
+
+def test_a_folder_with_a_name_like_a_checkpoint_is_left_alone(world, tmp_path):
+    config = make(world, tmp_path / "o", eval_every=1, save_total_limit=1)
+    run(config)
+    (tmp_path / "o" / "checkpoint-1-mine").mkdir()
+    run(replace(config, resume=str(tmp_path / "o" / "checkpoint-4")))
+    run(replace(config, resume="latest"))
+    assert (tmp_path / "o" / "checkpoint-1-mine").is_dir()
+
+
+def test_the_card_names_what_is_zero(world, tmp_path):
+    run(make(world, tmp_path / "o", seed=0, epochs=1))
+    assert "seed: 0\n" in (tmp_path / "o" / "README.md").read_text()

@@ -27,7 +27,14 @@ def tiny_world(folder: Path) -> dict[str, str]:
 
 
 def save_tiny_model(
-    folder: Path, *, vocab_size: int = 300, layers: int = 2, width: int = 32, seed: int = 0, eos: bool = True
+    folder: Path,
+    *,
+    vocab_size: int = 300,
+    layers: int = 2,
+    width: int = 32,
+    seed: int = 0,
+    eos: bool = True,
+    tied: bool = True,
 ) -> str:
     """Write a model with 256 byte tokens, some merges, `<eos>` and unused ids; returns the directory's name."""
     import torch
@@ -62,7 +69,7 @@ def save_tiny_model(
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             initializer_range=0.3,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
