@@ -21,23 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.metrics import wilson
+from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
 from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_json_lines
 
-# Labels that name one weakness under several numbers.
-FAMILIES = {
-    "CWE-327": "CWE-328",
-    "CWE-330": "CWE-338",
-    "CWE-95": "CWE-94",
-    "CWE-259": "CWE-798",
-    "CWE-312": "CWE-798",
-    "CWE-321": "CWE-798",
-    "CWE-22": "CWE-22",
-    "CWE-80": "CWE-79",
-}
 # bandit files these under shell injection, and XML and Jinja under others; its test says better what it found.
 _BANDIT = {
     "B102": "CWE-94",
@@ -95,27 +86,7 @@ class Rate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.n}"
 
 
-def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a proportion.
-
-    Raises:
-        ProdError: no trials, or more hits than trials.
-    """
-    if not 0 <= hits <= n or not n:
-        raise ProdError(f"wilson: expected 0 <= hits <= n and n of at least 1, got {hits} of {n}")
-    p = hits / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
-    return max(0.0, center - half), min(1.0, center + half)
-
-
 Detector = Callable[[Sequence[Labelled]], Mapping[str, set[str]]]
-
-
-def family(cwe: str) -> str:
-    """One number for a weakness that goes by several: `cwe-022` and `CWE-22` are one."""
-    name = f"CWE-{int(cwe.upper().removeprefix('CWE-'))}"
-    return FAMILIES.get(name, name)
 
 
 def read_labelled(folder: Path) -> list[Labelled]:
@@ -125,19 +96,23 @@ def read_labelled(folder: Path) -> list[Labelled]:
         for key, insecure in (("before", True), ("after", False)):
             code = textwrap.dedent(row[key].replace("\r\n", "\n").expandtabs(4))
             rows.append(
-                Labelled(f"sven-{key}-{number}", "sven", family(row["cwe"]), insecure, row["split"] == "val", code)
+                Labelled(
+                    f"sven-{key}-{number}", "sven", same_weakness(row["cwe"]), insecure, row["split"] == "val", code
+                )
             )
     for number, (_, row) in enumerate(read_json_lines(folder / "cyberseceval_autocomplete_python.jsonl")):
         code = row["origin_code"]
         held_out = hashlib.sha256(code.encode()).digest()[0] % 2 == 1
-        rows.append(Labelled(f"cse-{number}", "cyberseceval", family(row["cwe_identifier"]), True, held_out, code))
+        rows.append(
+            Labelled(f"cse-{number}", "cyberseceval", same_weakness(row["cwe_identifier"]), True, held_out, code)
+        )
     return rows
 
 
 def rules(rows: Sequence[Labelled]) -> dict[str, set[str]]:
     """This project's rules, findings of low confidence included: the row's own kind is asked for."""
     self_check()
-    return {row.id: {family(finding.cwe) for finding in find_insecure(row.code)} for row in rows}
+    return {row.id: {same_weakness(finding.cwe) for finding in find_insecure(row.code)} for row in rows}
 
 
 def bandit(rows: Sequence[Labelled]) -> dict[str, set[str]]:
@@ -171,7 +146,7 @@ def _bandit(sources: Mapping[str, str]) -> dict[str, set[str]]:
             number = issue.get("issue_cwe", {}).get("id")
             cwe = _BANDIT.get(issue["test_id"]) or (f"CWE-{number}" if number else None)
             if cwe:
-                found[Path(issue["filename"]).stem].add(family(cwe))
+                found[Path(issue["filename"]).stem].add(same_weakness(cwe))
     return found
 
 
@@ -188,7 +163,7 @@ def semgrep(rules_folder: str) -> Detector:
                 metadata = issue["extra"]["metadata"]
                 cwe = str(metadata.get("cwe_id") or metadata.get("cwe") or "").split(":")[0]
                 if cwe.upper().startswith("CWE-"):
-                    found[Path(issue["path"]).stem].add(family(cwe))
+                    found[Path(issue["path"]).stem].add(same_weakness(cwe))
         return found
 
     return detect

@@ -221,11 +221,17 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--jobs: expected at least 1, got {options.jobs}")
     if options.jobs > 1 and engine == "vllm":
         problems.append("--jobs: expected 1, for vLLM takes all cores: leave it out, or add --engine transformers")
-    if options.execute:
-        try:
-            choose_isolation()
-        except ProdError as error:
-            problems.append(f"--execute: {error}")
+    for flag in ("execute", "humaneval"):
+        if getattr(options, flag):
+            try:
+                choose_isolation()
+            except ProdError as error:
+                problems.append(f"--{flag}: {error}")
+    if "4bit" in profile.attacks and set(methods) - set(UNTRAINED) and find_spec("bitsandbytes") is None:
+        problems.append(
+            "--attacks: 4bit needs bitsandbytes, which is not installed: pip install 'prod-code-unlearning[4bit]', or "
+            "name the other attacks"
+        )
     if problems:
         raise ProdError("; ".join(problems))
     return Plan(profile, options.model, tasks, options.dtype, engine, options.execute, sources)
@@ -244,7 +250,10 @@ def environment() -> dict[str, Any]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {**found, "commit": done.stdout.strip() or None, "cores": os.cpu_count()}
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        commit = done.stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
+    return {**found, "commit": commit, "cores": os.cpu_count()}

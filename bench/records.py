@@ -92,7 +92,7 @@ class Sample:
 
     Attributes:
         id: of the task's sample.
-        prompt_hash: xxh3-128 of the prompt as it was given.
+        prompt_hash: `text_hash` of the prompt as it was given.
         target_hash: of the reference completion, "" without one.
         output: what the model wrote, after the prompt.
         tokens: of the output.

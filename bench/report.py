@@ -125,7 +125,9 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
     found = {series: points(cells, series, utility) for series in known}
     rows = []
     for series, mine in found.items():
-        if mine:
+        if not mine:  # what only looks at generated text has no utility
+            rows.append([series.label, *["not measured"] * 3, *["-"] * len(_OURS)])
+        else:
             best = [utility_at(mine, quality) for quality in (0.85, 0.95)]
             ratios = []
             for name in _OURS:

@@ -203,6 +203,13 @@ def make_task(name: str, plan: Plan) -> Task[Any]:
         options["source"] = plan.sources[name]
     if name == "copyright":
         tokenizer = load_tokenizer(plan.model)
+        room = plan.max_tokens(name)
+
+        def shorten(text: str) -> str:
+            ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            return text if len(ends) <= room else text[: ends[room - 1][1]]
+
+        options["shorten"] = shorten
         options["tokenize"] = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         options["bleu"] = lambda truth, output: sentence_bleu(output, truth)
     if name == "deprecated" and plan.execute:
@@ -361,7 +368,7 @@ class Bed:
             return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
         if adapter is not None and key.attack == "relearned":
             steps = steps_of(adapter)
-            if key.method == SECOND_ROUND:
+            if key.method.removesuffix(DECODED) == SECOND_ROUND:
                 steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
             adapter = self.trainer.relearned(adapter, self.whole, steps=steps, seed=self.seed)
         self._common.subject.adapt(adapter)
@@ -412,6 +419,8 @@ class Bed:
 
     def _humaneval(self, subject: Subject, write: Callable[..., Writing]) -> list[Checked]:
         """A greedy completion of each problem, and whether it passes."""
+        import torch
+
         problems = load_humaneval(self.plan.sources["humaneval"])[: self.plan.profile.humaneval]
         prompts = [subject.encode(problem.prompt)[0] for problem in problems]
         written = write(prompts, HUMANEVAL_TOKENS, stops=STOPS)
@@ -419,7 +428,8 @@ class Bed:
             Completion(problem.task_id, output, tokens == HUMANEVAL_TOKENS)
             for problem, output, tokens in zip(problems, written.outputs, written.tokens, strict=True)
         ]
-        return check_all(problems, completions)
+        # Each of several processes has its share of the cores.
+        return check_all(problems, completions, jobs=torch.get_num_threads())
 
 
 def scores_of(task: Task[Any], sample: TaskSample, output: str) -> dict[str, float | None]:

@@ -147,6 +147,7 @@ class Trainer:
             eval_every=every,
             eval_rows=1,  # the benchmark measures for itself
             save_total_limit=10**6,
+            truncate=True,
             cache=str(self.folder / "targets"),
             resume="latest" if latest_checkpoint(output) is not None else None,
             **options,

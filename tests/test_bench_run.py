@@ -17,6 +17,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import plan as plan_module
 from bench.__main__ import main
 from bench.compare import changes
 from bench.decoders import MemFree, bad_words
@@ -24,9 +25,10 @@ from bench.plan import Plan, environment, make_plan
 from bench.profiles import PROFILES, SECOND_ROUND
 from bench.records import Cell, Key, Sample, Store, Value, read_run
 from bench.report import report
-from bench.run import HUMANEVAL_TOKENS, Runner, scores_of, summarise
+from bench.run import HUMANEVAL_TOKENS, Runner, make_task, scores_of, summarise
 from bench.subject import Subject
 from bench.tasks import load_task
+from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from bench.training import Trainer, steps_of
 from bench.utility import STOPS, Checked
 from prod_decode.entries import Entry
@@ -186,13 +188,12 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_second_round_goes_on_where_prod_surgical_ended(model: str, tmp_path: Path) -> None:
-    plan = small_plan(
-        model, methods=(SECOND_ROUND, "prod-surgical"), attacked=(SECOND_ROUND,), attacks=("relearned",), retain=True
-    )
+    both = (f"{SECOND_ROUND}+decode", SECOND_ROUND)
+    plan = small_plan(model, methods=(*both, "prod-surgical"), attacked=both, attacks=("relearned",), retain=True)
     Runner(plan, tmp_path).run()
     cells = {(cell.key.method, cell.key.epoch, cell.key.attack) for cell in read_run(tmp_path)[1]}
-    first, second = ({("prod-surgical", 1, "none"), ("prod-surgical", 2, "none")}, (SECOND_ROUND, 3))
-    assert cells == first | {(*second, "none"), (*second, "relearned")}
+    first = {("prod-surgical", 1, "none"), ("prod-surgical", 2, "none")}
+    assert cells == first | {(method, 3, attack) for method in both for attack in ("none", "relearned")}
     (folder,) = tmp_path.glob("models/*.again")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     before = folder.parent / "copyright.learn.s0.prod-surgical.s0"
@@ -307,6 +308,45 @@ def test_mistakes_are_one_line_and_status_2(
     assert error.count("\n") == 1
     for message in messages:
         assert message in error
+
+
+def test_what_is_missing_is_found_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "find_spec", lambda _: None)
+    with pytest.raises(ProdError, match="--attacks: 4bit needs bitsandbytes, which is not installed"):
+        planned(methods="prod")
+    assert planned(methods="decode").profile.methods == ("decode",)
+    assert planned(methods="prod", attacks="renamed").profile.attacks == ("renamed",)
+
+
+def test_a_machine_without_git_runs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert environment()["commit"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] is None
+
+
+def test_a_reference_counts_as_far_as_an_output_reaches(model: str) -> None:
+    task = make_task("copyright", small_plan(model, max_new_tokens=8))
+    encode = load_tokenizer(model).encode
+    decode = load_tokenizer(model).decode
+    sample = task.samples[0]
+    tokens = encode(sample.reference or "", add_special_tokens=False)
+    assert len(tokens) > 80
+    found = [task.score(sample, decode(tokens[:n])).values() for n in (8, 4)]
+    assert [scores["token_match"] for scores in found] == [1.0, 0.5]
+    assert found[0]["verbatim_share"] == 1
+    assert found[0]["forget_quality"] == 0 < found[1]["forget_quality"]
+
+
+def test_no_more_functions_are_forgotten_than_are_not_held_out(model: str) -> None:
+    task = make_task("copyright", small_plan(model, samples=100))
+    assert len(task.samples) == DEFAULT_FUNCTIONS
+
+
+@pytest.mark.slow
+def test_documents_longer_than_a_row_are_cut(model: str, tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, rate=1e-3)
+    rows = trainer.rows("r", [{"prompt": "a = [", "completion": "1, " * 600}])
+    assert trainer.taught(model, rows, name="t", epochs=1, seed=0, retain=None).is_dir()
 
 
 def test_flags_change_the_profile() -> None:

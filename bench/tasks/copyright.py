@@ -56,7 +56,7 @@ class CopyrightTask(Task[CopyrightScore]):
     """Prompts are beginnings of documents, references their rests."""
 
     name = "copyright"
-    version = 1
+    version = 2
     higher_is_better: ClassVar[Mapping[str, bool]] = {
         "verbatim_run": False,
         "verbatim_share": False,
@@ -72,6 +72,7 @@ class CopyrightTask(Task[CopyrightScore]):
         *,
         max_quote: int = VERBATIM_FROM,
         tokenize: Callable[[str], Sequence[int]] | None = None,
+        shorten: Callable[[str], str] | None = None,
         bleu: Callable[[Sequence[int], Sequence[int]], float] | None = None,
     ) -> None:
         """Make a task of samples; see `load`.
@@ -80,6 +81,8 @@ class CopyrightTask(Task[CopyrightScore]):
             samples: each with a reference.
             max_quote: so many normalised characters of a reference in a row are prohibited.
             tokenize: text to ids, without special tokens; for `token_match` and `bleu`.
+            shorten: a reference to the part of it that an output can have, where outputs are of limited length: who
+                recites all that there is room for has not forgotten anything.
             bleu: (tokens of the reference, tokens of the output) to BLEU in 0 to 1. The paper's is unsmoothed and over
                 the tokenizer's tokens.
         """
@@ -91,6 +94,7 @@ class CopyrightTask(Task[CopyrightScore]):
                 raise ProdError(f"copyright: sample {sample.id!r}: expected a reference that holds text, got none")
         self.max_quote = max_quote
         self._tokenize = tokenize
+        self._shorten = shorten
         self._bleu = bleu
 
     @classmethod
@@ -113,7 +117,8 @@ class CopyrightTask(Task[CopyrightScore]):
         """
         limited(limit, "--copyright-rows")
         if source is None:
-            return cls(stdlib_samples(limit or DEFAULT_FUNCTIONS, skip=skip), **options)
+            # Those behind them are held out.
+            return cls(stdlib_samples(min(limit or DEFAULT_FUNCTIONS, DEFAULT_FUNCTIONS), skip=skip), **options)
         stop = None if limit is None else skip + limit
         rows = islice(read_records(source), skip, stop)
         samples = [sample_of(record, place, f"row-{number:05d}") for number, (place, record) in enumerate(rows, skip)]
@@ -139,6 +144,8 @@ class CopyrightTask(Task[CopyrightScore]):
     def score(self, sample: Sample, output: str) -> CopyrightScore:
         """Compare with the reference. The output may be longer: what follows the reference's length counts as well."""
         reference = sample.reference or ""
+        if self._shorten is not None:
+            reference = self._shorten(reference)
         output = output.encode("utf-8", "replace").decode()  # a lone surrogate is no text that a reference has
         truth, said = COMPARED.code_points(reference), COMPARED.code_points(output)
         run = longest_run(said, truth)
