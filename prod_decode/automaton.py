@@ -186,9 +186,12 @@ def step(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: int, b
         if found >= 0:
             return found
         node = nodes[node].fail
-    if node <= BOUND_ROOT:
-        node = BOUND_ROOT if begins_word else ROOT
-    return int(rows[node, symbol])
+    found = int(rows[node, symbol])
+    # No pattern that is under way goes on. The row of a node whose own label is in a word does not know that a word
+    # begins behind it, as it may after a special token.
+    if begins_word and found < len(rows):
+        found = int(rows[BOUND_ROOT, symbol])
+    return found
 
 
 @jit

@@ -80,9 +80,10 @@ def _step(nodes, rows, row_count, node, symbol, begins_word, lanes: tl.constexpr
         high = tl.load(nodes + 3 * node + 3).to(tl.int64)
         found = _child(nodes, low, high, symbol, lanes)
         node = tl.where(found < 0, tl.load(nodes + 3 * node + 1).to(tl.int64), node)
-    row = tl.where(node > _BOUND_ROOT, node, begins_word)
-    dense = tl.load(rows + row * 256 + symbol, mask=found < 0, other=0).to(tl.int64)
-    return tl.where(found >= 0, found, dense)
+    dense = tl.load(rows + node * 256 + symbol, mask=found < 0, other=0).to(tl.int64)
+    anew = (found < 0) & (dense < row_count) & (begins_word != 0)
+    bound = tl.load(rows + _BOUND_ROOT * 256 + symbol, mask=anew, other=0).to(tl.int64)
+    return tl.where(found >= 0, found, tl.where(anew, bound, dense))
 
 
 @triton.jit

@@ -304,6 +304,15 @@ def test_no_score_beyond_a_row_is_written(
 
 
 @both_backends
+def test_a_word_begins_after_a_special_token_inside_another(backend: Backend) -> None:
+    patterns = [Pattern(False, b"aa", False), Pattern(True, b"ba", False)]
+    matcher = matcher_of([b"<eos>", b"a", b"b", b"<>"], patterns, Normalization(), {0, 3})
+    assert [matcher.banned(matcher.state_of(text)).tolist() for text in ([1, 3, 2], [1, 2])] == [[1], []]
+    engine, visits = engine_of(matcher, backend, [[1, 3, 2], [1, 2]])
+    engine.mask(visits)
+
+
+@both_backends
 @pytest.mark.parametrize("list_above", [64, 10**9])
 @pytest.mark.slow
 def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,21 +84,27 @@ def test_special_tokens_hide_no_pattern_and_invent_none(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "pattern", "banned"),
+    ("history", "patterns", "banned"),
     [
-        ("a<>", Pattern(False, b"ab", False), ["b"]),
-        ("a<>", Pattern(False, b"a b", False), [" b"]),
-        ("a <>", Pattern(False, b"a b", False), ["b", " b"]),
-        ("a<> ", Pattern(False, b"a b", False), ["b", " b"]),
-        ("a<>", Pattern(True, b"b", False), ["b", " b"]),
-        ("a", Pattern(True, b"b", False), [" b"]),
-        ("a<>a", Pattern(True, b"b", False), [" b"]),
-        ("<>", Pattern(True, b"b", True), ["b", " b"]),
+        ("a<>", [Pattern(False, b"ab", False)], ["b"]),
+        ("a<>", [Pattern(False, b"a b", False)], [" b"]),
+        ("a <>", [Pattern(False, b"a b", False)], ["b", " b"]),
+        ("a<> ", [Pattern(False, b"a b", False)], ["b", " b"]),
+        ("a<>", [Pattern(True, b"b", False)], ["b", " b"]),
+        ("a", [Pattern(True, b"b", False)], [" b"]),
+        ("a<>a", [Pattern(True, b"b", False)], [" b"]),
+        ("<>", [Pattern(True, b"b", True)], ["b", " b"]),
+        # Another pattern begins with the character before, and does not go on.
+        ("a<>b", [Pattern(True, b"ba", False)], ["a"]),
+        ("a<>b", [Pattern(False, b"aa", False), Pattern(True, b"ba", False)], ["a"]),
+        ("a<>b", [Pattern(True, b"aa", False), Pattern(True, b"ba", False)], ["a"]),
+        # It does go on: the longer one is followed.
+        ("a<>b", [Pattern(False, b"aba", False), Pattern(True, b"bb", False)], ["a"]),
     ],
 )
-def test_special_tokens_by_example(history: str, pattern: Pattern, banned: list[str]) -> None:
+def test_special_tokens_by_example(history: str, patterns: list[Pattern], banned: list[str]) -> None:
     vocabulary = ["a", "b", " ", " b", "<>"]
-    matcher, _, _ = pair_of([token.encode() for token in vocabulary], {4}, [pattern], Normalization())
+    matcher, _, _ = pair_of([token.encode() for token in vocabulary], {4}, patterns, Normalization())
     state = walk(matcher, [vocabulary.index(token) for token in re.findall("<>|.", history)])
     assert [vocabulary[token_id] for token_id in matcher.banned(state)] == banned
 
@@ -106,7 +112,7 @@ def test_special_tokens_by_example(history: str, pattern: Pattern, banned: list[
 @given(pairs())
 def test_a_word_begins_after_a_special_token(pair: Pair) -> None:
     matcher, naive, history = pair
-    # While a pattern is under way, it alone is followed (docs/design.md, "Special tokens").
+    # While a pattern is under way and goes on, it alone is followed (docs/design.md, "Special tokens").
     outside = [i for i in naive.usable() if i not in naive.special and walk(matcher, [i]) // 4 == ROOT]
     for after in (text_only(history, naive), *([head] for head in heads(naive)), []):
         expected = set(naive.banned(after))
