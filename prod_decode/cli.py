@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
+import re
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -165,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _positive(kind: type[int] | type[float], *, zero: bool = False) -> type[int] | type[float]:
     def parse(text: str) -> float:
         value = kind(text)
-        if value < 0 or (value == 0 and not zero):
+        if not 0 <= value < math.inf or (value == 0 and not zero):
             raise argparse.ArgumentTypeError(f"expected a number {'of at least' if zero else 'above'} 0, got {text}")
         return value
 
@@ -320,8 +323,9 @@ def _scan(options: argparse.Namespace) -> int:
         files += 1
         matches = list(blocklist.scan(text))
         total += len(matches)
+        ends = [found.start() for found in re.finditer("\n", text)] if matches else []
         for match in matches:
-            _print_match(path, text, match, as_json=options.json)
+            _print_match(path, text, ends, match, as_json=options.json)
         if auditor and (difference := auditor.compare(text, (match.entry_id for match in matches))):
             raise ProdError(f"{path}: {difference}; please report this as a bug")
     verified = " (pyahocorasick agrees)" if auditor else ""
@@ -330,19 +334,21 @@ def _scan(options: argparse.Namespace) -> int:
 
 
 def _inputs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    from prod_decode.sources import read_texts
+    from prod_decode.sources import decode_text, read_texts
 
     for path in paths:
         if path == "-":
-            yield "-", sys.stdin.read()
+            yield "-", decode_text(sys.stdin.buffer.read(), "the standard input")
         else:
             for file, text in read_texts([path], skipped=lambda _, why: _note(f"skipped: {why}")):
                 yield str(file), text
 
 
-def _print_match(path: str, text: str, match: Match, *, as_json: bool) -> None:
-    line = text.count("\n", 0, match.start) + 1
-    column = match.start - (text.rfind("\n", 0, match.start) + 1) + 1
+def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_json: bool) -> None:
+    """`ends`: of the lines of `text`."""
+    before = bisect_left(ends, match.start)
+    line = before + 1
+    column = match.start - (ends[before - 1] if before else -1)
     found = text[match.start : match.end]
     if as_json:
         record = {
@@ -362,12 +368,12 @@ def _print_match(path: str, text: str, match: Match, *, as_json: bool) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     from prod_decode.blocklist import Blocklist
-    from prod_decode.sources import read_text
+    from prod_decode.sources import decode_text, read_text
 
     blocklist = Blocklist.load(options.blocklist)
     prompt = options.prompt
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = decode_text(sys.stdin.buffer.read(), "the standard input")
     elif prompt.startswith("@"):
         prompt = read_text(prompt[1:])
     if not prompt:

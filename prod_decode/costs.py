@@ -91,7 +91,7 @@ class ModelCosts:
         Raises:
             ProdError: the tokenizer changes the text.
         """
-        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         if not ids:
             return ()
         tokens = [self._vocabulary.token_bytes(i) for i in ids]

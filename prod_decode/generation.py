@@ -94,6 +94,8 @@ def generate(
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if mode == "prod" and matcher is not None:
+            sampling["top_p"] = 1.0  # the processor's distribution is a nucleus already
     torch.manual_seed(seed)
     begun = time.perf_counter()
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.errors import ProdError
-from prod_decode.masking import mask_padding_, mask_prohibited_
+from prod_decode.masking import MOST_PADDING, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
 
 
@@ -41,13 +41,24 @@ class Guard:
         self._ends = list(vocabulary.eos_ids)
 
     def mask_(self, row: Tensor, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> Tensor:
-        """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included."""
+        """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
+
+        Raises:
+            ProdError: the row is not of the vocabulary's size, but for padding.
+        """
         text = np.asarray(token_ids, np.int64)
         width = row.shape[0]
+        if abs(width - self._known) > MOST_PADDING or min(self._ends) >= width:
+            raise ProdError(
+                f"the model scores {width} tokens but the tokenizer has {self._known} (EOS {self._ends}): they do not "
+                "belong together; bind the blocklist to the model's own tokenizer"
+            )
         try:
             banned = np.concatenate([matcher.banned(matcher.state_of(text)) for matcher in self.matchers])
         except ProdError:
             banned = np.arange(width, dtype=np.int32)
         banned = banned[banned < width]
         mask_padding_(row, self._known)
-        return mask_prohibited_(row, np.zeros(len(banned), np.int64), banned, fallback=self._ends)
+        return mask_prohibited_(
+            row, np.zeros(len(banned), np.int64), banned, fallback=[token for token in self._ends if token < width]
+        )

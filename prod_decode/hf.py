@@ -16,13 +16,15 @@ from transformers import LogitsProcessor
 
 from prod_decode.blocklist import Blocklist
 from prod_decode.errors import ProdError
-from prod_decode.masking import mask_prohibited_, prod_distribution, renormalize_log_probs_
+from prod_decode.masking import (
+    MOST_PADDING,
+    mask_padding_,
+    mask_prohibited_,
+    prod_distribution,
+    renormalize_log_probs_,
+)
 from prod_decode.matcher import Matcher
 from prod_decode.vocabulary import SPECIAL
-
-# Models pad their output layer; DeepSeek-MoE has 102,400 columns for 100,015 tokens, the most that we know of. A larger
-# difference is another model's tokenizer.
-_MOST_PADDING = 4096
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
 _LOG_MASS_TOLERANCE = 1e-3
@@ -129,7 +131,6 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self.on_ban = on_ban
         self.fired: Counter[str] = Counter()
         self.steps = 0
-        self._padding: tuple[Tensor, Tensor] | None = None
         self._forget()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -155,19 +156,17 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self._follow(input_ids)
         self.steps += int((~self._over).sum())
         rows, tokens = self._banned(scores.shape[1])
-        padding = self._padding_of(scores)
-        if self.mode == "mask" and not len(rows) and padding is None:
+        padded = scores.shape[1] > len(self.matcher)
+        if self.mode == "mask" and not len(rows) and not padded:
             return scores
         # The indices go to the device once, for all that follows.
         row, token = (torch.from_numpy(ids).to(scores.device, torch.int64, non_blocking=True) for ids in (rows, tokens))
         top = self._count(scores, (rows, tokens), (row, token), input_ids.shape[1])
-        masked = scores.clone()
-        if padding is not None:
-            mask_prohibited_(masked, *padding)
+        masked = mask_padding_(scores.clone(), len(self.matcher))
         mask_prohibited_(masked, row, token, fallback=ends)
         if self.mode == "prod":
             return prod_distribution(masked, _NOTHING, **self._options).log_().to(scores.dtype)  # type: ignore[arg-type]
-        changed = np.full(len(scores), padding is not None)
+        changed = np.full(len(scores), padded)
         changed[rows] = True
         # Log-probabilities are at most 0, which spares logits the logsumexp.
         return _renormalize(masked, scores, np.flatnonzero(changed & (top <= _LOG_MASS_TOLERANCE)))
@@ -179,7 +178,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the memory of the last call, which may be on a device."""
-        return {**self.__dict__, "_ids": None, "_padding": None}
+        return {**self.__dict__, "_ids": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProdLogitsProcessor:
         """A processor with counts of its own and the same matcher, which nothing changes."""
@@ -194,7 +193,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 "call this from generate"
             )
         width, known = scores.shape[1], len(self.matcher)
-        if abs(width - known) > _MOST_PADDING or min(self.eos_ids) >= width:
+        if abs(width - known) > MOST_PADDING or min(self.eos_ids) >= width:
             raise ProdError(
                 f"the model scores {width} tokens but the matcher's tokenizer has {known} (EOS {self.eos_ids}): they "
                 "do not belong together; bind the blocklist to the model's own tokenizer, and use no assistant with "
@@ -259,19 +258,6 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             rows = np.concatenate([rows, np.repeat(self._unreadable, width).astype(np.int32)])
             tokens = np.concatenate([tokens, np.tile(np.arange(width, dtype=np.int32), len(self._unreadable))])
         return rows, tokens
-
-    def _padding_of(self, scores: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Pairs (row, column), int64 [n], for the columns beyond the vocabulary; kept while shapes stay the same."""
-        count, width = scores.shape
-        known = len(self.matcher)
-        if width <= known:
-            return None
-        cached = self._padding
-        if cached is None or cached[0].device != scores.device or len(cached[0]) != count * (width - known):
-            columns = torch.arange(known, width, device=scores.device)
-            rows = torch.arange(count, device=scores.device).repeat_interleave(width - known)
-            self._padding = cached = rows, columns.repeat(count)
-        return cached
 
     def _count(
         self,

@@ -24,6 +24,10 @@ Prohibited: TypeAlias = Tensor | tuple[Indices, Indices]
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+# Models pad their output layer; DeepSeek-MoE has 102,400 columns for 100,015 tokens, the most that we know of. A larger
+# difference is another model's tokenizer.
+MOST_PADDING = 4096
+
 # The distribution is computed for rows of about this many logits at a time, which bounds the temporaries.
 _CHUNK_ELEMENTS = 1 << 22
 

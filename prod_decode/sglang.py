@@ -42,7 +42,8 @@ class ProdLogitsProcessor:
         """Mask `logits`, [B, V], in place; each row's parameters have its request under `__req__`."""
         if custom_param_list is None or len(custom_param_list) != len(logits):
             raise ProdError(f"expected parameters for each of {len(logits)} rows, got {custom_param_list!r}")
-        if len({id(given) for given in custom_param_list}) < len(logits):
+        requests = [id(given["__req__"]) for given in custom_param_list if given and "__req__" in given]
+        if len(set(requests)) < len(requests):
             raise ProdError("expected a request for each row, got several rows of one: turn speculative decoding off")
         for row, given in zip(logits, custom_param_list, strict=True):
             arguments = dict(given or {})

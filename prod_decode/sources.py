@@ -12,7 +12,7 @@ from typing import Any
 from prod_decode.entries import Boundary, Entry
 from prod_decode.errors import ProdError
 
-_KEYS = {field.name for field in fields(Entry)}
+_KEYS = {field.name for field in fields(Entry)} - {"cost"}
 
 
 def read_entries(
@@ -59,7 +59,7 @@ def read_texts(
     """The texts of files and of all files below directories (hidden ones and caches left out), sorted by name.
 
     Raises:
-        ProdError: a path that does not exist, or a named file that is not UTF-8 text.
+        ProdError: a path that does not exist, a directory that cannot be read, or a named file that is not UTF-8 text.
     """
     for path in map(Path, paths):
         if not path.is_dir():
@@ -86,13 +86,22 @@ def read_text(path: str | os.PathLike[str]) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise ProdError(f"cannot read {path}: {error.strerror}") from None
+    return decode_text(data, path)
+
+
+def decode_text(data: bytes, name: str | os.PathLike[str]) -> str:
+    """UTF-8 text, line ends as they are, without a byte order mark.
+
+    Raises:
+        ProdError: it is something else; `name` says where it came from.
+    """
     if b"\0" in data:
-        raise ProdError(f"{path} is a binary file, expected UTF-8 text")
+        raise ProdError(f"{name} is a binary file, expected UTF-8 text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ProdError(
-            f"{path} is not UTF-8 text (byte {data[error.start]:#04x} at {error.start}): convert it first"
+            f"{name} is not UTF-8 text (byte {data[error.start]:#04x} at {error.start}): convert it first"
         ) from None
 
 
@@ -117,7 +126,10 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[st
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(directory):
+    def refuse(error: OSError) -> None:
+        raise ProdError(f"cannot read {error.filename}: {error.strerror}") from None
+
+    for root, folders, files in os.walk(directory, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted(files):
             if not name.startswith("."):
@@ -132,6 +144,8 @@ def _entry(record: dict[str, Any], place: str, max_quote: int | None, boundary: 
     for key in ("id", "source"):
         if not isinstance(record.get(key), (str, type(None))):
             raise ProdError(f"{place}: expected {key!r} to be a string, got {record[key]!r}")
+    if not isinstance(record["text"], str):
+        raise ProdError(f"{place}: expected 'text' to be a string, got {record['text']!r}")
     policy = record.get("policy", "phrase")
     defaults = {"max_quote": max_quote} if policy == "quote" else {"boundary": boundary}
     return Entry(**{"source": place, **defaults, **record})

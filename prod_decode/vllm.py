@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from prod_decode.device import DeviceMatcher
 from prod_decode.errors import ProdError
-from prod_decode.masking import mask_padding_, mask_prohibited_
+from prod_decode.masking import MOST_PADDING, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
 from prod_decode.models import load_tokenizer
 from prod_decode.serving import ENVIRONMENT, Settings, requested
@@ -33,9 +33,6 @@ from prod_decode.tokenizer_bytes import vocabulary_of
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _LOG = logging.getLogger(__name__)
-
-# As in `hf`: a larger difference is another model's tokenizer.
-_MOST_PADDING = 4096
 
 # Where there is no token; vLLM itself has -1 where a token is not known yet.
 _NO_TOKEN = -2
@@ -399,7 +396,7 @@ def _vocabulary(model: Any) -> Vocabulary:
     )
     vocabulary = vocabulary_of(tokenizer)
     width = model.get_vocab_size()
-    if abs(width - len(vocabulary)) > _MOST_PADDING:
+    if abs(width - len(vocabulary)) > MOST_PADDING:
         raise ProdError(
             f"the model scores {width} tokens but the tokenizer {model.tokenizer} has {len(vocabulary)}: they do not "
             "belong together; use the model's own --tokenizer"

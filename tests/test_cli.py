@@ -75,9 +75,12 @@ def test_scan_names_file_line_column_and_entry(
     }
     assert printed.err == "prohibited places: 1, files: 2 (pyahocorasick agrees)\n"
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("pickle.load(f)"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\nx = pickle.load(f)\n")))
     assert main(["scan", block, "-"]) == 1
-    assert capsys.readouterr().out == "-:1:1: pickle.load(: pickle.load(\n"
+    assert capsys.readouterr().out == "-:3:5: pickle.load(: pickle.load(\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\xff")))
+    assert main(["scan", block, "-"]) == 2
+    assert "the standard input is not UTF-8 text (byte 0xff at 1)" in capsys.readouterr().err
     assert main(["scan", block, str(tmp_path / "code" / "good.py")]) == 0
 
 

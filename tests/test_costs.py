@@ -91,6 +91,8 @@ def test_costs_of_a_document_are_those_of_one_forward_pass(tiny: tuple[Any, Any,
     _, expected = character_costs([vocabulary.token_bytes(i) for i in ids[8:12]], second)
     assert windows[known : known + len(expected)] == pytest.approx(expected, rel=1e-3)
     assert ModelCosts(model, tokenizer, vocabulary)("") == ()
+    # A document may spell a special token.
+    assert len(ModelCosts(model, tokenizer, vocabulary)("x <eos> y")) == 9
 
 
 def anchors_of(text: str, cost: list[float], **options: Any) -> list[str]:

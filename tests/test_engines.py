@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from prod_decode import Blocklist, Entry, Matcher, ProdError, Vocabulary, mlx_lm, sglang, tensorrt_llm
 from prod_decode import llama_cpp as adapter
 from prod_decode.guard import Guard
+from prod_decode.masking import MOST_PADDING
 from prod_decode.models import bundled_model, load_tokenizer
 from prod_decode.normalize import Normalization
 from tests import oracle
@@ -72,6 +73,9 @@ def test_what_a_guard_refuses() -> None:
         Guard([matcher("ab"), Blocklist.compile([]).bind(other)])
     with pytest.raises(ProdError, match=r"expected an EOS token .* got none in the tokenizer"):
         Guard([Blocklist.compile([]).bind(Vocabulary.from_bytes([b"a"]))])
+    for width in (0, len(TOKENS) + MOST_PADDING + 1):
+        with pytest.raises(ProdError, match=f"the model scores {width} tokens but the tokenizer has {len(TOKENS)}"):
+            Guard([matcher("ab")]).mask_(torch.zeros(width), [6])
 
 
 def test_llama_cpp_shape() -> None:
@@ -178,8 +182,8 @@ def test_sglang_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowed(masked[1]) == [0, 1, 2, 6, 7, 8]
     with pytest.raises(ProdError, match="got several rows of one: turn speculative decoding off"):
         processor(torch.zeros(2, len(TOKENS)), [requests[0]] * 2)
-    ended = [None, {"prod_blocklists": ["one"]}, sglang_request([5], [], prod_blocklists=["three"])]
-    assert [allowed(row) for row in processor(torch.zeros(3, len(TOKENS)), ended)] == [[0], [0], [0]]
+    ended = [None, None, {"prod_blocklists": ["one"]}, sglang_request([5], [], prod_blocklists=["three"])]
+    assert [allowed(row) for row in processor(torch.zeros(4, len(TOKENS)), ended)] == [[0]] * 4
     with pytest.raises(ProdError, match="expected parameters for each of 1 rows, got None"):
         processor(torch.zeros(1, len(TOKENS)), None)
     for cached in (sglang._settings, sglang._matchers, sglang._guard_of):

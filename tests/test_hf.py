@@ -19,11 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
 from prod_decode import Blocklist, Entry, Matcher, ProdError, ProdLogitsProcessor, Vocabulary
 from prod_decode.automaton import Automaton
+from prod_decode.generation import generate
 from prod_decode.hf import Ban, _fetched_column, _last_column
 from prod_decode.masking import prod_distribution
+from prod_decode.models import load_model
 from prod_decode.vocabulary import UNKNOWN
 from tests import oracle
 from tests.strategies import FLOATS, normalizations, pattern_lists, vocabularies
+from tests.tiny import save_tiny_model
 
 INF = math.inf
 PAD, BOS, EOS, HOLE = 0, 1, 2, 3
@@ -598,6 +601,19 @@ def test_a_row_with_an_unknown_token_ends_and_the_others_go_on() -> None:
 
 
 # ---- the object ----------------------------------------------------------------------------------------------------
+
+
+def test_the_nucleus_of_the_prod_distribution_is_taken_once(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(save_tiny_model(tmp_path_factory.mktemp("m")), dtype="float32")
+    asked: list[float] = []
+    generate_ = model.generate
+    monkeypatch.setattr(model, "generate", lambda **options: asked.append(options["top_p"]) or generate_(**options))
+    matcher = Blocklist.compile([Entry("eval(")]).bind(tokenizer)
+    for guard, mode in ((matcher, "prod"), (matcher, "mask"), (None, "prod")):
+        generate(model, tokenizer, "x", guard, max_new_tokens=1, temperature=1.0, top_p=0.8, mode=mode)
+    assert asked == [1.0, 0.8, 0.8]
 
 
 def test_copies_and_pickles_work_and_count_for_themselves() -> None:

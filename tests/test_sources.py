@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +43,20 @@ def test_json_lines_carry_every_field_and_defaults_fill_the_others(tmp_path: Pat
     ]
 
 
+def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # whoever runs this as root can read everything
+    with pytest.raises(ProdError, match=r"cannot read .*closed: Permission denied"):
+        list(read_entries([tmp_path]))
+
+
 def test_directories_give_one_document_a_file_and_report_what_they_skip(tmp_path: Path) -> None:
     (tmp_path / "b" / "__pycache__").mkdir(parents=True)
     (tmp_path / ".git").mkdir()
@@ -71,6 +88,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "abc"}\n{"text": ', r"x\.jsonl:2: expected a JSON object a line, got invalid JSON"),
         ("x.jsonl", b'["abc"]', r"x\.jsonl:1: expected a JSON object, got list"),
         ("x.jsonl", b'{"id": "abc"}', r"x\.jsonl:1: expected a key 'text', got id"),
+        ("x.jsonl", b'{"text": 5}', r"x\.jsonl:1: expected 'text' to be a string, got 5"),
+        ("x.jsonl", b'{"text": "abc", "cost": 1}', r"x\.jsonl:1: unknown key 'cost', expected some of boundary"),
         ("x.jsonl", b'{"text": "abc", "polcy": "quote"}', r"x\.jsonl:1: unknown key 'polcy', expected some of bound"),
         ("x.jsonl", b'{"text": "abc", "id": 7}', r"x\.jsonl:1: expected 'id' to be a string, got 7"),
         (
@@ -78,7 +97,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
             b'{"text": "abc", "policy": "ban"}',
             r"x\.jsonl:1\): expected policy 'phrase' or 'quote', got 'ban'",
         ),
-        ("x.jsonl", b'{"text": 3}', r"expected text to be a string, got int"),
         ("x.py", b"\xff\xfe", r"x\.py is not UTF-8 text \(byte 0xff at 0\)"),
         ("x.py", b"a\0b", r"x\.py is a binary file, expected UTF-8 text"),
         ("x.py", b" \n", r"x\.py is empty, expected a document to protect"),
