@@ -56,7 +56,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
 
     For every row, the tokens that would complete a pattern of one of the request's blocklists after the text so far,
     prompt included, get the score -inf; so do columns beyond the vocabulary. A row without a token left ends with EOS,
-    whatever else the request asks for. Rows of requests without a blocklist keep their bits.
+    whatever else the request asks for. Rows of requests without a blocklist keep their bits,
+    but for one without any score above -inf, which ends like a row whose every token is banned.
 
     A state is remembered for every row and blocklist, and advanced if the row's text is what it was plus one token.
     Anything else (requests that come, come back after preemption, or lost tokens) computes it again from the text.
