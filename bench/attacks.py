@@ -528,6 +528,8 @@ def text_attacks(sample: Sample, tokenizer: Any, *, seed: int = 0) -> list[Attac
 def attack(name: str, sample: Sample, tokenizer: Any, *, seed: int = 0) -> Sample:
     """A sample under an attack on its text; the sample itself where the attack changes nothing of it.
 
+    The reference in the names and the style of the new prompt is `adapted` in its metadata.
+
     Args:
         name: as `Attacked.attack` has it, without the style of `case`; any other name changes nothing.
         sample: one sample.
@@ -536,7 +538,8 @@ def attack(name: str, sample: Sample, tokenizer: Any, *, seed: int = 0) -> Sampl
     """
     for one in (*text_attacks(sample, tokenizer, seed=seed), *instruct(sample)):
         if one.attack == name or (name == "case" and one.attack.startswith("case-")):
-            return replace(sample, prompt=one.prompt, reference=one.reference)
+            metadata = sample.metadata if one.adapted is None else {**sample.metadata, "adapted": one.adapted}
+            return replace(sample, prompt=one.prompt, reference=one.reference, metadata=metadata)
     return sample
 
 

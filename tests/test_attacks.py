@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bench.attacks import (
     add_comments,
+    attack,
     change_case,
     inject_prefix,
     instruct,
@@ -261,6 +262,13 @@ def test_the_standard_library_survives() -> None:
         assert tree(strip_comments(add_comments(text))) == tree(text)
         assert shape(rename_identifiers(text).prompt) == shape(text)
         assert shape(change_case(text).prompt) == shape(text)
+
+
+def test_a_sample_keeps_what_its_new_names_are_followed_by(tokenizer: Any) -> None:
+    prompt, rest = FUNCTION[: FUNCTION.index("    for")], FUNCTION[FUNCTION.index("    for") :]
+    renamed = attack("renamed", Sample("s", prompt, rest, {"a": 1}), tokenizer, seed=3)
+    assert renamed.metadata == {"a": 1, "adapted": rename_identifiers(prompt, rest, seed=3).adapted}
+    assert attack("comments-added", Sample("s", prompt, rest), tokenizer).metadata == {}
 
 
 def test_all_text_attacks(tokenizer: Any) -> None:

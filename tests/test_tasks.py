@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_sixty_characters_in_a_row_are_verbatim() -> None:
     task = CopyrightTask([Sample("a", "p", "a" * 30 + "b" * 70)])
     assert not task.score(task.samples[0], "b" * 59).verbatim
     assert task.score(task.samples[0], "b" * 60).verbatim
+
+
+def test_the_text_in_new_names_is_the_text() -> None:
+    old, new = "total = total + price * count\n" * 4, "label = label + stage * input\n" * 4
+    task = CopyrightTask([Sample("a", "p", old)], tokenize=str.split, bleu=lambda truth, said: float(truth == said))
+    renamed = replace(task.samples[0], metadata={"adapted": new})
+    for output in (old, new):
+        score = task.score(renamed, output)
+        assert (score.verbatim_share, score.verbatim, score.token_match, score.forget_quality) == (1, True, 1, 0)
+    assert task.score(task.samples[0], new).forget_quality == 1
+    other = task.score(renamed, "pass\n")
+    assert (other.verbatim, other.forget_quality) == (False, 1)
 
 
 def test_token_match_and_bleu_are_the_callers() -> None:
