@@ -544,6 +544,8 @@ def attack(name: str, sample: Sample, tokenizer: Any, *, seed: int = 0) -> Sampl
 
 
 def respelled(text: str, tokenizer: Any, *, seed: int = 0) -> list[int]:
-    """The text as other tokens than the usual ones; the usual ones where there are no others."""
+    """The text as other tokens than the usual ones; the usual ones where there are no others. Special tokens stay."""
+    whole = list(tokenizer(text)["input_ids"])
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     found = tokenisations(text, tokenizer, count=1, seed=seed)
-    return found[0] if found else list(tokenizer(text)["input_ids"])
+    return [*whole[: len(whole) - len(plain)], *found[0]] if found and whole[-len(plain) :] == plain else whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bench.attacks import (
     instruct,
     reformat,
     rename_identifiers,
+    respelled,
     strip_comments,
     text_attacks,
     to_camel,
@@ -262,6 +264,19 @@ def test_the_standard_library_survives() -> None:
         assert tree(strip_comments(add_comments(text))) == tree(text)
         assert shape(rename_identifiers(text).prompt) == shape(text)
         assert shape(change_case(text).prompt) == shape(text)
+
+
+def test_respelled_text_begins_with_what_the_tokenizer_puts_first(tokenizer: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    first = copy.deepcopy(tokenizer)
+    first.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    spelled = respelled("def return", tokenizer)
+    assert tokenizer.decode(spelled) == "def return"
+    assert spelled != tokenizer("def return")["input_ids"]
+    assert respelled("def return", first) == [tokenizer.eos_token_id, *spelled]
 
 
 def test_a_sample_keeps_what_its_new_names_are_followed_by(tokenizer: Any) -> None:
