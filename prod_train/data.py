@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_train.config import DATA_FILES, JSON_FILES
+
+# What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
+_FILES = (*DATA_FILES, ".csv", ".tsv", ".txt", ".gz", ".zst")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +178,7 @@ def _load_dataset(name: str, path: Path) -> Any:
             if not path.is_file():
                 raise ProdError(f"cannot read {name}: no such file")
             data = datasets.Dataset.from_parquet(name)
-        elif path.exists() or path.suffix in DATA_FILES:
+        elif path.exists() or path.suffix in _FILES or not _HUB_NAME.fullmatch(name):
             reason = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
             raise ProdError(f"cannot read {name}: {reason if path.exists() else 'no such file'}")
         else:

@@ -151,7 +151,12 @@ def test_parquet_and_saved_datasets_give_the_same_rows(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("none.parquet", "no such file"), ("none.csv", "no such file"), ("empty.jsonl", "at least one row")],
+    [
+        ("none.parquet", "no such file"),
+        ("none.csv", "no such file"),
+        ("none.d/none-1.5", "no such file"),
+        ("empty.jsonl", "at least one row"),
+    ],
 )
 def test_missing_or_empty_data(tmp_path, tokenizer, name, part):
     (tmp_path / "empty.jsonl").write_text("\n")
