@@ -127,15 +127,15 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
     for series, mine in found.items():
         if not mine:  # what only looks at generated text has no utility
             rows.append([series.label, *["not measured"] * 3, *["-"] * len(_OURS)])
-        else:
-            best = [utility_at(mine, quality) for quality in (0.85, 0.95)]
-            ratios = []
-            for name in _OURS:
-                ours = next((p for s, p in found.items() if (s.method, s.protocol) == (name, series.protocol)), [])
-                other = ours and series.method != name
-                ratios.append(f"{pareto_dominance_ratio(ours, mine):.2f}" if other else "-")
-            shown = ["-" if b is None else f"{b:.3f}" for b in best]
-            rows.append([series.label, *shown, f"{hypervolume(mine):.3f}", *ratios])
+            continue
+        best = [utility_at(mine, quality) for quality in (0.85, 0.95)]
+        ratios = []
+        for name in _OURS:
+            ours = next((p for s, p in found.items() if (s.method, s.protocol) == (name, series.protocol)), [])
+            other = ours and series.method != name
+            ratios.append(f"{pareto_dominance_ratio(ours, mine):.2f}" if other else "-")
+        shown = ["-" if b is None else f"{b:.3f}" for b in best]
+        rows.append([series.label, *shown, f"{hypervolume(mine):.3f}", *ratios])
     starts = [f"{s.label} has {p[0][0]:.3f}" for s, p in found.items() if s.method == "base" and p]
     note = f"<p>Utility: {'; '.join([UTILITIES[utility], *starts])}. Means over seeds.</p>"
     head = ["method", "best utility at .85", "at .95", "hypervolume", *(f"share dominated by {name}" for name in _OURS)]

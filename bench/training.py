@@ -94,10 +94,12 @@ class Trainer:
     ) -> dict[int, Path]:
         """The adapters of one training, by epoch."""
         output = self.folder / f"{name}.{method}.s{seed}"
+        from prod_train.checkpoint import checkpoints
+
         self._run(output, model=model, forget=forget, method=method, epochs=epochs, seed=seed, every=every, **options)
-        found = sorted(output.glob("checkpoint-*"), key=steps_of)
-        steps = steps_of(found[-1])
-        return {round(steps_of(path) * epochs / steps): path for path in found}
+        found = checkpoints(output)
+        last = max(found)
+        return {round(step * epochs / last): path for step, path in found.items()}
 
     def unlearned_again(self, adapter: Path, forget: str, *, seed: int, retain: str | None) -> Path:
         """A checkpoint of `prod-surgical` after one epoch more, on what it writes itself too, at half the rate."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.errors import ProdError
-from prod_decode.masking import MOST_PADDING, mask_padding_, mask_prohibited_
+from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
 
 
@@ -48,11 +48,8 @@ class Guard:
         """
         text = np.asarray(token_ids, np.int64)
         width = row.shape[0]
-        if abs(width - self._known) > MOST_PADDING or min(self._ends) >= width:
-            raise ProdError(
-                f"the model scores {width} tokens but the tokenizer has {self._known} (EOS {self._ends}): they do not "
-                "belong together; bind the blocklist to the model's own tokenizer"
-            )
+        remedy = "bind the blocklist to the model's own tokenizer"
+        check_width(width, self._known, "the tokenizer", remedy, eos_ids=self._ends)
         try:
             banned = np.concatenate([matcher.banned(matcher.state_of(text)) for matcher in self.matchers])
         except ProdError:

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor
 from prod_decode.blocklist import Blocklist
 from prod_decode.errors import ProdError
 from prod_decode.masking import (
-    MOST_PADDING,
+    check_width,
     mask_padding_,
     mask_prohibited_,
     prod_distribution,
@@ -193,12 +193,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 "call this from generate"
             )
         width, known = scores.shape[1], len(self.matcher)
-        if abs(width - known) > MOST_PADDING or min(self.eos_ids) >= width:
-            raise ProdError(
-                f"the model scores {width} tokens but the matcher's tokenizer has {known} (EOS {self.eos_ids}): they "
-                "do not belong together; bind the blocklist to the model's own tokenizer, and use no assistant with "
-                "another one"
-            )
+        remedy = "bind the blocklist to the model's own tokenizer, and use no assistant with another one"
+        check_width(width, known, "the matcher's tokenizer", remedy, eos_ids=self.eos_ids)
 
     def _forget(self) -> None:
         self._ids: Tensor | None = None

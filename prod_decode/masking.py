@@ -38,6 +38,26 @@ _BLOCK_ENDS = (1 << 10, 1 << 13, 1 << 16)
 _SORTED = 512
 
 
+def check_width(width: int, known: int, tokenizer: str, remedy: str, *, eos_ids: Sequence[int] | None = None) -> None:
+    """Refuse scores that are not those of a vocabulary.
+
+    Args:
+        width: columns of the scores.
+        known: size of the vocabulary.
+        tokenizer: whose it is, for the message.
+        remedy: what to do, for the message.
+        eos_ids: tokens of which at least one must have a column.
+
+    Raises:
+        ProdError: the sizes differ by more than padding, or no EOS token has a column.
+    """
+    if abs(width - known) > MOST_PADDING or (eos_ids is not None and min(eos_ids) >= width):
+        ends = "" if eos_ids is None else f" (EOS {eos_ids})"
+        raise ProdError(
+            f"the model scores {width} tokens but {tokenizer} has {known}{ends}: they do not belong together; {remedy}"
+        )
+
+
 def mask_prohibited_(
     scores: Tensor, rows: Indices, cols: Indices, *, fallback: int | Sequence[int] | None = None
 ) -> Tensor:

@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from prod_decode.device import DeviceMatcher
 from prod_decode.errors import ProdError
-from prod_decode.masking import MOST_PADDING, mask_padding_, mask_prohibited_
+from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
 from prod_decode.models import load_tokenizer
 from prod_decode.serving import ENVIRONMENT, Settings, requested
@@ -397,11 +397,7 @@ def _vocabulary(model: Any) -> Vocabulary:
     )
     vocabulary = vocabulary_of(tokenizer)
     width = model.get_vocab_size()
-    if abs(width - len(vocabulary)) > MOST_PADDING:
-        raise ProdError(
-            f"the model scores {width} tokens but the tokenizer {model.tokenizer} has {len(vocabulary)}: they do not "
-            "belong together; use the model's own --tokenizer"
-        )
+    check_width(width, len(vocabulary), f"the tokenizer {model.tokenizer}", "use the model's own --tokenizer")
     return vocabulary
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -424,8 +425,15 @@ class Config:
                 found.append(f"{flag(name)}: cannot read {value}: no such file")
         if self.resume not in (None, "latest") and not Path(str(self.resume), "trainer.pt").is_file():
             found.append(f"--resume: expected 'latest' or a checkpoint's directory, {self.resume} is none")
-        if self.output and Path(self.output).exists() and not Path(self.output).is_dir():
-            found.append(f"--output: expected a directory, {self.output} is a file")
+        if self.output:
+            output = Path(self.output)
+            there = next(path for path in (output, *output.absolute().parents) if path.exists())
+            if there is output and not output.is_dir():
+                found.append(f"--output: expected a directory, {output} is a file")
+            elif not there.is_dir() or not os.access(there, os.W_OK):
+                found.append(
+                    f"--output: cannot write to {output}: {there} is not a directory to write in: name another"
+                )
         return found
 
     def validate(self) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -124,9 +123,6 @@ def prepare(config: Config) -> Job:
 
 def _check_output(config: Config) -> None:
     output = Path(config.output)
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ProdError(f"--output: cannot write to {output}: {there} is not a directory to write in: name another")
     # Targets are found again by their key; what else a killed run left before it finished a checkpoint is made anew.
     again = ("targets", ANCHORS, CONTINUED)
     kept = [path for path in output.glob("*") if path.name not in again and not path.name.startswith(".checkpoint-")]

@@ -7,6 +7,7 @@ import math
 import pickle
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -603,10 +604,8 @@ def test_a_row_with_an_unknown_token_ends_and_the_others_go_on() -> None:
 # ---- the object ----------------------------------------------------------------------------------------------------
 
 
-def test_the_nucleus_of_the_prod_distribution_is_taken_once(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = load_model(save_tiny_model(tmp_path_factory.mktemp("m")), dtype="float32")
+def test_the_nucleus_of_the_prod_distribution_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_model(save_tiny_model(tmp_path), dtype="float32")
     asked: list[float] = []
     generate_ = model.generate
     monkeypatch.setattr(model, "generate", lambda **options: asked.append(options["top_p"]) or generate_(**options))
