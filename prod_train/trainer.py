@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from prod_decode.artifact import write_whole
+from prod_decode.errors import ProdError
 from prod_train.checkpoint import State, checkpoints, restore_model, restore_optimizer, resume_from, save_checkpoint
 from prod_train.config import Config
 from prod_train.data import Row, collate
@@ -43,7 +46,11 @@ _log = logging.getLogger(__name__)
 
 
 def fit(session: Session, *, progress: bool = False) -> State:
-    """Train to the end, or until a stop rule says so; evaluates and writes a checkpoint every `eval_every` epochs."""
+    """Train to the end, or until a stop rule says so; evaluates and writes a checkpoint every `eval_every` epochs.
+
+    Raises:
+        ProdError: a gradient is not finite. Checkpoints before it stay.
+    """
     config, accelerator, schedule = session.job.config, session.accelerator, session.schedule
     output = Path(config.output)
     parameters = list(trainable(session.model).values())
@@ -128,8 +135,28 @@ def _summary(record: dict[str, Any], steps: int) -> str:
     )
 
 
+@contextmanager
+def _without_cudnn_attention() -> Iterator[None]:
+    """Attention by torch's other kernels.
+
+    With a mask, at lengths of 64 more than a multiple of 128, cuDNN's backward pass gives NaN for rows whose scores are
+    all far below zero (pytorch/pytorch#196678). torch 2.11 chose it on an H200, and Qwen2.5-Coder-1.5B has such rows.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@_without_cudnn_attention()
 def train_step(session: Session, model: Any, optimizer: Any, step: int) -> Tensor:
-    """One optimizer step; returns this process's part of its loss."""
+    """One optimizer step; returns this process's part of its loss.
+
+    Raises:
+        ProdError: a gradient is not finite; the weights are as they were.
+    """
     config, accelerator, schedule = session.job.config, session.accelerator, session.schedule
     seed_torch(config.seed + 1_000_003 * (step + 1) + accelerator.process_index)  # dropout; needs no state to resume
     model.train()
@@ -147,8 +174,13 @@ def train_step(session: Session, model: Any, optimizer: Any, step: int) -> Tenso
             # DistributedDataParallel averages over processes, and this is a sum.
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()
-    if config.max_grad_norm is not None:
-        accelerator.clip_grad_norm_(trainable(model).values(), config.max_grad_norm)
+    limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+    norm = float(accelerator.clip_grad_norm_(trainable(model).values(), limit))
+    if not math.isfinite(norm):
+        raise ProdError(
+            f"step {step + 1} of {schedule.steps}: expected finite gradients, got a norm of {norm} at a loss of "
+            f"{total.item():.4g}: run it again with a lower --learning-rate or --dtype float32; checkpoints are kept"
+        )
     optimizer.step()
     return total
 

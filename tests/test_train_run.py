@@ -436,6 +436,52 @@ def test_gradients_are_clipped(world, tmp_path):
     assert moved[0] < 1e-3 * moved[1]
 
 
+@pytest.mark.parametrize("max_grad_norm", [1.0, None])
+def test_gradients_that_are_not_finite_end_the_run_and_spoil_nothing(world, tmp_path, monkeypatch, max_grad_norm):
+    """As some attention kernels give, from a finite loss; see `_without_cudnn_attention`."""
+    config = make(world, tmp_path / "o", max_steps=3, eval_every=0.5, max_grad_norm=max_grad_norm)  # 2 steps an epoch
+    steps = trainer.train_step
+
+    def train_step(session, model, optimizer, step):
+        if step == 1:
+            (parameter, *_) = trainer.trainable(session.model).values()
+            handle = parameter.register_hook(lambda gradient: gradient * float("nan"))
+        try:
+            return steps(session, model, optimizer, step)
+        finally:
+            if step == 1:
+                handle.remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", train_step)
+        with pytest.raises(
+            ProdError, match=r"^step 2 of 3: expected finite gradients, got a norm of nan at a loss of \d"
+        ):
+            run(config)
+    assert not (tmp_path / "o" / "report.json").exists()
+    run(replace(config, resume="latest"))
+    run(replace(config, output=str(tmp_path / "whole")))
+    assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "whole"), exactly=True)
+
+
+def test_training_leaves_cudnn_attention_alone_and_puts_it_back(world, tmp_path, monkeypatch):
+    seen = []
+    nothing = trainer._run
+    monkeypatch.setattr(
+        trainer, "_run", lambda *given_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()) or nothing(*given_)
+    )
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for enabled in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+            run(make(world, tmp_path / str(enabled), max_steps=1))
+            assert torch.backends.cuda.cudnn_sdp_enabled() == enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert seen
+    assert not any(seen)
+
+
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
