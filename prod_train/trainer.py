@@ -140,7 +140,7 @@ def _without_cudnn_attention() -> Iterator[None]:
     """Attention by torch's other kernels.
 
     With a mask, at lengths of 64 more than a multiple of 128, cuDNN's backward pass gives NaN for rows whose scores are
-    all far below zero (pytorch/pytorch#196678). torch 2.11 chose it on an H200, and Qwen2.5-Coder-1.5B has such rows.
+    all far below zero (pytorch/pytorch#196678). Qwen2.5-Coder-1.5B on an H200, torch 2.11, got NaN at a batch 64 wide.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(False)
