@@ -136,7 +136,8 @@ class Store:
 
         Args:
             folder: made if missing.
-            manifest: what the run is, JSON-able; a directory of another plan is refused.
+            manifest: what the run is, JSON-able; a directory of another plan is refused, unless nothing was trained or
+                measured there yet, as after a misspelt name.
             defaults: what a plan says that was made before there was a choice.
 
         Raises:
@@ -147,10 +148,13 @@ class Store:
         text = json.dumps(manifest, indent=1, sort_keys=True)
         try:
             (folder / "cells").mkdir(parents=True, exist_ok=True)
-            old = {**(defaults or {}), **json.loads(about.read_text())["plan"]} if about.exists() else manifest["plan"]
+            begun = about.exists() and (
+                any(folder.glob("cells/*.json")) or any(p.is_dir() for p in folder.glob("models/*"))
+            )
+            old = {**(defaults or {}), **json.loads(about.read_text())["plan"]} if begun else manifest["plan"]
             if different := [k for k in manifest["plan"] if old.get(k) != manifest["plan"][k]]:
                 raise ProdError(f"{folder} holds a run with another {', '.join(different)}: name a new directory")
-            if not about.exists():
+            if not begun:
                 with write_whole(about) as file:
                     file.write(text.encode())
         except OSError as error:

@@ -121,9 +121,27 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
     for name in ("retain", "retained", "learn_retain", "max_quote", "opening", "lora_init"):
         del about["plan"][name]
     (tmp_path / "run.json").write_text(json.dumps(about))
+    (tmp_path / "models" / "taught").mkdir(parents=True)
     Runner(plan, tmp_path)
     with pytest.raises(ProdError, match="holds a run with another max_quote: name a new directory"):
         Runner(planned(profile="full", max_quote=12), tmp_path)
+
+
+@pytest.mark.parametrize("begun", ["models/taught/x", "cells/x.json", "models/copyright.jsonl"])
+def test_a_directory_belongs_to_a_plan_once_something_is_trained_or_measured(tmp_path: Path, begun: str) -> None:
+    Runner(planned(profile="full"), tmp_path)
+    right = planned(profile="full", model="right")
+    Runner(right, tmp_path)
+    about, _ = read_run(tmp_path)
+    assert about["plan"]["model"] == "right"
+    file = tmp_path / begun
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    if begun.endswith(".jsonl"):
+        Runner(planned(profile="full"), tmp_path)
+    else:
+        with pytest.raises(ProdError, match="holds a run with another model: name a new directory"):
+            Runner(planned(profile="full"), tmp_path)
 
 
 @pytest.mark.slow
