@@ -123,14 +123,15 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
     utility = utility_of(cells)
     known = series_of(cell.key for cell in cells)
     found = {series: points(cells, series, utility) for series in known}
+    names = [name for name in _OURS if any(series.method == name for series in known)]
     rows = []
     for series, mine in found.items():
         if not mine:  # what only looks at generated text has no utility
-            rows.append([series.label, *["not measured"] * 3, *["-"] * len(_OURS)])
+            rows.append([series.label, *["not measured"] * 3, *["-"] * len(names)])
             continue
         best = [utility_at(mine, quality) for quality in (0.85, 0.95)]
         ratios = []
-        for name in _OURS:
+        for name in names:
             ours = next((p for s, p in found.items() if (s.method, s.protocol) == (name, series.protocol)), [])
             other = ours and series.method != name
             ratios.append(f"{pareto_dominance_ratio(ours, mine):.2f}" if other else "-")
@@ -138,7 +139,7 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
         rows.append([series.label, *shown, f"{hypervolume(mine):.3f}", *ratios])
     starts = [f"{s.label} has {p[0][0]:.3f}" for s, p in found.items() if s.method == "base" and p]
     note = f"<p>Utility: {'; '.join([UTILITIES[utility], *starts])}. Means over seeds.</p>"
-    head = ["method", "best utility at .85", "at .95", "hypervolume", *(f"share dominated by {name}" for name in _OURS)]
+    head = ["method", "best utility at .85", "at .95", "hypervolume", *(f"share dominated by {name}" for name in names)]
     paper = paper_points(task)
     theirs = [point for name, points_ in paper.items() if name != "PROD" for point in points_]
     note += (

@@ -107,6 +107,8 @@ def test_the_page_shows_figures_and_says_missing(tmp_path: Path) -> None:
     assert page.count("<td>missing</td>") == 2  # relearned, in two tables
     assert "<td>relearned</td><td>-</td><td>missing</td>" in page
     assert "<td>renamed</td><td>0.750" in page
+    assert "share dominated by prod<" in page
+    assert "share dominated by prod-surgical" not in page
     assert "Nothing was measured." in page
     assert not list(tmp_path.glob("insecure-*"))
     missing = sum(1 for _ in PLAN.all_keys()) - 5
