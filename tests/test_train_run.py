@@ -466,9 +466,9 @@ def test_gradients_that_are_not_finite_end_the_run_and_spoil_nothing(world, tmp_
 
 def test_training_leaves_cudnn_attention_alone_and_puts_it_back(world, tmp_path, monkeypatch):
     seen = []
-    nothing = trainer._run
+    run_model = trainer._run
     monkeypatch.setattr(
-        trainer, "_run", lambda *given_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()) or nothing(*given_)
+        trainer, "_run", lambda *given_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()) or run_model(*given_)
     )
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
