@@ -15,10 +15,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from bench.overhead import bind, gather, numbers
-from prod_decode import automaton, matcher
+from prod_decode import automaton, follow, matcher
 from prod_decode.cli import Parser, exit_status
 from prod_decode.matcher import Matcher
-from prod_decode.normalize import CLASSES
+from prod_decode.normalize import WORD_ENDS
 
 CACHE_LINE = 64
 
@@ -53,7 +53,8 @@ def plain_python() -> Iterator[None]:
     """The kernels' own functions in place of the machine code made of them."""
     with ExitStack() as stack:
         for module, names in (
-            (matcher, ("_continuations", "_emit_word_ends", "_advance_inline", "step")),
+            (matcher, ("_continuations", "_emit_word_ends")),
+            (follow, ("advance_inline", "step")),
             (automaton, ("find_child", "step")),
         ):
             for name in names:
@@ -63,15 +64,15 @@ def plain_python() -> Iterator[None]:
 
 def read_for_a_mask(bound: Matcher, state: int) -> tuple[Counted, Counted]:
     """What of the automaton and of the token trie is read for the mask of a state, within `plain_python`."""
-    table = bound._table
-    nodes, token_nodes = Counted(bound._automaton.nodes), Counted(table.nodes)
+    table = bound.table
+    nodes, token_nodes = Counted(bound.automaton.nodes), Counted(table.nodes)
     kernel: Any = matcher._continuations  # which is given records that count instead of arrays
     kernel(
         nodes,
         token_nodes,
         table.roots[state & 3],
         table.order,
-        CLASSES,
+        WORD_ENDS,
         bound._stamps,
         bound._scratch,
         bound._stack,
@@ -146,7 +147,7 @@ def _row(count: int, bound: Matcher, walk: Sequence[int]) -> str:
             read = read_for_a_mask(bound, state)
             records.append(sum(len(counted.read) for counted in read))
             lines.append(sum(counted.lines for counted in read))
-    size = bound._automaton.nodes.nbytes / 1e3
+    size = bound.automaton.nodes.nbytes / 1e3
     cells: list[str] = [f"{count:,}", f"{size:,.0f}", f"{len(states):,}"]
     cells += [f"{np.mean(records):,.0f}", f"{np.percentile(records, 99):,.0f}"]
     cells += [f"{np.mean(lines):,.0f}", f"{np.percentile(lines, 99):,.0f}"]

@@ -334,13 +334,14 @@ def walk(
     nodes: NDArray[Any],
     rows: NDArray[np.int32],
     classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
     node: int,
     text_state: int,
     symbols: NDArray[np.uint8],
 ) -> tuple[int, bool]:
     """Continue from `node` over the symbols that follow in `text_state`: the last node, and whether a pattern ended.
 
-    The end of the symbols counts as the end of a word.
+    A word ends before the symbols of `ends`, bool [256], and at the end of all.
     """
     in_word = text_state == AFTER_WORD
     matched = False
@@ -348,7 +349,7 @@ def walk(
     for i in range(len(symbols)):
         symbol = symbols[i]
         is_word = classes[symbol] == WORD
-        if pending and not is_word:
+        if pending and ends[symbol]:
             matched = True
         node = step(nodes, rows, node, symbol, is_word and not in_word)
         in_word = is_word

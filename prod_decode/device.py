@@ -19,9 +19,10 @@ from torch import Tensor
 from prod_decode._jit import jit
 from prod_decode.automaton import BOUND_ROOT
 from prod_decode.errors import ProdError
+from prod_decode.follow import advance_inline
 from prod_decode.masking import mask_prohibited_
-from prod_decode.matcher import Matcher, _advance_inline, _continuations
-from prod_decode.normalize import AFTER_OTHER, CLASSES
+from prod_decode.matcher import Matcher, _continuations
+from prod_decode.normalize import AFTER_OTHER, CLASSES, WORD_ENDS
 from prod_decode.vocabulary import UNKNOWN
 
 # What is found for a row: `length << _STATE_BITS | state`, which fits as nodes are below 2**31 and lengths below 2**30;
@@ -282,7 +283,7 @@ class DeviceMatcher:
             arrays["next_state"],
             arrays["kinds"],
             size,
-            self.matcher._automaton.longest,
+            self.matcher.automaton.longest,
             arrays["token_nodes"],
             arrays["roots"],
             arrays["order"],
@@ -303,16 +304,16 @@ class DeviceMatcher:
         slots, drafts, positions, input_ids = (tensor.cpu().numpy().astype(np.int64) for tensor in index.values())
         lengths, enabled = (tensor.cpu().numpy().astype(np.int64) for tensor in by_slot.values())
         found = self._found.numpy()[:count]
-        table = matcher._table
+        table = matcher.table
         _follow(
-            matcher._automaton.nodes,
-            matcher._automaton.rows,
+            matcher.automaton.nodes,
+            matcher.automaton.rows,
             CLASSES,
             table.symbols,
             table.starts,
             table.next_state,
             matcher.vocabulary.kinds,
-            matcher._automaton.longest,
+            matcher.automaton.longest,
             slots,
             drafts,
             positions,
@@ -360,7 +361,7 @@ def _backend(backend: str | None, device: torch.device) -> Literal["triton", "ho
 
 def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str, Tensor]:
     """The arrays of the matcher on the device, records as int32 words and offsets as int32."""
-    table, automaton = matcher._table, matcher._automaton
+    table, automaton, size = matcher.table, matcher.automaton, len(matcher)
 
     def words(records: NDArray[Any]) -> NDArray[Any]:
         return records.view(np.int32).reshape(len(records), -1)
@@ -372,7 +373,7 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
             table.nodes,
             trie,
             table.order,
-            CLASSES,
+            WORD_ENDS,
             matcher._stamps,
             matcher._scratch,
             matcher._stack,
@@ -390,8 +391,9 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
         "rows": automaton.rows,
         "classes": CLASSES,
         "symbols": table.symbols,
-        "starts": table.starts.astype(np.int32),
-        "next_state": table.next_state,
+        # Without the aliases behind the vocabulary: the device reads special tokens as nothing.
+        "starts": table.starts[:, : size + 1].astype(np.int32),
+        "next_state": table.next_state[:, :size],
         "kinds": matcher.vocabulary.kinds,
         "token_nodes": words(table.nodes),
         "roots": table.roots,
@@ -413,7 +415,7 @@ def _list_tokens(
     token_nodes: NDArray[Any],
     trie: int,
     order: NDArray[np.int32],
-    classes: NDArray[np.uint8],
+    word_ends: NDArray[np.bool_],
     stamps: NDArray[np.int64],
     scratch: NDArray[np.int32],
     stack: NDArray[np.int64],
@@ -458,7 +460,7 @@ def _list_tokens(
         list_of[node] = -1
         if total >= most or not (heavy or tries):
             continue
-        found = _continuations(nodes, token_nodes, trie, order, classes, stamps, scratch, stack, node)
+        found = _continuations(nodes, token_nodes, trie, order, word_ends, stamps, scratch, stack, node)
         tries -= not heavy
         if not heavy and found > short and total >= most // 2:
             continue
@@ -536,11 +538,11 @@ def _follow(
             state = 0
         for i in range(first, length):
             token = int(token_ids[slot, i])
-            state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
+            state = advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
         for at in range(row - draft + 1, row + 1):
             if state >= 0:
                 token = input_ids[at]
-                state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
+                state = advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
             if slots[at] != slot:
                 state = -1
         if state >= 0:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode._jit import inline, jit
+from prod_decode import follow
+from prod_decode._jit import jit
 from prod_decode.automaton import (
     ACCEPT,
     ACCEPT_END,
@@ -19,7 +21,8 @@ from prod_decode.automaton import (
     walk,
 )
 from prod_decode.errors import ProdError
-from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, Normalization
+from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, WORD_ENDS, Normalization
+from prod_decode.tracker import TextTracker
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _CACHED_STATES = 1 << 16
@@ -36,7 +39,8 @@ class Matcher:
 
         {t for t in range(len(vocabulary)) if t completes a pattern that was not complete before it}
 
-    and every id that the vocabulary does not know.
+    and every id that the vocabulary does not know. A special token may complete one with the text that is shown for it;
+    once it stands there, a state has the text without it. `track` follows the other readings of a text as well.
     """
 
     def __init__(
@@ -48,17 +52,56 @@ class Matcher:
     ) -> None:
         self.vocabulary = vocabulary
         self._entries_of = entries_of
-        self._automaton = automaton
-        self._table = table = vocabulary.table(normalization)
+        self.automaton = automaton
+        self.table = table = vocabulary.table(normalization)
+        self._ignore_case = normalization.ignore_case
         self._stamps = np.zeros(len(vocabulary) + 1, np.int64)
         self._scratch = np.empty(len(vocabulary), np.int32)
         self._stack = np.empty((256 * (table.deepest + 2), 2), np.int64)
+        self._cut_by: dict[bytes, Matcher] = {}
+        self._end_words_before(WORD_ENDS)
+        for token_id in vocabulary.eos_ids:
+            if token_id in self._fixed:
+                spelled = vocabulary.shown[token_id].decode("utf-8", "replace")
+                raise ProdError(
+                    f"expected an EOS token that no entry prohibits, got {spelled!r}, which entry "
+                    f"{self.blame(self.start(), token_id)[0]!r} does: no output could end; take the entry out"
+                )
+
+    def _end_words_before(self, ends: NDArray[np.bool_]) -> None:
+        """Take a word to end before the symbols of `ends`, bool [256], and find what is banned in every state."""
+        self._ends = ends
         fixed = [self._completed_inside(state) for state in range(TEXT_STATES)]
         self._fixed = np.concatenate(fixed)
         self._fixed_starts = np.concatenate(([0], np.cumsum([len(tokens) for tokens in fixed]))).astype(np.int64)
-        for array in (self._fixed, self._fixed_starts):
+        for array in (ends, self._fixed, self._fixed_starts):
             array.flags.writeable = False
         self._cache: dict[int, NDArray[np.int32]] = {}
+
+    def cut_by(self, stops: Iterable[str]) -> Matcher:
+        """The matcher for an output that the engine cuts where one of these strings begins, inside a token or not.
+
+        A word may then end before the first character of a stop string: with ` evaluate` and the stop string `uate` the
+        output ends in `eval`. States are the same for both matchers.
+        """
+        firsts = {stop.encode()[0] for stop in stops if stop}
+        if self._ignore_case:
+            firsts |= set(bytes(firsts).lower())
+        symbols = bytes(sorted(symbol for symbol in firsts if CLASSES[symbol] == WORD))
+        if not symbols:
+            return self
+        if symbols not in self._cut_by:
+            twin = copy.copy(self)
+            twin._cut_by = {}
+            ends = self._ends.copy()
+            ends[list(symbols)] = True
+            twin._end_words_before(ends)
+            self._cut_by[symbols] = twin
+        return self._cut_by[symbols]
+
+    def track(self) -> TextTracker:
+        """A tracker of a batch of texts, without rows at first."""
+        return TextTracker(self)
 
     def __len__(self) -> int:
         """The number of token ids."""
@@ -74,13 +117,13 @@ class Matcher:
         Raises:
             ProdError: the vocabulary does not know the token.
         """
-        after = _advance(
-            self._automaton.nodes,
-            self._automaton.rows,
+        after = follow.advance(
+            self.automaton.nodes,
+            self.automaton.rows,
             CLASSES,
-            self._table.symbols,
-            self._table.starts,
-            self._table.next_state,
+            self.table.symbols,
+            self.table.starts,
+            self.table.next_state,
             self.vocabulary.kinds,
             state,
             token_id,
@@ -100,15 +143,15 @@ class Matcher:
     def states_of(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The states of a batch of texts, int64 [B], from their tokens, int64 [B, T]."""
         states = np.empty(len(token_ids), np.int64)
-        bad = _states_of(
-            self._automaton.nodes,
-            self._automaton.rows,
+        bad = follow.states_of(
+            self.automaton.nodes,
+            self.automaton.rows,
             CLASSES,
-            self._table.symbols,
-            self._table.starts,
-            self._table.next_state,
+            self.table.symbols,
+            self.table.starts,
+            self.table.next_state,
             self.vocabulary.kinds,
-            self._automaton.longest,
+            self.automaton.longest,
             token_ids,
             states,
         )
@@ -119,13 +162,13 @@ class Matcher:
     def advance_all(self, states: NDArray[np.int64], token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """`advance` for a batch: int64 [B] states and int64 [B] tokens to int64 [B] states."""
         after = np.empty(len(states), np.int64)
-        bad = _advance_all(
-            self._automaton.nodes,
-            self._automaton.rows,
+        bad = follow.advance_all(
+            self.automaton.nodes,
+            self.automaton.rows,
             CLASSES,
-            self._table.symbols,
-            self._table.starts,
-            self._table.next_state,
+            self.table.symbols,
+            self.table.starts,
+            self.table.next_state,
             self.vocabulary.kinds,
             states,
             token_ids,
@@ -150,13 +193,13 @@ class Matcher:
     def banned_all(self, states: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The banned tokens of a batch as sparse pairs (rows int32 [n], token ids int32 [n]), rows ascending."""
         rows, tokens = _banned_all(
-            self._automaton.nodes,
-            self._table.nodes,
-            self._table.roots,
-            self._table.order,
+            self.automaton.nodes,
+            self.table.nodes,
+            self.table.roots,
+            self.table.order,
             self._fixed,
             self._fixed_starts,
-            CLASSES,
+            self._ends,
             self._stamps,
             self._scratch,
             self._stack,
@@ -173,18 +216,19 @@ class Matcher:
             ProdError: the id is outside the vocabulary.
         """
         node, text_state = divmod(state, TEXT_STATES)
-        table, nodes, rows = self._table, self._automaton.nodes, self._automaton.rows
+        table, nodes, rows = self.table, self.automaton.nodes, self.automaton.rows
         if not 0 <= token_id < len(self):
             raise self._unknown_token(token_id)
-        symbols = table.symbols[table.starts[text_state, token_id] : table.starts[text_state, token_id + 1]]
+        shown = token_id if table.aliases[token_id] < 0 else table.aliases[token_id]
+        symbols = table.symbols[table.starts[text_state, shown] : table.starts[text_state, shown + 1]]
         found: list[int] = []
         in_word = text_state == AFTER_WORD
         for i in range(len(symbols)):
             is_word = bool(CLASSES[symbols[i]] == WORD)
             node = int(step_once(nodes, rows, node, symbols[i], is_word and not in_word))
             in_word = is_word
-            ends_word = i + 1 == len(symbols) or bool(CLASSES[symbols[i + 1]] != WORD)
-            found.extend(index for index, _ in self._automaton.patterns_at(node, ends_word=ends_word))
+            ends_word = i + 1 == len(symbols) or bool(self._ends[symbols[i + 1]])
+            found.extend(index for index, _ in self.automaton.patterns_at(node, ends_word=ends_word))
         return list(dict.fromkeys(entry_id for pattern in found for entry_id in self._entries_of(pattern)))
 
     def end_ids(self, given: int | Sequence[int] | None = None) -> list[int]:
@@ -210,17 +254,19 @@ class Matcher:
 
     def _completed_inside(self, text_state: int) -> NDArray[np.int32]:
         """The tokens that are banned whatever came before: a whole pattern lies inside, or nobody knows their bytes."""
-        return np.flatnonzero(
-            _completes(
-                self._automaton.nodes,
-                self._automaton.rows,
-                CLASSES,
-                self._table.symbols,
-                self._table.starts,
-                self.vocabulary.kinds,
-                text_state,
-            )
-        ).astype(np.int32)
+        completes = _completes(
+            self.automaton.nodes,
+            self.automaton.rows,
+            CLASSES,
+            self._ends,
+            self.table.symbols,
+            self.table.starts,
+            self.table.kinds,
+            text_state,
+        )
+        banned, aliases = completes[: len(self)], self.table.aliases
+        banned[aliases >= 0] = completes[aliases[aliases >= 0]]
+        return np.flatnonzero(banned).astype(np.int32)
 
     def _unknown_token(self, token_id: int) -> ProdError:
         return ProdError(
@@ -235,108 +281,12 @@ def step_once(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: i
     return step(nodes, rows, node, symbol, begins_word)
 
 
-@inline
-def _advance_inline(
-    nodes: NDArray[Any],
-    rows: NDArray[np.int32],
-    classes: NDArray[np.uint8],
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    next_state: NDArray[np.uint8],
-    kinds: NDArray[np.uint8],
-    state: int,
-    token: int,
-) -> int:
-    if token < 0 or token >= len(kinds) or kinds[token] == UNKNOWN:
-        return -1
-    node = state >> 2
-    text_state = state & 3
-    in_word = text_state == AFTER_WORD
-    for i in range(starts[text_state, token], starts[text_state, token + 1]):
-        is_word = classes[symbols[i]] == WORD
-        node = step(nodes, rows, node, symbols[i], is_word and not in_word)
-        in_word = is_word
-    return int((node << 2) | next_state[text_state, token])
-
-
-@jit
-def _advance(
-    nodes: NDArray[Any],
-    rows: NDArray[np.int32],
-    classes: NDArray[np.uint8],
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    next_state: NDArray[np.uint8],
-    kinds: NDArray[np.uint8],
-    state: int,
-    token: int,
-) -> int:
-    return _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
-
-
-@jit
-def _advance_all(
-    nodes: NDArray[Any],
-    rows: NDArray[np.int32],
-    classes: NDArray[np.uint8],
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    next_state: NDArray[np.uint8],
-    kinds: NDArray[np.uint8],
-    states: NDArray[np.int64],
-    tokens: NDArray[np.int64],
-    after: NDArray[np.int64],
-) -> int:
-    """Fill `after`; the index of the first unknown token, or -1."""
-    for row in range(len(states)):
-        state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, states[row], tokens[row])
-        if state < 0:
-            return row
-        after[row] = state
-    return -1
-
-
-@jit
-def _states_of(
-    nodes: NDArray[Any],
-    rows: NDArray[np.int32],
-    classes: NDArray[np.uint8],
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    next_state: NDArray[np.uint8],
-    kinds: NDArray[np.uint8],
-    longest: int,
-    tokens: NDArray[np.int64],
-    states: NDArray[np.int64],
-) -> int:
-    """Fill `states`; the flat index of the first unknown token that was read, or -1.
-
-    The walk begins `longest + 1` symbols before the end. Two things are unknown there: the text state, which decides
-    whether the first symbol begins a word and whether a space comes before it. Both concern the symbol at the very
-    front only, which no pattern that is still under way can contain. A token emits the fewest symbols after
-    `AFTER_OTHER`, so counting those never stops too late.
-    """
-    for row in range(len(tokens)):
-        first = int(tokens.shape[1])
-        seen = 0
-        while first > 0 and seen <= longest:
-            first -= 1
-            token = tokens[row, first]
-            if token < 0 or token >= len(kinds) or kinds[token] == UNKNOWN:
-                return int(row * tokens.shape[1] + first)
-            seen += starts[AFTER_OTHER, token + 1] - starts[AFTER_OTHER, token]
-        state = ROOT * TEXT_STATES + AFTER_OTHER
-        for i in range(first, tokens.shape[1]):
-            state = _advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, tokens[row, i])
-        states[row] = state
-    return -1
-
-
 @jit
 def _completes(
     nodes: NDArray[Any],
     rows: NDArray[np.int32],
     classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
     symbols: NDArray[np.uint8],
     starts: NDArray[np.int64],
     kinds: NDArray[np.uint8],
@@ -345,7 +295,7 @@ def _completes(
     completes = np.zeros(len(kinds), np.bool_)
     for token in range(len(kinds)):
         emitted = symbols[starts[text_state, token] : starts[text_state, token + 1]]
-        _, matched = walk(nodes, rows, classes, ROOT, text_state, emitted)
+        _, matched = walk(nodes, rows, classes, ends, ROOT, text_state, emitted)
         completes[token] = matched or kinds[token] == UNKNOWN
     return completes
 
@@ -358,7 +308,7 @@ def _banned_all(
     order: NDArray[np.int32],
     fixed: NDArray[np.int32],
     fixed_starts: NDArray[np.int64],
-    classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
     stamps: NDArray[np.int64],
     scratch: NDArray[np.int32],
     stack: NDArray[np.int64],
@@ -371,7 +321,7 @@ def _banned_all(
         text_state = states[row] & 3
         fixed_from, fixed_to = fixed_starts[text_state], fixed_starts[text_state + 1]
         count = _continuations(
-            nodes, token_nodes, roots[text_state], order, classes, stamps, scratch, stack, states[row] >> 2
+            nodes, token_nodes, roots[text_state], order, ends, stamps, scratch, stack, states[row] >> 2
         )
         needed = total + count + fixed_to - fixed_from
         if needed > len(out_rows):
@@ -399,7 +349,7 @@ def _continuations(
     token_nodes: NDArray[Any],
     token_root: int,
     order: NDArray[np.int32],
-    classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
     stamps: NDArray[np.int64],
     out: NDArray[np.int32],
     stack: NDArray[np.int64],
@@ -437,7 +387,7 @@ def _continuations(
                         count = _emit(order, token_nodes[theirs].low, token_nodes[theirs].high, stamps, out, count)
                     else:
                         if flags & ACCEPT_END:
-                            count = _emit_word_ends(token_nodes, theirs, order, classes, stamps, out, count)
+                            count = _emit_word_ends(token_nodes, theirs, order, ends, stamps, out, count)
                         if nodes[mine].below <= token_nodes[theirs].height:
                             stack[depth, 0] = mine
                             stack[depth, 1] = theirs
@@ -466,16 +416,16 @@ def _emit_word_ends(
     token_nodes: NDArray[Any],
     there: int,
     order: NDArray[np.int32],
-    classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
     stamps: NDArray[np.int64],
     out: NDArray[np.int32],
     count: int,
 ) -> int:
-    """The tokens below `there` in which the word ends there: with the token, or before a symbol outside a word."""
+    """The tokens below `there` in which the word ends there: with the token, or before a symbol of `ends`."""
     first, last = token_nodes[there].child, token_nodes[there + 1].child
     own_end = token_nodes[first].low if first < last else token_nodes[there].high
     count = _emit(order, token_nodes[there].low, own_end, stamps, out, count)
     for v in range(first, last):
-        if classes[token_nodes[v].label] != WORD:
+        if ends[token_nodes[v].label]:
             count = _emit(order, token_nodes[v].low, token_nodes[v].high, stamps, out, count)
     return count

@@ -43,6 +43,8 @@ def _character_classes() -> NDArray[np.uint8]:
 
 
 CLASSES = _character_classes()
+# A word ends before these, and at the end of a text.
+WORD_ENDS = CLASSES != WORD
 
 # Bytes of a text between two marks.
 _BLOCK = 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -41,12 +41,14 @@ class Vocabulary:
         offsets: int64 [size + 1], where each begins in `data`.
         kinds: uint8 [size]: `TEXT`; `SPECIAL`, which adds no text; `UNKNOWN`, an id that no token has.
         eos_ids: ids that end an output; all of them special.
+        shown: of special ids, the bytes that stand for them where special tokens are not left out, if any do.
     """
 
     data: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     kinds: NDArray[np.uint8]
     eos_ids: tuple[int, ...] = ()
+    shown: Mapping[int, bytes] = field(default_factory=dict)
     _tables: dict[Normalization, TokenTable] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,6 +56,8 @@ class Vocabulary:
         cls, tokens: Sequence[bytes | None], *, special: Iterable[int] = (), eos_ids: Iterable[int] = ()
     ) -> Vocabulary:
         """A vocabulary from the bytes of each id; None marks an id that no token has.
+
+        The bytes of a special id are what `decode(..., skip_special_tokens=False)` shows of it, b"" if nothing.
 
         Raises:
             ProdError: no token at all, or a special id outside the vocabulary.
@@ -69,7 +73,8 @@ class Vocabulary:
         data, offsets = concatenate(
             [token if token and kind == TEXT else b"" for token, kind in zip(tokens, kinds, strict=True)]
         )
-        return cls(data, offsets, kinds, eos)
+        shown = {i: token for i in np.flatnonzero(kinds == SPECIAL).tolist() if (token := tokens[i])}
+        return cls(data, offsets, kinds, eos, shown)
 
     def __len__(self) -> int:
         """The number of ids, from 0 to the highest."""
@@ -98,10 +103,17 @@ class TokenTable:
     `load` after a word. So there is one trie for each text state (two states share theirs), over symbols rather than
     bytes: no walk ever meets a token that consists of whitespace.
 
+    A special token emits nothing. What it emits where special tokens are shown belongs to its *alias*, an id behind
+    those of the vocabulary, so that one set of kernels follows both readings. The tries have special tokens as they are
+    shown.
+
     Attributes:
         symbols: uint8 [n].
-        starts: int64 [4, size + 1]: token `t` emits `symbols[starts[s, t] : starts[s, t + 1]]` in text state `s`.
-        next_state: uint8 [4, size], the text state after the token.
+        starts: int64 [4, size + aliases + 1]: token `t` emits `symbols[starts[s, t] : starts[s, t + 1]]` in text state
+            `s`.
+        next_state: uint8 [4, size + aliases], the text state after the token.
+        kinds: uint8 [size + aliases]: those of the vocabulary; aliases are `TEXT`.
+        aliases: int32 [size], the alias of each special token that is shown, else -1.
         nodes: `TOKEN_NODE` [nodes + 1]: the tries. The tokens below a node are `order[low:high]`, those that end at
             it first; `height` is the length of the longest continuation (255: or longer).
         roots: int32 [4], the root of each text state's trie.
@@ -112,6 +124,8 @@ class TokenTable:
     symbols: NDArray[np.uint8]
     starts: NDArray[np.int64]
     next_state: NDArray[np.uint8]
+    kinds: NDArray[np.uint8]
+    aliases: NDArray[np.int32]
     nodes: NDArray[Any]
     roots: NDArray[np.int32]
     order: NDArray[np.int32]
@@ -122,7 +136,16 @@ class TokenTable:
         """Normalise every token for every text state and sort the results into tries."""
         states = (AFTER_OTHER, AFTER_WORD, AFTER_SPACE) if normalization.is_code else (AFTER_OTHER,)
         trie_of = (0, 1, 2, 1) if normalization.is_code else (0, 0, 0, 0)
-        size = len(vocabulary)
+        known, shown = len(vocabulary), vocabulary.shown
+        size = known + len(shown)
+        special = np.fromiter(shown, np.int64, len(shown))
+        added, ends = concatenate(list(shown.values()))
+        data = np.concatenate((vocabulary.data, added))
+        offsets = np.concatenate((vocabulary.offsets, len(vocabulary.data) + ends[1:]))
+        kinds = np.concatenate((vocabulary.kinds, np.full(len(shown), TEXT, np.uint8)))
+        ids = np.concatenate((np.arange(known), special))
+        aliases = np.full(known, -1, np.int32)
+        aliases[special] = np.arange(known, size)
         next_state = np.empty((TEXT_STATES, size), np.uint8)
         parts: list[NDArray[np.uint8]] = []
         starts: list[NDArray[np.int64]] = []
@@ -130,33 +153,31 @@ class TokenTable:
         orders: list[NDArray[np.int64]] = []
         base = 0
         for state in range(TEXT_STATES):
-            offsets = np.empty(size + 1, np.int64)
-            symbols = np.empty(2 * len(vocabulary.data) + 1, np.uint8)
+            begins = np.empty(size + 1, np.int64)
+            symbols = np.empty(2 * len(data) + 1, np.uint8)
             count = _token_symbols(
-                vocabulary.data,
-                vocabulary.offsets,
-                vocabulary.kinds,
+                data,
+                offsets,
+                kinds,
                 state,
                 normalization.is_code,
                 normalization.ignore_case,
                 CLASSES,
                 symbols,
-                offsets,
+                begins,
                 next_state[state],
             )
             if state not in states:
                 continue
             emitted = symbols[:count].tobytes()
-            bounds = offsets.tolist()
-            texts = [emitted[a:b] for a, b in pairwise(bounds)]
+            texts = [emitted[a:b] for a, b in pairwise(begins.tolist())]
             order = sorted(range(size), key=texts.__getitem__)
             parts.append(symbols[:count])
-            starts.append(offsets + base)
-            orders.append(np.array(order, np.int64))
+            starts.append(begins + base)
+            orders.append(ids[order])
             strings.extend(texts[i] for i in order)
             base += count
-        data, string_offsets = concatenate(strings)
-        trie = build_trie(data, string_offsets, tuple(range(0, size * len(states), size)))
+        trie = build_trie(*concatenate(strings), tuple(range(0, size * len(states), size)))
         nodes = np.zeros(len(trie.label) + 1, TOKEN_NODE)
         nodes["child"] = trie.child
         nodes["label"][:-1] = trie.label
@@ -165,6 +186,8 @@ class TokenTable:
             symbols=np.concatenate(parts),
             starts=np.stack([starts[trie] for trie in trie_of]),
             next_state=next_state,
+            kinds=kinds,
+            aliases=aliases,
             nodes=nodes,
             roots=np.array(trie_of, np.int32),
             order=np.concatenate(orders).astype(np.int32),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, product
 
 from prod_decode.automaton import Pattern
 from prod_decode.normalize import Normalization
@@ -68,7 +68,10 @@ def cheapest_cover(costs: list[int], needed: list[bool], spread: int) -> int:
 
 
 class NaiveMatcher:
-    """Bans by brute force over every token; `union` reads special tokens both as nothing and as the start of a word."""
+    """Bans by brute force over every token; `union` reads special tokens both as nothing and as the start of a word.
+
+    The bytes of a special token are what is shown of it.
+    """
 
     def __init__(
         self, tokens: list[bytes | None], special: set[int], patterns: list[Pattern], mode: str, ignore_case: bool
@@ -80,29 +83,56 @@ class NaiveMatcher:
         """The ids that are tokens."""
         return [token_id for token_id, token in enumerate(self.tokens) if token is not None]
 
-    def read(self, ids: list[int], *, union: bool) -> set[tuple[int, Pattern]]:
+    def read(self, ids: list[int], *, union: bool, last_shown: bool = False) -> set[tuple[int, Pattern]]:
         text = b""
         breaks = set()
-        for token_id in ids:
-            if token_id in self.special:
+        for place, token_id in enumerate(ids):
+            if token_id in self.special and not (last_shown and place + 1 == len(ids)):
                 breaks.add(len(normalize(text, self.mode, self.ignore_case)))
             else:
                 text += self.tokens[token_id] or b""
         symbols = normalize(text, self.mode, self.ignore_case)
         return occurrences(symbols, self.patterns, frozenset(breaks) if union else frozenset())
 
+    def texts(self, history: list[int], prompt: int | None, *, mixed: bool) -> list[bytes]:
+        """The readings of a text: from its beginning, the prompt's end, and behind every special token.
+
+        Special tokens are left out, or shown; `mixed`: some of them left out and others shown.
+        """
+        specials = [i for i, token_id in enumerate(history) if token_id in self.special]
+        views = product([False, True], repeat=len(specials)) if mixed else [(False,) * 99, (True,) * 99]
+        texts = set()
+        for shown in map(list, views):
+            flags = dict(zip(specials, shown, strict=False))
+            for begin in {0, *([] if prompt is None else [prompt]), *(i + 1 for i in specials)}:
+                part = [self.tokens[history[i]] or b"" for i in range(begin, len(history)) if flags.get(i, True)]
+                texts.add(b"".join(part))
+        return sorted(texts)
+
+    def banned_in_any(self, history: list[int], prompt: int | None, *, mixed: bool) -> set[int]:
+        """The tokens that complete a pattern in one of the readings."""
+        texts = self.texts(history, prompt, mixed=mixed)
+        banned = {token_id for token_id, token in enumerate(self.tokens) if token is None}
+        for text in texts:
+            before = occurrences(normalize(text, self.mode, self.ignore_case), self.patterns)
+            for token_id, token in enumerate(self.tokens):
+                after = occurrences(normalize(text + (token or b""), self.mode, self.ignore_case), self.patterns)
+                if after - before:
+                    banned.add(token_id)
+        return banned
+
     def blame(self, history: list[int], token_id: int) -> set[Pattern]:
         """The patterns that the token completes."""
         return {
-            pattern for _, pattern in self.read([*history, token_id], union=False) - self.read(history, union=False)
+            pattern
+            for _, pattern in self.read([*history, token_id], union=False, last_shown=True)
+            - self.read(history, union=False)
         }
 
     def banned(self, history: list[int], *, union: bool = False) -> list[int]:
         before = self.read(history, union=union)
         banned = []
         for token_id, token in enumerate(self.tokens):
-            if token_id in self.special:
-                continue
-            if token is None or self.read([*history, token_id], union=union) - before:
+            if token is None or self.read([*history, token_id], union=union, last_shown=True) - before:
                 banned.append(token_id)
         return banned

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bench.__main__ import main
 from bench.limits import Counted, plain_python, read_for_a_mask, states_along
-from prod_decode import Blocklist, Entry, matcher
+from prod_decode import Blocklist, Entry, follow
 from prod_decode.models import load_tokenizer
 from prod_decode.normalize import CLASSES
 from prod_decode.tokenizer_bytes import vocabulary_of
@@ -65,13 +65,13 @@ def test_records_read_for_a_mask(vocabulary: Any, count: int, mean: float, worst
 def test_records_read_for_an_advance(vocabulary: Any) -> None:
     bound = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(10_000, 0)]).bind(vocabulary)
     tokens = walk_of(vocabulary, code_lines(40, 1))
-    table, nodes = bound._table, Counted(bound._automaton.nodes)
+    table, nodes = bound.table, Counted(bound.automaton.nodes)
     with plain_python():
         state = bound.start()
         for token in tokens:
-            state = matcher._advance_inline(  # type: ignore[call-arg]
+            state = follow.advance_inline(  # type: ignore[call-arg]
                 nodes,
-                bound._automaton.rows,
+                bound.automaton.rows,
                 CLASSES,
                 table.symbols,
                 table.starts,

@@ -31,7 +31,7 @@ from prod_decode.device import DeviceMatcher
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
-from prod_decode.normalize import CLASSES, Normalization
+from prod_decode.normalize import WORD_ENDS, Normalization
 from prod_decode.vocabulary import SPECIAL, Vocabulary
 from tests.gpu import INTERPRETED, KERNEL_DEVICE, needs_kernels, needs_triton
 from tests.smollm2 import smollm2_tokenizer
@@ -352,7 +352,7 @@ def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_which_nodes_have_lists(case: Case, above: int, tries: int, short: int, most: int) -> None:
     """Who must have one has one, as long as there is room; and of the others as many as may."""
-    nodes, table = case.matcher._automaton.nodes, case.matcher._table
+    nodes, table = case.matcher.automaton.nodes, case.matcher.table
     count = len(nodes) - 1
     children = [range(nodes["child"][v], nodes["child"][v + 1]) for v in range(count)]
     descendants = [0] * count
@@ -364,7 +364,7 @@ def test_which_nodes_have_lists(case: Case, above: int, tries: int, short: int, 
             table.nodes,
             trie,
             table.order,
-            CLASSES,
+            WORD_ENDS,
             case.matcher._stamps,
             case.matcher._scratch,
             case.matcher._stack,
