@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from prod_decode.errors import ProdError
 from prod_decode.normalize import CLASSES, WORD
-from prod_decode.vocabulary import TEXT, Vocabulary
+from prod_decode.vocabulary import Vocabulary
 
 _Decode = Callable[[list[int]], str]
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 _REMEDY = "pass a prod_decode.vocabulary.Vocabulary.from_bytes(...) if you know the bytes of its tokens"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -38,21 +41,23 @@ class _Reading:
     """A tokenizer as its reader understands it.
 
     Attributes:
-        tokens: the bytes of every id; None where there is no token or its text depends on its neighbours.
-        special: ids that add no text.
-        decoders: the functions from ids to text, by the names under which users know them.
-        encode: text to ids, without special tokens.
-        skip_special: the decoder that leaves special tokens out, if there is one.
-        shown: special ids that it shows all the same.
+        tokens: the bytes of every id, for a special one those that it shows where special tokens are not skipped; None
+            where there is no token or its text depends on its neighbours.
+        special: ids that add no text where special tokens are skipped. A token that is named special and shown all the
+            same is text.
+        showing: the functions from ids to text that show special tokens, by the names under which users know them.
+        skipping: those that leave special tokens out.
+        encode: text to ids, without special tokens; None: not known.
+        unknown: ids that are text and stand for all characters that have no token.
         eos_ids: ids that end an output.
     """
 
-    tokens: list[bytes | None]
+    tokens: Sequence[bytes | None]
     special: set[int]
-    decoders: dict[str, _Decode]
-    encode: Callable[[str], list[int]]
-    skip_special: _Decode | None = None
-    shown: frozenset[int] = frozenset()
+    showing: dict[str, _Decode]
+    skipping: dict[str, _Decode] = field(default_factory=dict)
+    encode: Callable[[str], list[int]] | None = None
+    unknown: frozenset[int] = frozenset()
     eos_ids: tuple[int, ...] = ()
 
 
@@ -61,7 +66,8 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
 
     Args:
         tokenizer: a `Vocabulary`; a transformers tokenizer backed by `tokenizers` or by SentencePiece; a
-            `tokenizers.Tokenizer`; a `tiktoken.Encoding`; a `sentencepiece.SentencePieceProcessor`.
+            `tokenizers.Tokenizer`; a `tiktoken.Encoding`; a `sentencepiece.SentencePieceProcessor`; mistral-common's
+            `Tekkenizer`, or what wraps one: its `MistralTokenizer`, transformers' `MistralCommonBackend`, vLLM's.
 
     Raises:
         ProdError: the bytes of its tokens cannot be derived, or its own decoder disagrees with them.
@@ -69,9 +75,57 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
     reading = _read(tokenizer)
-    vocabulary = Vocabulary.from_bytes(reading.tokens, special=reading.special, eos_ids=reading.eos_ids)
-    _prove(vocabulary, reading)
+    vocabulary = Vocabulary.from_bytes(reading.tokens, special=reading.special, eos_ids=reading.eos_ids, _proved=True)
+    _prove(reading)
     return vocabulary
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes of a byte-level token (GPT-2, Llama 3, Qwen) as `get_vocab` spells it: `\u0120load` is b" load".
+
+    A token with a character that stands for no byte is an added one: it stands for itself.
+    """
+    try:
+        return bytes(map(_byte_of_character().__getitem__, token))
+    except KeyError:
+        return token.encode()
+
+
+# How vocabulary files write tokens, and what makes bytes of that. In a real vocabulary more tokens begin with a space
+# than with U+0120 and a letter (Maltese has such words). Llama has 256 names of bytes, whatever its other tokens are.
+_SPELLED = (
+    (re.compile(rb"\xc4\xa0[A-Za-z]"), None, "GPT-2's characters for bytes", "byte_level_bytes(token)"),
+    (re.compile(rb"\xe2\x96\x81[A-Za-z]"), None, "U+2581 for spaces", "token.replace('\\u2581', ' ').encode()"),
+    (re.compile(rb"<0x[0-9A-F]{2}>\Z"), 128, "names of bytes", "bytes([int(token[3:5], 16)])"),
+)
+
+
+def check_bytes(tokens: Sequence[bytes | None], special: set[int], decode: _Decode | None) -> None:
+    """What `Vocabulary.from_bytes` asks of the bytes that it is given: no spellings, or all proved with `decode`.
+
+    Raises:
+        ProdError: the bytes are those of another notation, or `decode` shows other text.
+    """
+    if decode is not None:
+        reading = _Reading(tokens, special, showing={"decode": decode})
+        _prove(_Reading(tokens, special, {}, {"decode": decode}) if _skips(reading, decode) else reading)
+        return
+    text = _text_of(_Reading(tokens, special, {})).values()
+    spaces = sum(token.startswith(b" ") for token in text)
+    for pattern, most, notation, recipe in _SPELLED:
+        if sum(pattern.match(token) is not None for token in text) > (spaces if most is None else most):
+            raise ProdError(
+                f"expected the bytes of each token, got tokens with {notation}, which guard nothing: take {recipe} "
+                f"(prod_decode.tokenizer_bytes has byte_level_bytes), or pass decode= to have them proved"
+            )
+
+
+def _skips(reading: _Reading, decode: _Decode) -> bool:
+    """Whether a decoder of which nothing else is known leaves special tokens out: the first that has bytes decides."""
+    shown = next((i for i in sorted(reading.special) if reading.tokens[i]), None)
+    text = _text_of(reading)
+    edge = _edge(text)
+    return shown is not None and _tried("decodes", decode)([edge, shown, edge]) == 2 * text[edge].decode()
 
 
 def _read(tokenizer: Any) -> _Reading:
@@ -85,6 +139,8 @@ def _read(tokenizer: Any) -> _Reading:
         return _read_tokenizers(tokenizer, backend)
     if hasattr(tokenizer, "decode_single_token_bytes"):
         return _read_tiktoken(tokenizer)
+    if (tekken := _tekkenizer(tokenizer)) is not None:
+        return _read_tekken(tokenizer, tekken)
     if hasattr(tokenizer, "sp_model") and hasattr(tokenizer, "convert_ids_to_tokens"):
         return _read_slow_sentencepiece(tokenizer)
     if hasattr(tokenizer, "id_to_piece") and hasattr(tokenizer, "is_byte"):
@@ -97,7 +153,26 @@ def _read(tokenizer: Any) -> _Reading:
 
 def _cleans_up(tokenizer: Any) -> bool:
     """Whether the flag takes effect: Llama 3's configuration sets it, and transformers 5 ignores it for BPE."""
-    return " ," not in tokenizer.decode(tokenizer.encode("a , b", add_special_tokens=False))
+    encode = _tried("encodes", lambda text: tokenizer.encode(text, add_special_tokens=False))
+    return " ," not in _tried("decodes", tokenizer.decode)(encode("a , b"))
+
+
+def _tried(what: str, call: Callable[[_A], _R]) -> Callable[[_A], _R]:
+    """The call with one line for what it raises: WordLevel and Unigram encode nothing that they have no token for."""
+
+    def tried(argument: _A) -> _R:
+        try:
+            return call(argument)
+        except ProdError:
+            raise
+        except Exception as error:  # noqa: BLE001 - `tokenizers` raises Exception itself
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ProdError(
+                f"expected a tokenizer that {what} any text, got one that raises {reason!r}: give it an unknown token "
+                f"or byte fallback, or {_REMEDY}"
+            ) from None
+
+    return tried
 
 
 def _read_tokenizers(tokenizer: Any, backend: Any) -> _Reading:
@@ -112,25 +187,22 @@ def _read_tokenizers(tokenizer: Any, backend: Any) -> _Reading:
         return _Reading(
             tokens,
             special=flagged,
-            decoders={
-                "decode(..., skip_special_tokens=False)": lambda ids: backend.decode(ids, skip_special_tokens=False),
-                "decode(..., skip_special_tokens=True)": lambda ids: backend.decode(ids, skip_special_tokens=True),
-            },
+            showing={_SHOWING: lambda ids: backend.decode(ids, skip_special_tokens=False)},
+            skipping={_SKIPPING: lambda ids: backend.decode(ids, skip_special_tokens=True)},
             encode=_unbounded(backend),
-            skip_special=lambda ids: backend.decode(ids, skip_special_tokens=True),
         )
-    named = _special_ids(tokenizer)
+    eos_ids = _eos_ids(tokenizer)
+    # Tokens that are named special but not flagged so are shown wherever they stand: they are text. An EOS may not be,
+    # since it ends a row that has nothing left; `_prove_special` refuses it.
+    named = _special_ids(tokenizer) - (set(added) - flagged - set(eos_ids))
+    showing = {"backend_tokenizer.decode": lambda ids: backend.decode(ids, skip_special_tokens=False)}
     return _Reading(
         tokens,
         special=flagged | named,
-        decoders={
-            "backend_tokenizer.decode": lambda ids: backend.decode(ids, skip_special_tokens=False),
-            **_transformers_decoders(tokenizer),
-        },
+        showing={**showing, _SHOWING: _showing(tokenizer)},
+        skipping={_SKIPPING: _skipping(tokenizer)},
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        skip_special=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        shown=frozenset(named & set(added) - flagged),
-        eos_ids=_eos_ids(tokenizer),
+        eos_ids=eos_ids,
     )
 
 
@@ -145,47 +217,114 @@ def _read_tiktoken(encoding: Any) -> _Reading:
     return _Reading(
         tokens,
         special={encoding.encode_single_token(name) for name in names},
-        decoders={"decode": encoding.decode},
+        showing={"decode": encoding.decode},
         encode=encoding.encode_ordinary,
         eos_ids=(encoding.eot_token,) if "<|endoftext|>" in names else (),
     )
 
 
-def _read_sentencepiece(pieces: Any) -> _Reading:
-    size = pieces.get_piece_size()
+def _tekkenizer(tokenizer: Any) -> Any:
+    """The `Tekkenizer` that a tokenizer is or, in mistral-common, transformers and vLLM, wraps; None: there is none."""
+    for _ in range(4):
+        if hasattr(tokenizer, "id_to_byte_piece") and hasattr(tokenizer, "n_words"):
+            return tokenizer
+        tokenizer = getattr(tokenizer, "instruct_tokenizer", None) or getattr(tokenizer, "tokenizer", None)
+    return None
+
+
+def _read_tekken(tokenizer: Any, tekken: Any) -> _Reading:
+    special = {i for i in range(tekken.n_words) if tekken.is_special(i)}
+    if hasattr(tokenizer, "all_special_ids"):  # a wrapper with the methods of transformers
+        showing, skipping = {_SHOWING: _showing(tokenizer)}, {_SKIPPING: _skipping(tokenizer)}
+        text = "lang:eneval("
+        if (shown := skipping[_SKIPPING](tekken.encode(text, bos=False, eos=False))) != text:
+            warnings.warn(
+                f"{type(tokenizer).__name__}.decode(..., skip_special_tokens=True) shows a text that begins with "
+                f"{text!r} as {shown!r}, so that a prohibited word could begin there unseen: decode with its "
+                "Tekkenizer, tokenizer.tokenizer, or together with the prompt",
+                stacklevel=4,
+            )
+    else:
+        showing = {"decode(..., 'keep')": lambda ids: tokenizer.decode(ids, "keep")}
+        skipping = {"decode(..., 'ignore')": lambda ids: tokenizer.decode(ids, "ignore")}
     return _Reading(
-        tokens=[_piece_bytes(pieces.id_to_piece(i)) for i in range(size)],
-        special={i for i in range(size) if pieces.is_control(i) or pieces.is_unknown(i)},
-        decoders={"decode": pieces.decode},
+        tokens=[
+            tekken.id_to_piece(i).encode() if i in special else tekken.id_to_byte_piece(i)
+            for i in range(tekken.n_words)
+        ],
+        special=special,
+        showing=showing,
+        skipping=skipping,
+        encode=lambda text: tekken.encode(text, bos=False, eos=False),
+        eos_ids=(tekken.eos_id,),
+    )
+
+
+def _read_sentencepiece(pieces: Any) -> _Reading:
+    """Control tokens are never shown. The unknown token always is, as the model says: " \u2047 " unless trained so."""
+    tokens: list[bytes | None] = [
+        _piece_bytes(pieces, i, pieces.id_to_piece(i)) for i in range(pieces.get_piece_size())
+    ]
+    special = {i for i in range(len(tokens)) if pieces.is_control(i)}
+    unknown = frozenset(i for i in range(len(tokens)) if pieces.is_unknown(i))
+    for token_id in special:
+        tokens[token_id] = b""
+    for token_id in unknown:
+        tokens[token_id] = _seen(pieces.decode, tokens, special | unknown, token_id)
+    return _Reading(
+        tokens,
+        special,
+        showing={"decode": pieces.decode},
         encode=pieces.encode,
+        unknown=unknown,
         eos_ids=(pieces.eos_id(),) if pieces.eos_id() >= 0 else (),
     )
 
 
 def _read_slow_sentencepiece(tokenizer: Any) -> _Reading:
-    """A transformers tokenizer over `sp_model`; its ids need not be those of the model (fairseq's are shifted)."""
+    """A transformers tokenizer over `sp_model`; its ids need not be those of the model (fairseq's are shifted).
+
+    What special tokens show is up to its class: nothing, their names, or what the model shows for them.
+    """
     added = tokenizer.added_tokens_decoder
+    pieces = tokenizer.sp_model
     tokens: list[bytes | None] = []
     for token_id in range(max(tokenizer.vocab_size, *(i + 1 for i in added), 0)):
         try:
-            tokens.append(_piece_bytes(tokenizer.convert_ids_to_tokens(token_id)))
+            piece = tokenizer.convert_ids_to_tokens(token_id)
+            tokens.append(_piece_bytes(pieces, pieces.piece_to_id(piece), piece))
         except IndexError:  # a hole between the model's pieces and the added tokens
             tokens.append(None)
+    special = _special_ids(tokenizer)
+    for token_id in special:
+        tokens[token_id] = _seen(_showing(tokenizer), tokens, special, token_id)
     return _Reading(
         tokens,
-        special=_special_ids(tokenizer),
-        decoders=_transformers_decoders(tokenizer),
+        special,
+        showing={_SHOWING: _showing(tokenizer)},
+        skipping={_SKIPPING: _skipping(tokenizer)},
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        skip_special=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         eos_ids=_eos_ids(tokenizer),
     )
 
 
-def _transformers_decoders(tokenizer: Any) -> dict[str, _Decode]:
-    return {
-        "decode(..., skip_special_tokens=False)": lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        "decode(..., skip_special_tokens=True)": lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-    }
+def _seen(decode: _Decode, tokens: Sequence[bytes | None], special: Iterable[int], token_id: int) -> bytes:
+    """What a decoder shows for a token between two words; `_prove` tells whether it does so elsewhere."""
+    text = _text_of(_Reading(tokens, set(special), {}))
+    edge = _edge(text)
+    word = text[edge].decode()
+    return _tried("decodes", decode)([edge, token_id, edge]).removeprefix(word).removesuffix(word).encode()
+
+
+_SHOWING, _SKIPPING = (f"decode(..., skip_special_tokens={skip})" for skip in (False, True))
+
+
+def _showing(tokenizer: Any) -> _Decode:
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _skipping(tokenizer: Any) -> _Decode:
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
@@ -206,10 +345,9 @@ def _unbounded(backend: Any) -> Callable[[str], list[int]]:
     return lambda text: list(backend.encode(text, add_special_tokens=False).ids)
 
 
-def _piece_bytes(piece: str) -> bytes:
-    if spelled := _BYTE_TOKEN.fullmatch(piece):
-        return bytes([int(spelled[1], 16)])
-    return piece.replace("\u2581", " ").encode()
+def _piece_bytes(pieces: Any, piece_id: int, piece: str) -> bytes:
+    """The bytes of a piece. `<0x28>` may be a symbol of six characters: the model knows, its spelling does not tell."""
+    return bytes([int(piece[3:5], 16)]) if pieces.is_byte(piece_id) else piece.replace("\u2581", " ").encode()
 
 
 @lru_cache(maxsize=1)
@@ -262,12 +400,14 @@ def _flatten(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _token_decoder(steps: list[dict[str, Any]]) -> Callable[[str], bytes | None]:
     """What the steps do to one token, apart from the first of a text; None: what its neighbours decide.
 
+    ByteFallback goes by a token's spelling alone: `<0x28>` is the byte 28 even if the model has no byte fallback.
+
     ByteFallback writes U+FFFD for every byte of a run of byte tokens that is not valid UTF-8 as a whole. The `a` of
     `<0xFF><0x61>` is not on the screen, where an `eval(` after it begins a word, but it is among the bytes, where that
     does not. Encoders write a letter as a byte token only if it has no token of its own, and then `_prove_round_trip`
     refuses the tokenizer.
     """
-    table = _byte_of_character() if any(step["type"] == "ByteLevel" for step in steps) else None
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
     bytes_spelled = any(step["type"] == "ByteFallback" for step in steps)
     replacements: list[tuple[str, str]] = []
     for step in steps:
@@ -279,11 +419,8 @@ def _token_decoder(steps: list[dict[str, Any]]) -> Callable[[str], bytes | None]
     def to_bytes(token: str) -> bytes | None:
         for old, new in replacements:
             token = token.replace(old, new)
-        if table is not None:
-            try:
-                return bytes(map(table.__getitem__, token))
-            except KeyError:  # an added token, such as one with a real space: it stands for itself
-                return token.encode()
+        if byte_level:
+            return byte_level_bytes(token)
         if bytes_spelled and (spelled := _BYTE_TOKEN.fullmatch(token)):
             byte = int(spelled[1], 16)
             return None if CLASSES[byte] == WORD else bytes([byte])
@@ -292,89 +429,134 @@ def _token_decoder(steps: list[dict[str, Any]]) -> Callable[[str], bytes | None]
     return to_bytes
 
 
-def _prove(vocabulary: Vocabulary, reading: _Reading) -> None:
-    """Compare every token, in context, with every decoder, and texts with their encoding.
+def _text_of(reading: _Reading) -> dict[int, bytes]:
+    return {i: token for i, token in enumerate(reading.tokens) if token is not None and i not in reading.special}
 
-    Raises:
-        ProdError: they differ, or a token cannot be put to the proof.
-    """
-    text = {i: reading.tokens[i] or b"" for i, kind in enumerate(vocabulary.kinds.tolist()) if kind == TEXT}
-    whole = [i for i, token in text.items() if _is_utf8(token)]
-    edge = next((i for i in whole if text[i].isalnum()), None)
+
+def _edge(text: dict[int, bytes]) -> int:
+    """A token that is a word, beside which others can be proved: decoders may strip spaces from the ends of a text."""
+    edge = next((i for i, token in text.items() if token.isalnum()), None)
     if edge is None:
         raise ProdError(
             "expected a tokenizer with a token that is a word without a space, beside which the others can be proved, "
             f"got none; {_REMEDY}"
         )
-    groups = [whole[i : i + _GROUP] for i in range(0, len(whole), _GROUP)]
+    return edge
+
+
+def _prove(reading: _Reading) -> None:
+    """Compare every token, in context, with every decoder, and texts with their encoding.
+
+    Raises:
+        ProdError: they differ, or a token cannot be put to the proof.
+    """
+    text = _text_of(reading)
+    edge = _edge(text)
+    whole = [i for i, token in text.items() if _is_utf8(token)]
     partial = sorted(text.keys() - set(whole))
+    groups = [whole[i : i + _GROUP] for i in range(0, len(whole), _GROUP)]
     groups += [[i for at in partial[j : j + _GROUP] for i in (at, edge)] for j in range(0, len(partial), _GROUP)]
     groups += _characters_from(text, partial)
-    for name, decode in reading.decoders.items():
-        for group in groups:
-            if _differ(text, edge, group, decode):
-                culprits = [[i] for i in group if _differ(text, edge, [i], decode)]
-                ids = culprits[0] if culprits else group
-                what = f"turns the token ids {str(ids)[:80]} into other text than their bytes ({name})"
-                raise _disagreement(what, *(_differ(text, edge, ids, decode) or ("", "")))
-    _prove_first(text, whole, edge, *list(reading.decoders.items())[-1])
-    _prove_special(reading, edge)
-    _prove_round_trip(vocabulary, reading, text, edge)
+    decoders = {name: _tried("decodes", decode) for name, decode in {**reading.showing, **reading.skipping}.items()}
+    for name, decode in decoders.items():
+        _prove_groups(text, edge, groups, name, decode)
+        _prove_ends(text, whole, edge, name, decode)
+    shown = {i: reading.tokens[i] or b"" for i in sorted(reading.special)}
+    among = _among(shown, text, whole)
+    for name in reading.showing:
+        _prove_groups(text | shown, edge, among, name, decoders[name])
+        _prove_ends(text | shown, list(shown), edge, name, decoders[name])
+    for name in reading.skipping:
+        _prove_skipped(text | dict.fromkeys(shown, b""), edge, among, name, decoders[name])
+    if reading.encode is not None:
+        _prove_round_trip(reading, text, edge, _tried("encodes", reading.encode), decoders)
+
+
+def _prove_groups(text: dict[int, bytes], edge: int, groups: Iterable[list[int]], name: str, decode: _Decode) -> None:
+    for group in groups:
+        if _differ(text, edge, group, decode):
+            culprits = [[i] for i in group if _differ(text, edge, [i], decode)]
+            ids = culprits[0] if culprits else group
+            what = f"turns the token ids {str(ids)[:80]} into other text than their bytes ({name})"
+            raise _disagreement(what, *(_differ(text, edge, ids, decode) or ("", "")))
 
 
 def _differ(text: dict[int, bytes], edge: int, ids: list[int], decode: _Decode) -> tuple[str, str] | None:
-    """The text of some tokens by their bytes and by their decoder, if these differ.
-
-    They stand between words, because decoders may strip spaces from the ends of a text.
-    """
+    """The text of some tokens, between words, by their bytes and by their decoder, if these differ."""
     ids = [edge, *ids, edge]
-    ours = b"".join(map(text.__getitem__, ids)).decode(errors="replace")
+    ours = _joined(text, ids)
     theirs = decode(ids)
     return None if ours == theirs else (ours, theirs)
 
 
-def _prove_first(text: dict[int, bytes], whole: list[int], edge: int, name: str, decode: _Decode) -> None:
-    """Where a decoder takes spaces from the first token of a text, compare every token that has others inside.
+def _joined(text: dict[int, bytes], ids: Iterable[int]) -> str:
+    return b"".join(map(text.__getitem__, ids)).decode(errors="replace")
 
-    Metaspace drops each U+2581 there, so that `a\u2581b` shows what `ab` shows.
+
+def _prove_ends(text: dict[int, bytes], ids: list[int], edge: int, name: str, decode: _Decode) -> None:
+    """Compare, as the first and as the last of a text, every token with spaces that do not stand at its beginning.
+
+    Decoders may strip spaces from the ends of a text and from nowhere else. Metaspace drops every U+2581 of a first
+    token: `a\u2581b` shows what `ab` shows, and `return\u2581` before `x` is one word with it.
     """
-    led = next((i for i in whole if text[i].startswith(b" ") and text[i].strip()), None)
-    if led is None or decode([led, edge]).startswith(" "):
-        return
-    for token_id in whole:
+    for token_id in ids:
         if b" " in text[token_id].lstrip(b" "):
-            ours, theirs = (text[token_id] + text[edge]).decode(), decode([token_id, edge])
+            first, last = [token_id, edge], [edge, token_id]
+            ours, theirs = _joined(text, first), decode(first)
             if ours.lstrip() != theirs.lstrip():
                 raise _disagreement(f"drops spaces inside the token id {token_id} at the start ({name})", ours, theirs)
+            ours, theirs = _joined(text, last), decode(last)
+            if ours.rstrip() != theirs.rstrip():
+                raise _disagreement(f"drops spaces inside the token id {token_id} at the end ({name})", ours, theirs)
 
 
-def _prove_special(reading: _Reading, edge: int) -> None:
-    if reading.skip_special is None:
-        return
-    without = reading.skip_special([edge, edge])
-    for token_id in sorted(reading.special - reading.shown):
-        if (theirs := reading.skip_special([edge, token_id, edge])) != without:
+def _among(special: Iterable[int], text: dict[int, bytes], whole: list[int]) -> list[list[int]]:
+    """For each special token a group in which it stands beside itself and beside all that decoders may strip there.
+
+    Slow tokenizers decode what is between special tokens piece by piece, and a piece may lose spaces at its ends.
+    """
+    kinds: tuple[Callable[[bytes], bool], ...] = (
+        lambda token: token.startswith(b" ") and token.strip() != b"",
+        lambda token: token.endswith(b" ") and token.strip() != b"",
+        lambda token: token == b" ",
+        lambda token: token.startswith(b"\n"),
+        lambda token: token.strip() != b"" and not token.strip().isalnum(),
+    )
+    beside = [i for kind in kinds for i in [next((i for i in whole if kind(text[i])), None)] if i is not None]
+    return [[i, i, *(each for at in beside for each in (at, i))] for i in special]
+
+
+def _prove_skipped(text: dict[int, bytes], edge: int, groups: Iterable[list[int]], name: str, decode: _Decode) -> None:
+    for group in groups:
+        if differ := _differ(text, edge, group, decode):
+            ours, theirs = _differ(text, edge, group[:1], decode) or differ
             raise ProdError(
-                f"expected decode(..., skip_special_tokens=True) to leave out the special token id {token_id}, got "
-                f"{theirs!r} instead of {without!r}: its text would escape the matcher; make it special with "
-                "tokenizer.add_special_tokens(...) or choose another token"
+                f"expected {name} to leave out the special token id {group[0]}, got {theirs!r} instead of {ours!r}: "
+                "its text would escape the matcher; make it special with tokenizer.add_special_tokens(...) or choose "
+                "another token"
             )
 
 
-def _prove_round_trip(vocabulary: Vocabulary, reading: _Reading, text: dict[int, bytes], edge: int) -> None:
+def _prove_round_trip(
+    reading: _Reading,
+    text: dict[int, bytes],
+    edge: int,
+    encode: Callable[[str], list[int]],
+    decoders: dict[str, _Decode],
+) -> None:
     for probe in _PROBES:
-        ids = reading.encode(probe)
-        unknown = {i for i in ids if i not in text}
-        if unknown and not probe.isascii() and all(i in reading.special for i in unknown):
+        ids = encode(probe)
+        unknown = {i for i in ids if i not in text or i in reading.unknown}
+        if unknown and not probe.isascii() and unknown <= reading.special | reading.unknown:
             continue  # no token for such a character: the model neither sees nor writes it
-        decoded = vocabulary.decode(i for i in ids if i in text)
+        decoded = _joined(text, (i for i in ids if i not in unknown))
         expected = " " + probe if decoded.startswith(" " + probe[:4]) else probe  # SentencePiece puts a space before it
         if unknown:
             what = f"encodes ordinary text to special or unknown token ids {sorted(unknown)}"
             raise _disagreement(what, expected, decoded)
         if decoded != expected:
             raise _disagreement("does not round-trip", expected, decoded)
-        for name, decode in reading.decoders.items():
+        for name, decode in decoders.items():
             if differ := _differ(text, edge, ids, decode):
                 raise _disagreement(f"turns tokens into other text than their bytes ({name})", *differ)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -53,15 +53,29 @@ class Vocabulary:
 
     @classmethod
     def from_bytes(
-        cls, tokens: Sequence[bytes | None], *, special: Iterable[int] = (), eos_ids: Iterable[int] = ()
+        cls,
+        tokens: Sequence[bytes | None],
+        *,
+        special: Iterable[int] = (),
+        eos_ids: Iterable[int] = (),
+        decode: Callable[[list[int]], str] | None = None,
+        _proved: bool = False,
     ) -> Vocabulary:
-        """A vocabulary from the bytes of each id; None marks an id that no token has.
+        """A vocabulary from the bytes of each id: b" load", not the `\u0120load` or `\u2581load` of vocabulary files.
 
-        The bytes of a special id are what `decode(..., skip_special_tokens=False)` shows of it, b"" if nothing.
+        Args:
+            tokens: the bytes of each id. At a special id: the text that it shows where special tokens are not skipped,
+                b"" if it never shows one. None: no token has this id.
+            special: ids that add no text where special tokens are skipped.
+            eos_ids: ids that end an output; special as well.
+            decode: ids to text, as users are shown it, with or without special tokens. With it the bytes are proved,
+                as those of a tokenizer are; without it, only what looks like the spellings of a file is refused.
 
         Raises:
-            ProdError: no token at all, or a special id outside the vocabulary.
+            ProdError: no token at all, a special id outside the vocabulary, spellings, or `decode` shows other text.
         """
+        from prod_decode.tokenizer_bytes import check_bytes  # which makes vocabularies itself
+
         if not len(tokens):
             raise ProdError("expected at least one token, got an empty vocabulary")
         kinds = np.fromiter((UNKNOWN if token is None else TEXT for token in tokens), np.uint8, len(tokens))
@@ -70,6 +84,8 @@ class Vocabulary:
             if not 0 <= token_id < len(tokens):
                 raise ProdError(f"special token id {token_id} is outside the vocabulary of {len(tokens)} tokens")
             kinds[token_id] = SPECIAL
+        if not _proved:
+            check_bytes(tokens, set(np.flatnonzero(kinds == SPECIAL).tolist()), decode)
         data, offsets = concatenate(
             [token if token and kind == TEXT else b"" for token, kind in zip(tokens, kinds, strict=True)]
         )

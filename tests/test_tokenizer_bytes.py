@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import contextlib
+import importlib.util
 import io
 import json
 import re
 import string
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +26,7 @@ from hypothesis import strategies as st
 
 from prod_decode import Blocklist, Entry
 from prod_decode.errors import ProdError
-from prod_decode.tokenizer_bytes import _completion, vocabulary_of
+from prod_decode.tokenizer_bytes import _completion, _read, byte_level_bytes, vocabulary_of
 from prod_decode.vocabulary import SPECIAL, TEXT, UNKNOWN, Vocabulary
 from tests.smollm2 import smollm2_tokenizer
 
@@ -186,6 +189,25 @@ class DecodingBackend(SentencePieceBackend):
         return str(self.sp_model.decode(tokens)).strip()
 
 
+class StrippingBackend(DecodingBackend):
+    """Decodes what is between special tokens piece by piece, as transformers 4 does, and vLLM for slow tokenizers."""
+
+    between = ""
+
+    def _decode(self, token_ids: list[int], skip_special_tokens: bool = False, **_: Any) -> str:
+        special = set(self.all_special_tokens)
+        parts = []
+        tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens=skip_special_tokens)
+        for is_special, group in groupby(tokens, special.__contains__):
+            pieces = list(group)
+            parts += pieces if is_special else [self.convert_tokens_to_string(pieces)]
+        return self.between.join(parts)
+
+
+class SpacingBackend(StrippingBackend):
+    between = " "
+
+
 def slow_sentencepiece(backend: type = DecodingBackend, added: dict[int, AddedToken] | None = None) -> Any:
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     with TemporaryDirectory() as folder:
@@ -235,6 +257,103 @@ def from_tiktoken() -> Any:
     return fast(converted, eos_token="<|endoftext|>")
 
 
+class FakeTekkenizer:
+    """mistral-common 1.13's Tekkenizer, as far as its tokens and its text go, for where that package is not installed.
+
+    Special tokens come first; each stretch without any is decoded alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        data = json.loads(path.read_text())
+        self.num_special_tokens = data["config"]["default_num_special_tokens"]
+        self.n_words = data["config"]["default_vocab_size"]
+        named = [token["token_str"] for token in data["special_tokens"]]
+        self._special = named + [f"<SPECIAL_{i}>" for i in range(len(named), self.num_special_tokens)]
+        self.eos_id = named.index("</s>")
+        self._model = tiktoken.Encoding(
+            "tekken",
+            pat_str=data["config"]["pattern"],
+            mergeable_ranks={base64.b64decode(token["token_bytes"]): token["rank"] for token in data["vocab"]},
+            special_tokens={},
+        )
+
+    def is_special(self, token: int) -> bool:
+        return token < self.num_special_tokens
+
+    def is_byte(self, token_id: int) -> bool:
+        return 0 <= token_id - self.num_special_tokens < 256
+
+    def encode(self, s: str, bos: bool, eos: bool) -> list[int]:
+        assert not bos
+        assert not eos
+        return [token + self.num_special_tokens for token in self._model.encode(s)]
+
+    def decode(self, tokens: list[int], special_token_policy: str = "ignore") -> str:
+        assert special_token_policy in ("ignore", "keep")
+        text = ""
+        for special, group in groupby(tokens, self.is_special):
+            if not special:
+                text += self._model.decode([token - self.num_special_tokens for token in group])
+            elif special_token_policy == "keep":
+                text += "".join(self._special[token] for token in group)
+        return text
+
+    def id_to_piece(self, token_id: int) -> str:
+        return self.decode([token_id], "keep")
+
+    def id_to_byte_piece(self, token_id: int) -> bytes:
+        assert not self.is_special(token_id)
+        return self._model.decode_single_token_bytes(token_id - self.num_special_tokens)
+
+
+@lru_cache
+def tekken_wrapped() -> tuple[Any, Any]:
+    """transformers' MistralCommonBackend over a small tekken.json, and the Tekkenizer inside; or fakes of both."""
+    tokens = [bytes([byte]) for byte in range(256)] + [token for token in ranks() if len(token) > 1]
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
+    names += ["[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "eval("]
+    data = {
+        "config": {
+            "pattern": r"\s?\w+|\s+|[^\s\w]+",
+            "num_vocab_tokens": len(tokens),
+            "default_vocab_size": len(tokens) - 5 + 20,
+            "default_num_special_tokens": 20,
+            "version": "v3",
+        },
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+            for rank, token in enumerate(tokens)
+        ],
+        "special_tokens": [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)],
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "tekken.json")
+        path.write_text(json.dumps(data))
+        if importlib.util.find_spec("mistral_common") is None:
+            data["vocab"] = data["vocab"][:-5]  # the vocabulary size says so
+            path.write_text(json.dumps(data))
+            tekken = FakeTekkenizer(path)
+            inner = SimpleNamespace(instruct_tokenizer=SimpleNamespace(tokenizer=tekken), decode=tekken.decode)
+            return SimpleNamespace(
+                tokenizer=inner, all_special_ids=list(range(20)), decode=WithoutLanguage(inner)
+            ), tekken
+        from transformers.tokenization_mistral_common import MistralCommonBackend
+
+        backend = MistralCommonBackend(path)
+        return backend, backend.tokenizer.instruct_tokenizer.tokenizer
+
+
+class WithoutLanguage:
+    """MistralCommonBackend.decode."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __call__(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
+        text = str(self._inner.decode(token_ids, "ignore" if skip_special_tokens else "keep"))
+        return re.sub(r"^lang:[a-z]{2}", "", text) if skip_special_tokens else text
+
+
 def fast(tokenizer: Tokenizer, **named: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
@@ -253,6 +372,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], bool, str]] = {
     "slow sentencepiece": (slow_sentencepiece, False, ANY),
     "tiktoken": (tiktoken_encoding, True, ANY),
     "from tiktoken": (from_tiktoken, True, ANY),
+    "tekken": (lambda: tekken_wrapped()[1], True, ANY),
 }
 
 
@@ -262,9 +382,13 @@ def family(name: str) -> tuple[Any, Vocabulary]:
     return tokenizer, vocabulary_of(tokenizer)
 
 
+def is_tekken(tokenizer: Any) -> bool:
+    return hasattr(tokenizer, "id_to_byte_piece")
+
+
 def decode(tokenizer: Any, ids: list[int]) -> str:
     """What a user of the tokenizer sees."""
-    if isinstance(tokenizer, (tiktoken.Encoding, sentencepiece.SentencePieceProcessor)):
+    if isinstance(tokenizer, (tiktoken.Encoding, sentencepiece.SentencePieceProcessor)) or is_tekken(tokenizer):
         return str(tokenizer.decode(ids))
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -274,6 +398,8 @@ def encode(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer.encode_ordinary(text))
     if isinstance(tokenizer, sentencepiece.SentencePieceProcessor):
         return list(tokenizer.encode(text))
+    if is_tekken(tokenizer):
+        return list(tokenizer.encode(text, False, False))
     encoded = tokenizer.encode(text, add_special_tokens=False)
     return list(getattr(encoded, "ids", encoded))
 
@@ -346,14 +472,16 @@ def test_special_tokens_by_family() -> None:
     assert special("byte-level") == {id_of(raw, t) for t in ("</s>", "<s>", "<|im_end|>", " <mask>")}
     assert special("byte-level raw") == special("byte-level")
     assert special("byte fallback") == {0, 1, 2}
-    assert special("sentencepiece") == {0, 1, 2, 3}
+    assert special("sentencepiece") == {1, 2, 3}
     assert special("slow sentencepiece") == {0, 1, 2, 3}
     assert special("tiktoken") == {900, 905}
+    assert special("tekken") == set(range(20))
     eos = {name: family(name)[1].eos_ids for name in FAMILIES}
     assert eos["byte-level"] == (id_of(raw, "</s>"),)
     assert eos["byte-level raw"] == ()
     assert eos["byte fallback"] == eos["sentencepiece"] == eos["slow sentencepiece"] == (2,)
     assert eos["tiktoken"] == (900,)
+    assert eos["tekken"] == (2,)
     assert eos["from tiktoken"] == (family("from tiktoken")[0].eos_token_id,)
 
 
@@ -427,12 +555,103 @@ def test_empty_tokens_and_equal_bytes() -> None:
     assert [vocabulary.token_bytes(i) for i in twins] == [b" return"] * 2
 
 
-def test_a_pad_token_that_is_only_named_adds_no_text() -> None:
-    raw = Tokenizer.from_str(byte_level().to_str())
-    raw.add_tokens([AddedToken("<pad>", special=False)])
+def test_a_pad_token_that_is_only_named_is_text() -> None:
+    """It is shown where special tokens are skipped as well: between two that are, nothing else would guard it."""
+    raw = with_tokens(byte_level(), "<pad>")
     tokenizer = fast(raw, eos_token="</s>", pad_token="<pad>")
     assert tokenizer.decode([tokenizer.pad_token_id], skip_special_tokens=True) == "<pad>"
-    assert vocabulary_of(tokenizer).kinds[tokenizer.pad_token_id] == SPECIAL
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary.kinds[tokenizer.pad_token_id] == TEXT
+    assert vocabulary.token_bytes(tokenizer.pad_token_id) == b"<pad>"
+
+
+def test_an_eos_that_is_shown_all_the_same_is_refused_until_it_is_special() -> None:
+    tokenizer = fast(with_tokens(byte_level(), "<eos>"), eos_token="<eos>")
+    assert tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=True) == "<eos>"
+    with pytest.raises(ProdError, match=rf"leave out the special token id {tokenizer.eos_token_id}, got .*<eos>.*"):
+        vocabulary_of(tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    assert vocabulary_of(tokenizer).eos_ids == (tokenizer.eos_token_id,)
+
+
+def test_the_text_that_special_tokens_show() -> None:
+    """Where special tokens are not skipped; what SentencePiece shows for its unknown token is always there."""
+    pieces, vocabulary = family("sentencepiece")
+    assert pieces.decode([pieces.piece_to_id("a"), 0, pieces.piece_to_id("b")]) == "a \u2047 b"
+    assert vocabulary.token_bytes(0) == " \u2047 ".encode()
+    assert [_read(pieces).tokens[i] for i in (1, 2, 3)] == [b"", b"", b""]
+    # By `DecodingBackend`, which hands the names of tokens to the model; without special tokens it leaves out all four.
+    assert [_read(slow_sentencepiece()).tokens[i] for i in range(4)] == [" \u2047 ".encode(), b"", b"", b""]
+    evil = changed(byte_fallback(True))
+    evil.add_special_tokens(["import os", "\u0120"])
+    for name, token_id, shown in [
+        ("byte-level", id_of(byte_level(), " <mask>"), b" <mask>"),
+        ("byte fallback", 2, b"</s>"),
+        ("metaspace", 2, b"</s>"),
+        ("tiktoken", 900, b"<|endoftext|>"),
+        ("tekken", 15, b"eval("),
+        ("tekken", 19, b"<SPECIAL_19>"),
+    ]:
+        assert _read(family(name)[0]).tokens[token_id] == shown
+    vocabulary_of(fast(evil))
+    assert _read(evil).tokens[-2:] == [b"import os", "\u0120".encode()]
+
+
+@families
+@given(st.data())
+def test_shown_special_tokens_decode_as_their_bytes(name: str, data: st.DataObject) -> None:
+    vocabulary, reading = family(name)[1], reading_of(name)
+    special = sorted(reading.special)
+    known = [*text_ids(vocabulary), *special]
+    ids = data.draw(st.lists(st.sampled_from(known) | st.sampled_from(special), max_size=12))
+    for show in reading.showing.values():
+        assert_same_text(b"".join(reading.tokens[i] or b"" for i in ids), show(ids), exact=FAMILIES[name][1])
+    left = b"".join(reading.tokens[i] or b"" for i in ids if i not in reading.special)
+    for skip in reading.skipping.values():
+        assert_same_text(left, skip(ids), exact=FAMILIES[name][1])
+
+
+@lru_cache
+def reading_of(name: str) -> Any:
+    return _read(family(name)[0])
+
+
+def assert_same_text(ours: bytes, theirs: str, *, exact: bool) -> None:
+    text = ours.decode(errors="replace")
+    if exact and "\ufffd" not in text + theirs:
+        assert text == theirs
+    elif "\ufffd" not in text + theirs:
+        assert text.strip() == theirs.strip()
+
+
+# Tekken: mistral-common itself where it is installed, which it is in vLLM's environment.
+
+
+def test_tekken_by_every_wrapper() -> None:
+    backend, tekken = tekken_wrapped()
+    honest = vocabulary_of(tekken)
+    served = SimpleNamespace(  # vLLM's MistralTokenizer
+        tokenizer=tekken, all_special_ids=list(range(20)), decode=WithoutLanguage(backend.tokenizer)
+    )
+    assert honest.token_bytes(20 + 0xC3) == b"\xc3"
+    assert honest.token_bytes(20 + ord("a")) == b"a"
+    assert honest.decode(tekken.encode(SNIPPET, False, False)) == SNIPPET
+    assert len(honest) == tekken.n_words
+    for wrapper in (backend, backend.tokenizer, served):
+        with contextlib.nullcontext() if wrapper is backend.tokenizer else pytest.warns(UserWarning, match="lang"):
+            vocabulary = vocabulary_of(wrapper)
+        assert vocabulary.data.tolist() == honest.data.tolist()
+        assert vocabulary.offsets.tolist() == honest.offsets.tolist()
+        assert vocabulary.kinds.tolist() == honest.kinds.tolist()
+        assert vocabulary.eos_ids == (2,)
+
+
+def test_a_decoder_that_drops_the_language_is_said() -> None:
+    """Voxtral's answers begin with it. So do those of a model that is asked to write it."""
+    backend, tekken = tekken_wrapped()
+    assert backend.decode(tekken.encode("lang:eneval(", False, False), skip_special_tokens=True) == "eval("
+    with pytest.warns(UserWarning, match=r"'lang:eneval\(' as 'eval\('.*decode with its Tekkenizer"):
+        vocabulary_of(backend)
 
 
 def test_a_pad_token_that_is_ordinary_text_is_refused() -> None:
@@ -606,6 +825,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: changed(byte_level(), normalizer=normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])),
         "does not round-trip: expected 'caf\u00e9', got 'cafe'",
     ),
+    "spaces between special tokens": (
+        lambda: slow_sentencepiece(SpacingBackend),
+        r"other text than their bytes \(decode\(\.\.\., skip_special_tokens=False",
+    ),
+    "pieces stripped between special tokens": (
+        lambda: slow_sentencepiece(StrippingBackend),
+        r"other text than their bytes \(decode\(\.\.\., skip_special_tokens=False",
+    ),
     "an added token that its own decoder breaks": (
         lambda: with_tokens(byte_level(), "\u00e9"),
         "does not round-trip: expected 'caf\u00e9', got 'caf\ufffd'",
@@ -734,6 +961,224 @@ def test_the_disagreement_names_the_token() -> None:
         ProdError, match=rf"token ids \[{token_id}\] .*expected '0return0', got '0reTURN0' at character 3"
     ):
         vocabulary_of(Tampered(raw, token_id, shows=lambda _: "reTURN"))
+
+
+# Spaces that do not lead.
+
+
+def spelled(
+    decoder: Any, tokens: Iterable[str] = (), special: Iterable[str] = (), byte_fallback: bool = False
+) -> Tokenizer:
+    """A vocabulary of characters and of the tokens given, with U+2581 for a space; text is encoded by character."""
+    alphabet = [*PRINTABLE, "\u2581", "\n", "\t", "\r", "<unk>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*alphabet, *tokens]))}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=byte_fallback))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoder
+    tokenizer.add_special_tokens(["<unk>", *special])
+    return tokenizer
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_space_that_ends_a_first_token_is_lost(scheme: str) -> None:
+    tokenizer = spelled(decoders.Metaspace(prepend_scheme=scheme), ["return\u2581"])
+    ids = [id_of(tokenizer, token) for token in ("return\u2581", "x", "(")]
+    assert tokenizer.decode(ids) == "returnx("
+    for each in (tokenizer, fast(tokenizer)):
+        with pytest.raises(ProdError, match=rf"drops spaces inside the token id {ids[0]} at the start"):
+            vocabulary_of(each)
+
+
+def test_a_space_inside_a_special_token_that_is_lost() -> None:
+    """Skipped it shows nothing, shown as the first of a text it loses its space."""
+    tokenizer = spelled(decoders.Metaspace(), special=["eval(\u2581x)"])
+    assert tokenizer.decode([id_of(tokenizer, "eval(\u2581x)")], skip_special_tokens=False) == "eval(x)"
+    with pytest.raises(ProdError, match="drops spaces inside the token id"):
+        vocabulary_of(tokenizer)
+
+
+def test_spaces_that_end_tokens_are_text_where_they_are_kept() -> None:
+    replaced = decoders.Sequence([SPACES, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    for decoder in (decoders.Metaspace(prepend_scheme="never"), replaced):
+        tokenizer = spelled(decoder, ["return\u2581"])
+        vocabulary = vocabulary_of(tokenizer)
+        ids = [id_of(tokenizer, token) for token in ("return\u2581", "x", "(")]
+        assert tokenizer.decode(ids) == vocabulary.decode(ids) == "return x("
+
+
+def suffix_sentencepiece(**options: Any) -> Any:
+    return trained_sentencepiece(
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        treat_whitespace_as_suffix=True,
+        **options,
+    )
+
+
+def test_sentencepiece_with_spaces_as_suffixes() -> None:
+    pieces = suffix_sentencepiece(add_dummy_prefix=False)
+    vocabulary = vocabulary_of(pieces)
+    ended = next(
+        i
+        for i in text_ids(vocabulary)
+        if vocabulary.token_bytes(i).rstrip(b" ").isalpha() and vocabulary.token_bytes(i).endswith(b" ")
+    )
+    x = pieces.piece_to_id("x")
+    for ids in ([ended, x], [x, ended, x], [x, ended], [ended, ended, x]):
+        assert vocabulary.decode(ids) == pieces.decode(ids)
+    with pytest.raises(ProdError, match="does not round-trip"):  # it writes a space at the end of each text
+        vocabulary_of(suffix_sentencepiece())
+
+
+DECODERS = st.sampled_from(
+    [
+        *(decoders.Metaspace(prepend_scheme=scheme) for scheme in ("first", "always", "never")),
+        *(
+            decoders.Sequence([decoders.Replace("\u2581", " "), *steps])
+            for steps in (
+                [decoders.Fuse()],
+                [decoders.ByteFallback(), decoders.Fuse()],
+                [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)],
+                [decoders.Fuse(), decoders.Strip(" ", 2, 0)],
+            )
+        ),
+    ]
+)
+PARTS = st.sampled_from(["a", "x", "\u2581", "\u2581", "(", "\n", " ", "<0x28>", "<0x2", "8>", "\u0120", "return"])
+SPELLINGS = st.lists(st.lists(PARTS, min_size=2, max_size=3).map("".join), max_size=3, unique=True)
+
+
+@given(DECODERS, SPELLINGS, SPELLINGS, st.booleans())
+def test_what_is_accepted_shows_its_bytes(decoder: Any, tokens: list[str], special: list[str], fallback: bool) -> None:
+    """From the first token of a text on, special tokens shown or skipped; but for spaces at its ends."""
+    tokenizer = spelled(decoder, tokens, special, fallback)
+    try:
+        vocabulary_of(tokenizer)
+    except ProdError:
+        return
+    reading = _read(tokenizer)
+    odd = [i for i, token in enumerate(reading.tokens) if token is not None and len(token) != 1]
+    for ids in product([*odd, *(id_of(tokenizer, token) for token in ("x", "\u2581"))], repeat=3):
+        for skip in (False, True):
+            shown = b"".join(reading.tokens[i] or b"" for i in ids if not (skip and i in reading.special))
+            assert_same_text(shown, tokenizer.decode(list(ids), skip_special_tokens=skip), exact=False)
+
+
+# Spellings of bytes.
+
+
+def test_a_sentencepiece_symbol_that_looks_like_a_byte_is_text() -> None:
+    options = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    symbols = ["\n", "\t", "\r", "    ", "<0x28>"]
+    pieces = trained_sentencepiece(
+        **options, user_defined_symbols=symbols, allow_whitespace_only_pieces=True, character_coverage=1.0
+    )
+    token_id = pieces.piece_to_id("<0x28>")
+    assert not pieces.is_byte(token_id)
+    assert pieces.decode([token_id]) == "<0x28>"
+    assert vocabulary_of(pieces).token_bytes(token_id) == b"<0x28>"
+
+
+def test_a_byte_by_its_spelling_is_one_to_byte_fallback() -> None:
+    """The decoder asks no model; to Rust, which reads the digits, `+8` is a number as well."""
+    steps = [SPACES, decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer = spelled(decoders.Sequence(steps), ["<0x28>"])
+    token_id = id_of(tokenizer, "<0x28>")
+    assert tokenizer.decode([token_id]) == "("
+    assert vocabulary_of(tokenizer).token_bytes(token_id) == b"("
+    with pytest.raises(ProdError, match="other text than their bytes"):
+        vocabulary_of(spelled(decoders.Sequence(steps), ["<0x+8>"]))
+    tokenizer = spelled(decoders.Sequence([SPACES, decoders.Fuse()]), ["<0x28>"], byte_fallback=True)
+    assert vocabulary_of(tokenizer).token_bytes(token_id) == tokenizer.decode([token_id]).encode() == b"<0x28>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "recipe"),
+    [
+        (["load", "\u0120load", "\u0120import", "("], r"take byte_level_bytes\(token\)"),
+        (["load", "\u2581load", " ", "("], None),
+        (["load", "\u2581load", "("], r"take token.replace\('\\u2581', ' '\).encode\(\)"),
+        (["\u0120or\u0121", "\u0120a", " a", " b", " c"], None),
+        ([" a", " b", *(f"<0x{byte:02X}>" for byte in range(256))], r"take bytes\(\[int\(token\[3:5\], 16\)\]\)"),
+        ([" a", "<0x28>"], None),
+    ],
+)
+def test_spellings_are_no_bytes(tokens: list[str], recipe: str | None) -> None:
+    spellings = [token.encode() for token in tokens]
+    if recipe is None:
+        assert len(Vocabulary.from_bytes(spellings)) == len(tokens)
+    else:
+        with pytest.raises(ProdError, match=f"expected the bytes of each token, .*{recipe}") as refusal:
+            Vocabulary.from_bytes(spellings)
+        assert "\n" not in str(refusal.value)
+
+
+def test_real_spellings_are_no_bytes() -> None:
+    for tokenizer in (byte_level(), byte_fallback(True), metaspace()):
+        vocabulary = tokenizer.get_vocab()
+        with pytest.raises(ProdError, match="expected the bytes of each token"):
+            Vocabulary.from_bytes([token.encode() for token in sorted(vocabulary, key=vocabulary.__getitem__)])
+
+
+def test_the_recipe_gives_the_bytes() -> None:
+    raw, vocabulary = family("byte-level raw")
+    spellings = raw.get_vocab()
+    special = [i for i, kind in enumerate(vocabulary.kinds.tolist()) if kind == SPECIAL]
+    tokens = [byte_level_bytes(token) for token in sorted(spellings, key=spellings.__getitem__)]
+    made = Vocabulary.from_bytes(tokens, special=special, decode=raw.decode)
+    assert made.data.tolist() == vocabulary.data.tolist()
+    assert made.offsets.tolist() == vocabulary.offsets.tolist()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("name", ["byte-level raw", "byte fallback raw", "metaspace"])
+def test_given_bytes_are_proved(name: str, skip: bool) -> None:
+    tokenizer = family(name)[0]
+    reading = reading_of(name)
+
+    def show(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=skip))
+
+    known = [i for i, token in enumerate(reading.tokens) if token is not None]
+    vocabulary = Vocabulary.from_bytes(reading.tokens, special=reading.special, decode=show)
+    assert vocabulary.data.tolist() == family(name)[1].data.tolist()
+    for token_id in known[::37]:
+        tokens = list(reading.tokens)
+        tokens[token_id] = (tokens[token_id] or b"") + b"!"
+        if skip and token_id in reading.special:
+            continue
+        with pytest.raises(ProdError, match=r"other text than their bytes|to leave out|expected a token for the byte"):
+            Vocabulary.from_bytes(tokens, special=reading.special, decode=show)
+
+
+# Tokenizers that raise.
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (models.WordLevel({"a": 0, " b": 1}), r"Missing \[UNK\] token"),
+        (models.Unigram([("a", -1.0), ("\u2581b", -2.0)]), "`unk_id` is missing"),
+        (models.WordPiece({"a": 0, "##b": 1}), r"Missing \[UNK\] token"),
+    ],
+    ids=["WordLevel", "Unigram", "WordPiece"],
+)
+def test_a_tokenizer_that_raises_is_refused(model: Any, reason: str) -> None:
+    tokenizer = changed(Tokenizer(model), decoder=decoders.Fuse())
+    for each in (tokenizer, fast(tokenizer), fast(tokenizer, clean_up_tokenization_spaces=True)):
+        with pytest.raises(ProdError, match=rf"a tokenizer that encodes any text, got .*{reason}.*unknown token"):
+            vocabulary_of(each)
+
+
+def test_a_decoder_that_raises_is_refused() -> None:
+    def decode(ids: list[int]) -> str:
+        raise OverflowError("no\nmore")
+
+    with pytest.raises(ProdError, match=r"a tokenizer that decodes any text, got one that raises 'no': .*from_bytes"):
+        Vocabulary.from_bytes([b"a"], decode=decode)
 
 
 # The real one.
