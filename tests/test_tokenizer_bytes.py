@@ -1123,6 +1123,16 @@ def test_real_spellings_are_no_bytes() -> None:
             Vocabulary.from_bytes([token.encode() for token in sorted(vocabulary, key=vocabulary.__getitem__)])
 
 
+def test_the_recipe_of_the_page_runs() -> None:
+    """Ids without gaps, as the page says: those of the byte-level tokenizer."""
+    tokenizer, honest = family("byte-level")
+    page = (Path(__file__).parent.parent / "docs" / "tokenizers.md").read_text()
+    names = {"tokenizer": tokenizer, "blocklist": Blocklist.compile([Entry("yaml.load(")])}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["matcher"].vocabulary.data.tolist() == honest.data.tolist()
+    assert names["matcher"].vocabulary.eos_ids == honest.eos_ids
+
+
 def test_the_recipe_gives_the_bytes() -> None:
     raw, vocabulary = family("byte-level raw")
     spellings = raw.get_vocab()
