@@ -153,6 +153,42 @@ class TextTracker:
         self._any_closed = bool((self._states == _UNREADABLE).any())
 
 
+class PromptEdge:
+    """Where the prompts of a batch end, for engines that do not say: where its texts ended when they were first seen.
+
+    Texts that go on from there, or go back no further than to there, are the same call's. A call whose prompts begin as
+    those of the last one did, and are no longer than its texts, cannot be told from it; `forget` before it.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """The next texts are prompts."""
+        self._prompts: NDArray[np.int64] | None = None
+        self._longest = 0
+
+    def grow(self, length: int) -> None:
+        """The texts have `length` tokens now, the same and more than before."""
+        self._longest = max(self._longest, length)
+
+    def find(self, texts: NDArray[np.int64]) -> int:
+        """How many columns of `texts`, int64 [B, T], are prompts."""
+        rows, length = texts.shape
+        prompts = self._prompts
+        goes_on = (
+            prompts is not None
+            and len(prompts) == rows
+            and prompts.shape[1] <= length <= self._longest + 1
+            and np.array_equal(prompts, texts[:, : prompts.shape[1]])
+        )
+        if prompts is None or not goes_on:
+            self._prompts = prompts = texts.copy()
+            self._longest = 0
+        self.grow(length)
+        return int(prompts.shape[1])
+
+
 @inline
 def _adds_nothing(nodes: NDArray[Any], state: int, first: int) -> bool:
     """Whether whatever completes a pattern after `state` does so after `first` as well."""
