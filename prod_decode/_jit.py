@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numba
+from llvmlite.binding import ffi
+
+# vLLM 0.32 reads `__dict__` of every value in every module; llvmlite's library answers with a C function of that name,
+# and a worker that has loaded numba dies ("'_lib_fn_wrapper' object has no attribute 'get'"). This is what it looks up.
+getattr(ffi.lib, "_fntab", {}).setdefault("__dict__", {})
 
 _F = TypeVar("_F", bound=Callable[..., object])
 

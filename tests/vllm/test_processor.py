@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.triton_utils.dispatcher import _rebind_kernels
 from vllm.v1.sample.logits_processor import (
     BatchUpdate,
     LogitsProcessors,
@@ -554,6 +556,12 @@ def test_names_are_validated_where_requests_arrive(monkeypatch: pytest.MonkeyPat
         frontend.validate(SamplingParams(extra_args={"prod_blocklist": "gpl"}))
     with pytest.raises(VLLMValidationError, match="set PROD_BLOCKLISTS instead of --additional-config"):
         validate_logits_processors_parameters([ProdLogitsProcessor], params("gpl"))
+
+
+def test_a_worker_that_has_loaded_numba_starts() -> None:
+    """What a worker for CPUs does to every loaded module at start; numba is among them here."""
+    assert "llvmlite.binding.ffi" in sys.modules
+    _rebind_kernels([])
 
 
 def test_names_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from vllm import LLM  # noqa: F401  (before the modules that load numba: see docs/vllm.md)
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from bench import vllm_writer
