@@ -162,6 +162,13 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--compare", action="store_true", help="also generate without the blocklist")
     add.add_argument("--json", action="store_true", help="as one JSON object")
     add.set_defaults(run=_generate)
+
+    add = commands.add_parser("check-server", help="whether a vLLM server enforces blocklists; exit status 1 if not")
+    add.add_argument("url", metavar="URL", help="such as http://localhost:8000")
+    add.add_argument("--model", metavar="M", help="the model's name there (default: the first one)")
+    add.add_argument("--list", action="append", default=[], metavar="NAME", help="a blocklist that requests add")
+    add.add_argument("--api-key", metavar="KEY", help="default: the variable OPENAI_API_KEY")
+    add.set_defaults(run=_check_server)
     return parser
 
 
@@ -410,6 +417,19 @@ def _generate(options: argparse.Namespace) -> int:
         _note(f"{entry_id}: stepped in {count} times")
     _note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")
     return 0
+
+
+def _check_server(options: argparse.Namespace) -> int:
+    from prod_decode.check_server import check_server
+
+    key = options.api_key or os.environ.get("OPENAI_API_KEY")
+    found = check_server(options.url, model=options.model, names=options.list, api_key=key)
+    about = ""
+    if found.report:
+        lists = ", ".join(found.report["enforced"]) or "none"
+        about = f" (prod-decode {found.report['version']}, vLLM {found.report['vllm']}; lists: {lists})"
+    print(f"{options.url}: {'enforced' if found.enforced else f'NOT ENFORCED: {found.reason}'}{about}")
+    return 0 if found.enforced else FOUND
 
 
 def _record(run: Generation, blocklist: Blocklist) -> dict[str, object]:

@@ -119,6 +119,22 @@ def mask_padding_(scores: Tensor, known: int, rows: Indices | None = None) -> Te
     return scores
 
 
+def mask_columns_(scores: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Set the columns `cols` to -inf, in place, in the rows where `rows` is true; waits for no device.
+
+    Args:
+        scores: as for `mask_prohibited_`.
+        rows: bool [N], one for each of the flattened leading dimensions, on the device of `scores`.
+        cols: int64 [M], there as well.
+
+    Returns:
+        `scores` itself. Every other element keeps its bits.
+    """
+    flat = _view(scores)
+    flat[:, cols] = flat[:, cols].masked_fill(rows[:, None], -math.inf)
+    return scores
+
+
 def prod_distribution(
     logits: Tensor,
     prohibited: Prohibited,

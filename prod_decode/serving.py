@@ -7,13 +7,22 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prod_decode.blocklist import Blocklist
 from prod_decode.errors import ProdError
+
+if TYPE_CHECKING:
+    from prod_decode.blocklist import Blocklist
 
 ENVIRONMENT = "PROD_BLOCKLISTS"
 ARGUMENT = "prod_blocklists"
+
+# `prod-decode check-server` asks with it: `REPORT` is answered with what the server enforces, `CANARY` adds the list
+# of this name, which bans one phrase, which nobody writes.
+CHECK, REPORT, CANARY = "prod_check", "report", "canary"
+CANARY_PHRASE = "prod_decode_canary_7c1e5bd04af29b36"
+# Set on a request whose `ignore_eos` was taken over: EOS is masked, and written only to end a row.
+ENDLESS = "prod_ignore_eos"
 
 _EXAMPLE = '{"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}'
 
@@ -53,6 +62,8 @@ class Settings:
         for name, file in files.items():
             if not name or not isinstance(name, str) or not isinstance(file, str) or not file:
                 raise ProdError(f"{where}: blocklists: expected a name and a file, got {name!r}: {file!r}")
+            if name == CHECK:
+                raise ProdError(f"{where}: blocklists: {CHECK!r} is the name of the canary: use another one")
         default = value.get("default", list(files))
         if not isinstance(default, list) or not all(isinstance(name, str) for name in default):
             raise ProdError(f"{where}: default: expected a list of names, [] for none, got {default!r}")
@@ -95,6 +106,8 @@ class Settings:
         Raises:
             ProdError: a file that is missing or damaged; the message says under which name it was given.
         """
+        from prod_decode.blocklist import Blocklist
+
         loaded = {}
         for name, file in self.files.items():
             try:
@@ -106,16 +119,21 @@ class Settings:
     def names(self, arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
         """What to enforce on a request: the default and what its arguments add, in the order of `files`.
 
+        A request with `{"prod_check": "canary"}` gets the list `CHECK` as well.
+
         Raises:
-            ProdError: what `requested` refuses, or a name that the server did not load.
+            ProdError: what `requested` refuses, or a name that the server did not load. Other names are not told, since
+                they may be other clients'.
         """
         added = requested(arguments)
-        if not added:
-            return self.default
         for name in added:
             if name not in self.files:
-                raise ProdError(f"{ARGUMENT}: {_unknown(name, self.files)}")
-        return tuple(name for name in self.files if name in added or name in self.default)
+                raise ProdError(
+                    f"{ARGUMENT}: expected names of blocklists that this server has, got {_short(name)}: ask whoever "
+                    "runs the server for the name"
+                )
+        names = tuple(name for name in self.files if name in added or name in self.default)
+        return (*names, CHECK) if arguments and arguments.get(CHECK) == CANARY else names
 
 
 def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -127,14 +145,32 @@ def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
     if not arguments:
         return ()
     for key in arguments:
-        if key != ARGUMENT and isinstance(key, str) and key.startswith("prod_"):
-            raise ProdError(f"expected the argument {ARGUMENT}, got {key}: a request may add blocklists, and no more")
+        if key not in (ARGUMENT, CHECK, ENDLESS) and isinstance(key, str) and is_close(key):
+            raise ProdError(
+                f"expected the argument {ARGUMENT}, got {_short(key)}; did you mean {ARGUMENT!r}? A request may add "
+                "blocklists, and no more"
+            )
+    if arguments.get(CHECK, CANARY) not in (CANARY, REPORT):
+        raise ProdError(f"{CHECK}: expected {CANARY!r} or {REPORT!r}, got {_short(arguments[CHECK])}")
     names = arguments.get(ARGUMENT, [])
     if isinstance(names, str):
         names = [names]
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ProdError(f"{ARGUMENT}: expected a list of names, got {names!r}")
+        raise ProdError(f"{ARGUMENT}: expected a list of names, got {_short(names)}")
     return tuple(names)
+
+
+def is_close(key: str) -> bool:
+    """Whether a key is a wrong spelling of `prod_blocklists`, or begins like it."""
+    plain = key[:64].casefold().replace("-", "_")
+    letters = "".join(filter(str.isalnum, plain))
+    close = difflib.get_close_matches(letters, [ARGUMENT.replace("_", "")], 1, 0.8)
+    return plain.startswith("prod_") or "blocklist" in letters or bool(close)
+
+
+def _short(value: object) -> str:
+    text = repr(value[:80] if isinstance(value, str | list | tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -8,31 +8,42 @@ r"""The adapter for vLLM: named blocklists as one logits processor for both of i
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from vllm import __version__ as vllm_version
+from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
+from prod_decode import __version__
+from prod_decode.blocklist import Blocklist
 from prod_decode.device import DeviceMatcher
+from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
-from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
+from prod_decode.masking import check_width, mask_columns_, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
 from prod_decode.models import load_tokenizer
-from prod_decode.serving import ENVIRONMENT, Settings, requested
+from prod_decode.serving import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, REPORT, Settings, requested
 from prod_decode.tokenizer_bytes import vocabulary_of
+from prod_decode.vllm_plugin import PROCESSOR, config_of_caller, guards_in
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _LOG = logging.getLogger(__name__)
+# vLLM shows what is below a warning for its own loggers only.
+_START_LOG = logging.getLogger("vllm.prod_decode")
 
 # Where there is no token; vLLM itself has -1 where a token is not known yet.
 _NO_TOKEN = -2
@@ -43,12 +54,13 @@ class _Row:
     """A request in the batch: its text, and which blocklists it gets, by their place in `ProdLogitsProcessor.names`.
 
     `prompt` is None where vLLM has embeddings instead; `names` where the request cannot have been validated. `output`
-    is vLLM's own list, which grows.
+    is vLLM's own list, which grows. An `endless` row asked for `ignore_eos`.
     """
 
     prompt: list[int] | None
     output: list[int]
     names: tuple[int, ...] | None
+    endless: bool = False
 
 
 class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # mypy does not follow vllm
@@ -68,8 +80,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
 
     Attributes:
         settings: the files and the default.
-        names: the names of the blocklists; their order is that of `matchers`.
-        matchers: one for each.
+        names: the names of the blocklists, that of the canary last; their order is that of `matchers`.
+        matchers: one for each; none on a rank that never samples.
         eos_ids: what ends a row.
     """
 
@@ -91,11 +103,16 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         self.settings = Settings.find(vllm_config.additional_config)
         vocabulary = _vocabulary(vllm_config.model_config)
         self.eos_ids = _eos_ids(vocabulary, vllm_config.model_config)
-        loaded = self.settings.load()
-        self.names = tuple(loaded)
+        ending = {*self.eos_ids, *vocabulary.eos_ids, *_configured_eos_ids(vllm_config.model_config)}
+        self._ending = np.array(sorted(token for token in ending if 0 <= token < len(vocabulary)), np.int64)
+        self.names = (*self.settings.files, CHECK)
+        samples = _samples(vllm_config)
+        loaded = {**self.settings.load(), CHECK: _canary()} if samples else {}
         self.matchers = [blocklist.bind(vocabulary) for blocklist in loaded.values()]
         self._known = len(vocabulary)
-        self._slots = _Slots(self.matchers, self.eos_ids, vllm_config, device_or_req_states) if on_v2 else None
+        self._slots = None
+        if on_v2 and samples:
+            self._slots = _Slots(self.matchers, self.eos_ids, self._ending, vllm_config, device_or_req_states)
         if not on_v2:
             for matcher in self.matchers:
                 _warm_up(matcher)
@@ -104,13 +121,18 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         self._lengths = self._newest = np.zeros(0, np.int64)
         self._closed = np.zeros(0, np.bool_)
         self._arrange([], [])
+        if samples:
+            _START_LOG.info("%s", _describe_start(self.settings))
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse a request, with HTTP 400, that names a blocklist which the server does not have, or is beam search.
+        """Refuse a request, with HTTP 400, whose options get round the mask, or that asks for what is not there.
+
+        Takes `ignore_eos` over: EOS is masked in such a request, so that it can still end a row without a token left.
 
         Raises:
-            ProdError: it does.
+            ProdError: it names a blocklist which the server does not have, is beam search, or asks for probabilities
+                before the mask.
         """
         # This is what vLLM's beam search asks for at each step, with nothing else to tell it by. It picks tokens by
         # their log-probabilities, which vLLM takes before the mask.
@@ -120,8 +142,19 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
                 "use_beam_search, and use n for several answers (max_tokens=1 with logprobs and detokenize=False is "
                 "taken for beam search)"
             )
-        if requested(sampling_params.extra_args):
-            _settings_of_caller().names(sampling_params.extra_args)
+        shown = _unmasked_probabilities(sampling_params)
+        arguments = sampling_params.extra_args or {}
+        if not (shown or sampling_params.ignore_eos or requested(arguments) or CHECK in arguments):
+            return
+        settings = _settings_of_caller()
+        names = settings.names(arguments)
+        if arguments.get(CHECK) == REPORT:
+            raise ProdError(f"{CHECK}: {json.dumps(_report(settings, names))}")
+        if shown and names:
+            raise ProdError(shown)
+        if sampling_params.ignore_eos and names:
+            sampling_params.ignore_eos = False
+            sampling_params.extra_args = {**arguments, ENDLESS: 1}
 
     def is_argmax_invariant(self) -> bool:
         """False: greedy search must see the mask."""
@@ -139,7 +172,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         place = {row: row for row in range(len(rows))}
 
         def arrive(params: Any, prompt: list[int] | None, output: list[int]) -> int:
-            rows.append(_Row(prompt, output, self._names_of(params)))
+            rows.append(_Row(prompt, output, self._names_of(params), _is_endless(params)))
             return len(rows) - 1
 
         process_dict_updates(place, batch_update, arrive)
@@ -178,6 +211,10 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         self._follow()
         width = logits.shape[1]
         rows, tokens = self._banned(width)
+        if len(self._endless):
+            ending = self._ending[self._ending < width]
+            rows = np.concatenate([rows, np.repeat(self._endless, len(ending))])
+            tokens = np.concatenate([tokens, np.tile(ending, len(self._endless))])
         if not len(rows) and width <= self._known:
             return logits
         mask_padding_(logits, self._known, self._guarded)
@@ -187,7 +224,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """V2: a request moves into a slot; whether anything is enforced on it."""
         names = self._names_of(sampling_params)
         if self._slots is not None:
-            self._slots.take(req_idx, names)
+            self._slots.take(req_idx, names, endless=_is_endless(sampling_params))
         return names is None or bool(names)
 
     def apply_staged_writes(self) -> None:
@@ -229,6 +266,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         guarded = [i for i, row in enumerate(rows) if row.names is None or row.names]
         self._any = bool(guarded)
         self._guarded = None if len(guarded) == count else np.array(guarded, np.int64)
+        self._endless = np.array([i for i in guarded if rows[i].endless], np.int64)
 
     def _follow(self) -> None:
         """Bring the states up to the tokens there are now."""
@@ -302,20 +340,19 @@ class _Slots:
     taken; `DeviceMatcher` reads the tokens itself, drafts of speculative decoding included.
     """
 
-    def __init__(self, matchers: list[Matcher], eos_ids: list[int], vllm_config: Any, states: Any) -> None:
-        speculation = vllm_config.speculative_config
-        drafts = speculation.num_speculative_tokens if speculation is not None else 0
+    def __init__(
+        self, matchers: list[Matcher], eos_ids: list[int], ending: NDArray[np.int64], vllm_config: Any, states: Any
+    ) -> None:
         self._states = states
-        self._guards = [
-            DeviceMatcher(
-                matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids
-            )
-            for bit, matcher in enumerate(matchers)
-        ]
-        # A bit for each blocklist in force; and by how much a text is said to be longer than it can be, to end its row.
-        self._settings = np.zeros((2, states.max_num_reqs), np.int32)
-        self._enabled, self._closed = self._settings
-        self._on_device = torch.zeros((2, states.max_num_reqs), dtype=torch.int32, device=states.device)
+        self._ending = ending
+        # A bit for each blocklist in force; by how much a text is said to be longer than it can be, to end its row; and
+        # whether the request asked for `ignore_eos`.
+        self._settings = np.zeros((3, states.max_num_reqs), np.int32)
+        self._enabled, self._closed, self._endless = self._settings
+        # In a thread of its own: vLLM loads the model inside of a memory pool, which belongs to its thread, and which
+        # sleep mode of level 2 throws away.
+        with ThreadPoolExecutor(1, thread_name_prefix="prod") as pool:
+            pool.submit(self._allocate, matchers, eos_ids, vllm_config).result()
         self._taken: list[int] = []
         for guard in self._guards:
             guard.warm_up(
@@ -325,10 +362,23 @@ class _Slots:
                 torch.int64,
             )
 
-    def take(self, slot: int, names: tuple[int, ...] | None) -> None:
+    def _allocate(self, matchers: list[Matcher], eos_ids: list[int], vllm_config: Any) -> None:
+        states, speculation = self._states, vllm_config.speculative_config
+        drafts = speculation.num_speculative_tokens if speculation is not None else 0
+        self._guards = [
+            DeviceMatcher(
+                matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids
+            )
+            for bit, matcher in enumerate(matchers)
+        ]
+        self._on_device = torch.zeros(self._settings.shape, dtype=torch.int32, device=states.device)
+        self._ending_on_device = torch.tensor(self._ending, device=states.device)
+
+    def take(self, slot: int, names: tuple[int, ...] | None, *, endless: bool = False) -> None:
         """A request has come; None for `names` ends it."""
         bits = range(len(self._guards)) if names is None else names
         self._enabled[slot] = sum(1 << bit for bit in bits)
+        self._endless[slot] = endless and names != ()
         self._closed[slot] = 0 if names is not None else self._states.all_token_ids.gpu.shape[1] + 1
         self._taken.append(slot)
 
@@ -346,7 +396,13 @@ class _Slots:
         if self._closed.any():
             lengths = lengths + self._on_device[1]
             positions = positions + self._on_device[1][ctx.expanded_idx_mapping.clamp(min=0)]
+        here = self._enabled[ctx.idx_mapping_np]
+        used = int(np.bitwise_or.reduce(here)) if len(here) else 0
+        if self._endless[ctx.idx_mapping_np].any():
+            self._mask_ending_(logits, ctx)
         for guard in self._guards:
+            if not used >> guard.bit & 1:
+                continue
             guard.apply(
                 logits,
                 slots=ctx.expanded_idx_mapping,
@@ -359,6 +415,14 @@ class _Slots:
             )
         return logits
 
+    def _mask_ending_(self, logits: Tensor, ctx: Any) -> None:
+        """Mask what ends a text in the rows that asked for `ignore_eos`; comes first, so that a dead row ends still."""
+        slots = ctx.expanded_idx_mapping
+        endless = (slots >= 0) & (self._on_device[2][slots.clamp(min=0)] > 0)
+        # Counted on the host: choosing them by a condition would wait for the device.
+        count = int(np.searchsorted(self._ending, logits.shape[1]))
+        mask_columns_(logits, endless, self._ending_on_device[:count])
+
 
 def _check_features(vllm_config: Any) -> None:
     """Refuse what would leave text unchecked. Pooling, and speculation on V1, vLLM itself refuses before it comes here.
@@ -367,11 +431,22 @@ def _check_features(vllm_config: Any) -> None:
         ProdError: the feature, and what to do.
     """
     model = vllm_config.model_config
-    if not model.logits_processors:
+    if not guards_in(tuple(model.logits_processors or ())):
         # Without it vLLM never fills in the tokens of asynchronous scheduling: every row would end at once.
         raise ProdError(
-            "expected --logits-processors prod_decode.vllm:ProdLogitsProcessor, got the class by an entry point alone, "
-            "which hides new tokens from it: name it explicitly"
+            f"expected --logits-processors {PROCESSOR}, got the class by an entry point alone, which hides new tokens "
+            "from it: name it explicitly"
+        )
+    speculation = getattr(vllm_config, "speculative_config", None)
+    if getattr(speculation, "rejection_sample_method", None) == "synthetic":
+        raise ProdError(
+            "expected drafts that the model verifies, got rejection_sample_method 'synthetic', which takes drafts that "
+            "are banned: use 'standard'"
+        )
+    if getattr(model, "enable_trace_replay", False):
+        raise ProdError(
+            "expected tokens that the model samples, got --enable-trace-replay, which writes a client's tokens past "
+            "the mask: leave it out"
         )
     if model.enable_prompt_embeds:
         raise ProdError("expected prompts as tokens, got --enable-prompt-embeds, which hides their text: leave it out")
@@ -407,8 +482,7 @@ def _eos_ids(vocabulary: Vocabulary, model: Any) -> list[int]:
     Raises:
         ProdError: there is none that adds no text.
     """
-    configured = model.try_get_generation_config().get("eos_token_id")
-    candidates = vocabulary.eos_ids or ([configured] if isinstance(configured, int) else configured or [])
+    candidates = vocabulary.eos_ids or _configured_eos_ids(model)
     ids = [token for token in candidates if token < len(vocabulary) and vocabulary.kinds[token] == SPECIAL]
     if not ids:
         raise ProdError(
@@ -416,6 +490,41 @@ def _eos_ids(vocabulary: Vocabulary, model: Any) -> list[int]:
             "generation configuration: add eos_token_id to the model's generation_config.json"
         )
     return ids
+
+
+def _configured_eos_ids(model: Any) -> Sequence[int]:
+    configured = model.try_get_generation_config().get("eos_token_id")
+    return [configured] if isinstance(configured, int) else configured or []
+
+
+def _samples(vllm_config: Any) -> bool:
+    """Whether this process samples: with a pipeline of several ranks only those of the last one do."""
+    if vllm_config.parallel_config.pipeline_parallel_size == 1:
+        return True
+    from vllm.distributed import get_pp_group
+
+    return bool(get_pp_group().is_last_rank)
+
+
+def _canary() -> Blocklist:
+    return Blocklist.compile([Entry(CANARY_PHRASE, boundary="none")])
+
+
+def _is_endless(params: Any) -> bool:
+    return bool(params.extra_args and params.extra_args.get(ENDLESS))
+
+
+def _describe_start(settings: Settings) -> str:
+    """One line: what is enforced; hashes as `sha256sum` prints them, cut."""
+    lists = []
+    for name, file in settings.files.items():
+        with Path(file).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        lists.append(f"{name}={file} (sha256 {digest[:16]})")
+    return (
+        f"prod-decode {__version__}: blocklists {', '.join(lists)}; enforced on every request: "
+        f"{', '.join(settings.default) or 'none'}"
+    )
 
 
 def _warm_up(matcher: Matcher) -> None:
@@ -426,23 +535,51 @@ def _warm_up(matcher: Matcher) -> None:
     matcher.advance_all(states, known)
 
 
+def _unmasked_probabilities(params: Any) -> str | None:
+    """Why a guarded request is refused that would see what the model wants to write before the mask; None if not.
+
+    One such request a token spells out a prohibited text. `logprobs` of 0 shows the token that was written, no other.
+    """
+    if params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None:
+        return (
+            "prompt_logprobs, and echo with logprobs, show prohibited text: vLLM takes them before the mask; leave "
+            "them out"
+        )
+    if params.logprobs or params.logprob_token_ids:
+        config = config_of_caller()
+        if config is None or config.model_config.logprobs_mode not in PROCESSED_LOGPROBS_MODES:
+            return (
+                "logprobs show prohibited text on this server: leave them out, or have it started with --logprobs-mode "
+                "processed_logprobs"
+            )
+    return None
+
+
+def _report(settings: Settings, names: tuple[str, ...]) -> dict[str, object]:
+    """What `prod-decode check-server` is told; names of lists that this request does not get are not told."""
+    return {
+        "version": __version__,
+        "vllm": vllm_version,
+        "default": list(settings.default),
+        "enforced": [name for name in names if name != CHECK],
+        "loaded": len(settings.files),
+    }
+
+
 def _settings_of_caller() -> Settings:
     """The server's settings, in the process that takes requests, where vLLM tells a processor nothing about itself.
 
-    They are in the environment, or else in the configuration that the caller has, `InputProcessor.vllm_config`.
+    They are in the environment, or else in the configuration that the caller has.
 
     Raises:
         ProdError: neither is there.
     """
     if ENVIRONMENT in os.environ:
         return Settings.find(None)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        config = getattr(frame.f_locals.get("self"), "vllm_config", None)
-        if config is not None and hasattr(config, "additional_config"):
-            return Settings.find(config.additional_config)
-        frame = frame.f_back
-    raise ProdError(
-        f"expected the names of the blocklists in this process, got none: set {ENVIRONMENT} instead of "
-        "--additional-config"
-    )
+    config = config_of_caller()
+    if config is None:
+        raise ProdError(
+            f"expected the names of the blocklists in this process, got none: set {ENVIRONMENT} instead of "
+            "--additional-config"
+        )
+    return Settings.find(config.additional_config)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from prod_decode import masking
 from prod_decode.errors import ProdError
 from prod_decode.masking import (
+    mask_columns_,
     mask_padding_,
     mask_prohibited_,
     nucleus_support,
@@ -512,6 +513,14 @@ def test_the_remaining_arguments_are_checked_too() -> None:
         prod_distribution(torch.zeros(2, 5, dtype=torch.int32), NOTHING)
     with pytest.raises(ProdError, match=r"^rows: expected indices from 0 to 1, got 2"):
         renormalize_log_probs_(torch.zeros(2, 5), np.array([2]))
+
+
+def test_columns_of_chosen_rows() -> None:
+    scores = torch.arange(12.0).reshape(3, 4)
+    got = mask_columns_(scores, torch.tensor([True, False, True]), torch.tensor([0, 3]))
+    assert got is scores
+    assert scores.tolist() == [[-INF, 1, 2, -INF], [4, 5, 6, 7], [-INF, 9, 10, -INF]]
+    assert mask_columns_(scores.clone(), torch.zeros(3, dtype=torch.bool), torch.tensor([1])).equal(scores)
 
 
 @given(own.logits(), st.data())

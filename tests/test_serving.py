@@ -72,15 +72,62 @@ def test_a_request_adds_and_never_removes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prod_blocklists": ["gpl", "osr"]}, r"prod_blocklists: expected one of 'gpl', .*, got 'osr'"),
+        ({"prod_blocklists": ["gpl", "osr"]}, r"prod_blocklists: expected names of .* this server has, got 'osr': ask"),
         ({"prod_blocklists": [1]}, r"prod_blocklists: expected a list of names, got \[1\]"),
         ({"prod_blocklists": {"gpl": False}}, r"prod_blocklists: expected a list of names, got \{'gpl': False\}"),
-        ({"prod_default": []}, r"expected the argument prod_blocklists, got prod_default: a request may add"),
+        (
+            {"prod_default": []},
+            r"expected the argument prod_blocklists, got 'prod_default'; did you mean 'prod_block.*'",
+        ),
+        *(
+            ({key: ["gpl"]}, f"expected the argument prod_blocklists, got '{key}'; did you mean 'prod_blocklists'")
+            for key in (
+                "Prod_blocklists",
+                "prod-blocklists",
+                "PROD_BLOCKLISTS",
+                "blocklists",
+                "blocklist",
+                "prodblocklist",
+            )
+        ),
+        ({"pord_blocklsts": ["gpl"]}, r"got 'pord_blocklsts'; did you mean 'prod_blocklists'"),
+        ({"prod_check": "cannary"}, "prod_check: expected 'canary' or 'report', got 'cannary'"),
     ],
 )
 def test_arguments_that_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ProdError, match=message):
         Settings(FILES, ()).names(arguments)
+
+
+def test_other_arguments_pass() -> None:
+    for key in ("kv_transfer_params", "product", "block_size", "produce", "blacklist", "priority"):
+        assert Settings(FILES, ()).names({key: 1}) == ()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prod_blocklists": ["gp"]},
+        {"prod_blocklists": ["x" * 1_000_000]},
+        {"prod_blocklists": ["gpl"] * 100_000 + [1]},
+        {"prod_" + "x" * 1_000_000: 1},
+        {"prod_check": "x" * 1_000_000},
+    ],
+)
+def test_a_refusal_is_short_and_names_no_list(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ProdError) as caught:
+        Settings({"secret-list": "a.prod", "gpl-v2": "b.prod"}, ()).names(arguments)
+    assert len(str(caught.value)) < 300
+    assert "secret" not in str(caught.value)
+    assert "gpl-v2" not in str(caught.value)
+
+
+def test_the_canary_is_a_list_beside_the_others() -> None:
+    settings = Settings(FILES, ("gpl",))
+    assert settings.names({"prod_check": "canary"}) == ("gpl", "prod_check")
+    assert settings.names({"prod_check": "report", "prod_blocklists": "ours"}) == ("gpl", "ours")
+    with pytest.raises(ProdError, match="blocklists: 'prod_check' is the name of the canary: use another one"):
+        Settings.parse({"blocklists": {"prod_check": "a.prod"}}, "here")
 
 
 def test_requested_needs_no_settings() -> None:

@@ -25,11 +25,13 @@ def config(prod: object = None, **model: Any) -> SimpleNamespace:
     """A `VllmConfig` as far as the processor reads it; `model` overrides its `model_config`."""
     return SimpleNamespace(
         additional_config={} if prod is None else {"prod": prod},
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         model_config=SimpleNamespace(
             **{
                 "logits_processors": ["prod_decode.vllm:ProdLogitsProcessor"],
                 "enable_prompt_embeds": False,
                 "is_diffusion": False,
+                "logprobs_mode": "raw_logprobs",
                 "tokenizer": "model",
                 "tokenizer_mode": "auto",
                 "tokenizer_revision": None,

@@ -196,7 +196,7 @@ def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
 
 def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:
     with pytest.raises(
-        VLLMValidationError, match=r"expected one of 'empty', 'main', 'extra', got 'mian'; did you mean"
+        VLLMValidationError, match=r"expected names of blocklists that this server has, got 'mian': ask whoever"
     ):
         guarded.generate("x", SamplingParams(extra_args={"prod_blocklists": ["mian"]}))
     with pytest.raises(VLLMValidationError, match="beam search picks tokens by their probabilities"):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
+import re
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import vllm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.triton_utils.dispatcher import _rebind_kernels
+from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import (
     BatchUpdate,
     LogitsProcessors,
@@ -25,12 +32,16 @@ from vllm.v1.sample.logits_processor import (
     validate_logits_processors_parameters,
 )
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
+import prod_decode
 from prod_decode import Blocklist, Entry, ProdError, Vocabulary
+from prod_decode.device import DeviceMatcher
 from prod_decode.vllm import ProdLogitsProcessor
+from prod_decode.vllm_plugin import Watch, register
 from tests.vllm.stubs import BOS, EOS, HOLE, TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, save, use_vocabulary
 
 INF = math.inf
@@ -295,7 +306,7 @@ def test_a_request_that_was_not_validated_ends(files: dict[str, str], caplog: py
     assert masked[0, EOS] == 0
     assert (masked[0, 1:] == -INF).all()
     assert (masked[1] == 0).all()
-    assert "expected one of 'one', 'two', got 'three'" in caplog.text
+    assert "expected names of blocklists that this server has, got 'three'" in caplog.text
 
 
 def test_ids_that_the_tokenizer_lacks_end_their_row_alone(
@@ -394,6 +405,7 @@ def test_what_cannot_happen_is_raised(files: dict[str, str]) -> None:
         ({"logits_processors": None}, "got the class by an entry point alone, .* name it explicitly"),
         ({"enable_prompt_embeds": True}, "got --enable-prompt-embeds, which hides their text: leave it out"),
         ({"is_diffusion": True}, "got a diffusion model"),
+        ({"enable_trace_replay": True}, "got --enable-trace-replay, which writes a client's tokens past the mask"),
         ({"tokenizer_mode": "mistral"}, "expected --tokenizer-mode auto, hf or slow, got 'mistral'"),
         ({"get_vocab_size": lambda: 9999}, "the model scores 9999 tokens but the tokenizer model has 22"),
     ],
@@ -416,6 +428,15 @@ def test_what_vllm_refuses_itself(pooling: bool, speculative: object, message: s
     settings.speculative_config = speculative
     with pytest.raises(ValueError, match=message):
         build_logitsprocs(settings, torch.device("cpu"), False, pooling, ["prod_decode.vllm:ProdLogitsProcessor"])
+
+
+def test_drafts_that_nobody_verifies(files: dict[str, str]) -> None:
+    settings = config({"blocklists": files})
+    settings.speculative_config = SimpleNamespace(num_speculative_tokens=2, rejection_sample_method="synthetic")
+    with pytest.raises(ProdError, match="got rejection_sample_method 'synthetic', which takes drafts that are banned"):
+        ProdLogitsProcessor(settings, request_states(2))
+    settings.speculative_config.rejection_sample_method = "standard"
+    ProdLogitsProcessor(settings, request_states(2))
 
 
 def test_a_tokenizer_without_eos(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,11 +554,14 @@ def test_v2_ends_what_was_not_validated_and_leaves_what_is_not_guarded(files: di
 class Frontend:
     """What vLLM's `InputProcessor` is to the class: the caller that has the configuration."""
 
-    def __init__(self, prod: object) -> None:
-        self.vllm_config = config(prod)
+    def __init__(self, prod: object, **model: Any) -> None:
+        self.vllm_config = config(prod, **model)
 
     def validate(self, sampling_params: SamplingParams) -> None:
         validate_logits_processors_parameters([ProdLogitsProcessor], sampling_params)
+
+    def watch(self, sampling_params: SamplingParams) -> None:
+        Watch.validate_params(sampling_params)
 
 
 def test_names_are_validated_where_requests_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,13 +570,11 @@ def test_names_are_validated_where_requests_arrive(monkeypatch: pytest.MonkeyPat
     frontend.validate(params())
     frontend.validate(params("gpl", "insecure"))
     frontend.validate(SamplingParams(extra_args={"prod_blocklists": "gpl", "other": 1}))
-    with pytest.raises(
-        VLLMValidationError, match=r"prod_blocklists: expected one of 'gpl', 'insecure', got 'glp'; did"
-    ):
+    with pytest.raises(VLLMValidationError, match=r"prod_blocklists: expected names of .*, got 'glp': ask"):
         frontend.validate(params("glp"))
     with pytest.raises(VLLMValidationError, match="prod_blocklists: expected a list of names, got 3"):
         frontend.validate(SamplingParams(extra_args={"prod_blocklists": 3}))
-    with pytest.raises(VLLMValidationError, match="expected the argument prod_blocklists, got prod_blocklist:"):
+    with pytest.raises(VLLMValidationError, match="expected the argument prod_blocklists, got 'prod_blocklist'; did"):
         frontend.validate(SamplingParams(extra_args={"prod_blocklist": "gpl"}))
     with pytest.raises(VLLMValidationError, match="set PROD_BLOCKLISTS instead of --additional-config"):
         validate_logits_processors_parameters([ProdLogitsProcessor], params("gpl"))
@@ -567,7 +589,7 @@ def test_a_worker_that_has_loaded_numba_starts() -> None:
 def test_names_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROD_BLOCKLISTS", '{"blocklists": {"gpl": "gpl.prod"}}')
     validate_logits_processors_parameters([ProdLogitsProcessor], params("gpl"))
-    with pytest.raises(VLLMValidationError, match="expected one of 'gpl', got 'x'"):
+    with pytest.raises(VLLMValidationError, match="this server has, got 'x'"):
         validate_logits_processors_parameters([ProdLogitsProcessor], params("x"))
 
 
@@ -576,4 +598,276 @@ def test_beam_search_is_refused() -> None:
     beam = SamplingParams(logprobs=4, max_tokens=1, temperature=0.0, watermarking=False, detokenize=False)
     with pytest.raises(VLLMValidationError, match="beam search picks tokens by their probabilities before"):
         validate_logits_processors_parameters([ProdLogitsProcessor], beam)
-    validate_logits_processors_parameters([ProdLogitsProcessor], SamplingParams(logprobs=4, max_tokens=1))
+    plain = SamplingParams(logprobs=4, max_tokens=1)
+    Frontend({"blocklists": {"gpl": "gpl.prod"}}, logprobs_mode="processed_logprobs").validate(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_logprobs": 0}, "prompt_logprobs, and echo with logprobs, show prohibited text"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs, and echo with logprobs, show prohibited text"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs, and echo with logprobs, show prohibited text"),
+        ({"prompt_logprob_token_ids": [[3]]}, "prompt_logprobs, and echo with logprobs, show prohibited text"),
+        ({"logprobs": 1}, "logprobs show prohibited text on this server: .* --logprobs-mode processed_logprobs"),
+        ({"logprobs": -1}, "logprobs show prohibited text on this server"),
+        ({"logprob_token_ids": [3]}, "logprobs show prohibited text on this server"),
+    ],
+)
+def test_probabilities_before_the_mask_are_refused(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
+    lists = {"blocklists": {"gpl": "gpl.prod"}}
+    for frontend, extra in ((Frontend(lists), None), (Frontend({**lists, "default": []}), "gpl")):
+        arguments = {"prod_blocklists": extra} if extra else None
+        with pytest.raises(VLLMValidationError, match=message):
+            frontend.validate(SamplingParams(**options, extra_args=arguments))
+    # Nothing is hidden from a request that is not guarded, nor by a server that masks them.
+    Frontend({**lists, "default": []}).validate(SamplingParams(**options))
+    Frontend(lists).validate(SamplingParams(logprobs=0))
+    masked = Frontend(lists, logprobs_mode="processed_logprobs")
+    if "prompt" in message:
+        with pytest.raises(VLLMValidationError, match=message):
+            masked.validate(SamplingParams(**options))
+    else:
+        masked.validate(SamplingParams(**options))
+
+
+def test_ignore_eos_is_taken_over(files: dict[str, str]) -> None:
+    """EOS is never written but by a row that has to end; a request that is not guarded keeps vLLM's own way."""
+    ours, theirs = SamplingParams(ignore_eos=True), SamplingParams(ignore_eos=True)
+    Frontend({"blocklists": files}).validate(ours)
+    Frontend({"blocklists": files, "default": []}).validate(theirs)
+    assert not ours.ignore_eos
+    assert ours.extra_args == {"prod_ignore_eos": 1}
+    assert theirs.ignore_eos
+    assert theirs.extra_args is None
+    Frontend({"blocklists": files}).validate(ours)
+    processor = make(files)
+    processor.update_state(added((ours, encode("a"), []), (params(), encode("a"), [])))
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[:, EOS].tolist() == [-INF, 0]
+    assert masked[:, TOKENS.index(b"a")].tolist() == [0, 0]
+    processor.update_state(BatchUpdate(2, [], [], [(0, 1, MoveDirectionality.SWAP)]))
+    dead = torch.full((2, WIDTH), -INF)
+    dead[:, EOS] = dead[:, TOKENS.index(b"b")] = 1
+    assert [row.nonzero().flatten().tolist() for row in processor.apply(dead) > -INF] == [[EOS], [EOS]]
+
+
+def test_ignore_eos_on_v2(files: dict[str, str]) -> None:
+    states = request_states(3)
+    processor = on_v2(files, states, ["one"])
+    processor.add_request(0, SamplingParams(extra_args={"prod_ignore_eos": 1}))
+    processor.add_request(2, params())
+    processor.apply_staged_writes()
+    states.total_len.gpu[:] = 1
+    states.all_token_ids.gpu[:, 0] = encode("a")[0]
+    rows = context([(2, 0, encode("a")[0], 0), (0, 0, encode("a")[0], 0)])
+    masked = processor.apply(torch.zeros(2, WIDTH), rows)
+    assert masked[:, EOS].tolist() == [0, -INF]
+    dead = torch.full((2, WIDTH), -INF)
+    dead[:, EOS] = dead[:, TOKENS.index(b"b")] = 1
+    assert [row.nonzero().flatten().tolist() for row in processor.apply(dead, rows) > -INF] == [[EOS], [EOS]]
+    assert processor.apply(torch.zeros(1, WIDTH), context([(2, 0, encode("a")[0], 0)]))[0, EOS] == 0
+
+
+def test_v2_launches_what_the_batch_has(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    states = request_states(3)
+    processor = on_v2(files, states, [])
+    for slot, names in enumerate(((), ("one",), ("one", "two"))):
+        processor.add_request(slot, params(*names))
+    processor.apply_staged_writes()
+    launched: list[int] = []
+    plain = DeviceMatcher.apply
+
+    def count(self: DeviceMatcher, *args: Any, **options: Any) -> torch.Tensor:
+        launched.append(self.bit)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(DeviceMatcher, "apply", count)
+    for slots, want in (([0], []), ([0, 1], [0]), ([2], [0, 1]), ([1, 2], [0, 1])):
+        launched.clear()
+        processor.apply(torch.zeros(len(slots), WIDTH), context([(slot, 0, 3, 0) for slot in slots]))
+        assert launched == want
+
+
+def test_v2_allocates_outside_of_the_memory_pool(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's pool belongs to its thread (`torch.cuda.use_mem_pool`), and sleeping throws away what is in it."""
+    threads: list[int] = []
+    plain = DeviceMatcher.__init__
+
+    def note(self: DeviceMatcher, *args: Any, **options: Any) -> None:
+        threads.append(threading.get_ident())
+        plain(self, *args, **options)
+
+    monkeypatch.setattr(DeviceMatcher, "__init__", note)
+    on_v2(files, request_states(2), ["one"])
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_ranks_that_never_sample_load_nothing(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config({"blocklists": files})
+    settings.parallel_config.pipeline_parallel_size = 2
+    settings.speculative_config = None
+    for last in (False, True):
+        monkeypatch.setattr("vllm.distributed.get_pp_group", lambda last=last: SimpleNamespace(is_last_rank=last))
+        on_first, on_second = ProdLogitsProcessor(settings, torch.device("cpu"), False), None
+        on_second = ProdLogitsProcessor(settings, request_states(2))
+        assert len(on_first.matchers) == len(on_second.matchers) == (3 if last else 0)
+        on_first.update_state(added((params(), encode("a"), [])))
+        assert on_second.add_request(0, params())
+        on_second.apply_staged_writes()
+
+
+def test_the_canary_is_banned_where_it_is_asked_for(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prod_decode.vllm.CANARY_PHRASE", "(.(")
+    processor = make(files, [])
+    check = SamplingParams(extra_args={"prod_check": "canary"})
+    processor.update_state(added((check, encode("(."), []), (params(), encode("(."), [])))
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[:, TOKENS.index(b"(")].tolist() == [-INF, 0]
+
+
+def test_a_server_says_what_it_enforces(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    frontend = Frontend({"blocklists": files, "default": ["one"]})
+    with pytest.raises(VLLMValidationError, match=r"^prod_check: \{.*\}$") as caught:
+        frontend.validate(SamplingParams(extra_args={"prod_check": "report"}))
+    assert json.loads(str(caught.value).removeprefix("prod_check: ")) == {
+        "version": prod_decode.__version__,
+        "vllm": vllm.__version__,
+        "default": ["one"],
+        "enforced": ["one"],
+        "loaded": 2,
+    }
+    logger = logging.getLogger("vllm.prod_decode")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger.name):
+            make(files, ["one"])
+    finally:
+        logger.removeHandler(caplog.handler)
+    # It is there twice where vLLM has not set up its loggers yet.
+    [line] = {record.getMessage() for record in caplog.records if record.name == logger.name}
+    digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for name, file in files.items()}
+    assert line == (
+        f"prod-decode {prod_decode.__version__}: blocklists one={files['one']} (sha256 {digests['one']}), "
+        f"two={files['two']} (sha256 {digests['two']}); enforced on every request: one"
+    )
+
+
+# ---- what vLLM loads by itself --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("additional", "environment", "found"),
+    [
+        ({"prod": {"blocklists": {}}}, None, "--additional-config, 'prod'"),
+        ({"Prod": {}}, None, "--additional-config, 'Prod'"),
+        ({"prod_blocklists": {}}, None, "--additional-config, 'prod_blocklists'"),
+        ({}, "{}", "PROD_BLOCKLISTS"),
+    ],
+)
+@pytest.mark.parametrize("processors", [None, ["tests.vllm.test_processor:Other"]])
+def test_blocklists_that_nothing_enforces(
+    additional: dict[str, Any],
+    environment: str | None,
+    found: str,
+    processors: list[str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("PROD_BLOCKLISTS", environment)
+    settings = config(logits_processors=processors)
+    settings.additional_config = additional
+    message = f"{found}: blocklists are configured, and nothing enforces them: add --logits-processors prod_decode"
+    for runner in ((torch.device("cpu"), False), (request_states(1),)):
+        with pytest.raises(ProdError, match=re.escape(message)):
+            Watch(settings, *runner)
+    frontend = Frontend(None, logits_processors=processors)
+    frontend.vllm_config.additional_config = additional
+    # Where vLLM makes no processors (speculative decoding on V1) it starts, and takes no request.
+    with pytest.raises(ProdError, match=re.escape(message)):
+        frontend.watch(SamplingParams())
+
+
+def test_a_request_for_blocklists_to_a_server_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
+    frontend = Frontend(None, logits_processors=None)
+    frontend.watch(SamplingParams(extra_args={"other": 1}))
+    for arguments in ({"prod_blocklists": ["gpl"]}, {"prod_check": "canary"}):
+        with pytest.raises(
+            ProdError, match="expected a server that enforces blocklists, got one that was started without"
+        ):
+            frontend.watch(SamplingParams(extra_args=arguments))
+    Frontend({"blocklists": {"gpl": "gpl.prod"}}).watch(SamplingParams(extra_args={"prod_blocklists": ["gpl"]}))
+
+
+def test_the_watch_changes_nothing() -> None:
+    for watch in (Watch(config(), torch.device("cpu"), False), Watch(config(), request_states(1))):
+        assert isinstance(watch, V1LogitsProcessor)
+        assert isinstance(watch, V2LogitsProcessor)
+        logits = torch.randn(2, WIDTH)
+        watch.update_state(None)
+        assert watch.apply(logits) is logits
+        assert watch.is_argmax_invariant()
+        assert not watch.add_request(0, params())
+
+
+class Other(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
+    """Somebody else's processor."""
+
+
+@pytest.mark.parametrize("behind", ["tests.vllm.test_processor:Other", Other])
+def test_the_processor_must_be_the_last(files: dict[str, str], behind: str | type) -> None:
+    name = "prod_decode.vllm:ProdLogitsProcessor"
+    with pytest.raises(
+        ProdError, match=r"--logits-processors: expected prod_decode.* as the last one, got .*Other.* behind"
+    ):
+        make(files, logits_processors=[name, behind])
+    make(files, logits_processors=[behind, name])
+    make(files, logits_processors=[behind, ProdLogitsProcessor])
+
+
+def test_a_grammar_does_not_make_an_error_of_a_request_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's manager, asked as its scheduler asks it after `check_stop`."""
+    monkeypatch.setattr(StructuredOutputManager, "accept_tokens", StructuredOutputManager.accept_tokens)
+    register()
+    register()
+    accept = StructuredOutputManager.accept_tokens
+    manager: Any = SimpleNamespace(_get_constraint_bounds=lambda *_, **__: (0, 0))
+
+    class Grammar:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def accept_tokens(self, _: str, tokens: list[int]) -> bool:
+            self.seen += tokens
+            return EOS not in tokens
+
+    def request(status: RequestStatus, **changes: Any) -> Any:
+        grammar = Grammar()
+        output = SimpleNamespace(grammar=grammar, reasoning_ended=False)
+        return SimpleNamespace(
+            **{
+                "request_id": "r",
+                "status": status,
+                "use_structured_output": True,
+                "structured_output_request": output,
+                "resumable": False,
+                **changes,
+            }
+        )
+
+    ended = request(RequestStatus.FINISHED_STOPPED)
+    assert accept(manager, ended, [5, EOS])
+    assert ended.structured_output_request.grammar.seen == [5]
+    assert accept(manager, request(RequestStatus.FINISHED_STOPPED), [EOS])
+    # The rest stays vLLM's.
+    assert not accept(manager, request(RequestStatus.RUNNING), [EOS])
+    assert not accept(manager, request(RequestStatus.FINISHED_STOPPED, resumable=True), [EOS])
+    going_on = request(RequestStatus.RUNNING)
+    assert accept(manager, going_on, [5, 6])
+    assert going_on.structured_output_request.grammar.seen == [5, 6]
