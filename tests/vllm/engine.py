@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ ENVIRONMENT = {
 }
 
 PROCESSOR = "prod_decode.vllm:ProdLogitsProcessor"
+
+ROOT = Path(__file__).parents[2]
 
 PROMPTS = [
     "def fibonacci(n):\n",
@@ -41,6 +45,17 @@ PROMPTS = [
 def model_directory() -> str:
     """The bundled model, dequantised and saved, once for this environment."""
     return in_hub_format("bundled", Path(sys.prefix) / "smollm2-135m-instruct", dtype="bfloat16")
+
+
+def module_path(folder: Path) -> str:
+    """A `PYTHONPATH` with this checkout, and with the entry points that an installation of it would register."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    info = folder / "site" / "prod_code_unlearning-0.1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prod-code-unlearning\nVersion: 0.1.0\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return f"{ROOT}{os.pathsep}{info.parent}"
 
 
 def phrases_of(texts: Iterable[str], width: int, every: int) -> list[str]:

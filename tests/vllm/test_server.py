@@ -21,11 +21,20 @@ import openai
 import pytest
 
 from prod_decode import Blocklist
-from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, violations
+from prod_decode.cli import main
+from tests.vllm.engine import (
+    ENVIRONMENT,
+    PROCESSOR,
+    PROMPTS,
+    ROOT,
+    compile_phrases,
+    model_directory,
+    module_path,
+    violations,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = 64
 
 BLOCKLISTS = {
@@ -76,7 +85,7 @@ def serve(folder: Path, *options: str, wait: bool = True, **environment: str) ->
         *options,
     ]
     command += ["--max-model-len", "512", "--max-num-seqs", "16", "--max-num-batched-tokens", "512"]
-    settings = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **environment}
+    settings = {**os.environ, **ENVIRONMENT, "PYTHONPATH": module_path(folder), **environment}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT)
     server = Server(process, f"http://127.0.0.1:{port}", log)
@@ -108,7 +117,8 @@ def settings(folder: Path, **changes: Any) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     config = json.dumps({"prod": json.loads(settings(folder))})
-    with serve(folder, "--logits-processors", PROCESSOR, "--additional-config", config) as running:
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with serve(folder, "--logits-processors", PROCESSOR, "--additional-config", config, *tools) as running:
         yield running
 
 
@@ -161,7 +171,7 @@ def test_64_clients_at_once_one_that_errs_and_one_that_leaves(server: Server) ->
     assert left is None
     assert isinstance(wrong, openai.BadRequestError)
     assert wrong.status_code == 400
-    assert "prod_blocklists: expected one of 'main', 'extra', got 'mian'; did you mean 'main'?" in wrong.message
+    assert "prod_blocklists: expected names of blocklists that this server has, got 'mian'" in wrong.message
     written = 0
     for answer in answers:
         assert not isinstance(answer, BaseException), answer
@@ -203,6 +213,58 @@ def test_beam_search_is_refused(server: Server) -> None:
         asyncio.run(search())
     assert caught.value.status_code == 400
     assert server.is_healthy()
+
+
+def test_the_check_sees_that_it_is_enforced(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-server", server.url]) == 0
+    assert main(["check-server", f"{server.url}/v1", "--list", "extra"]) == 0
+    assert main(["check-server", server.url, "--list", "mian"]) == 1
+    plain, extra, wrong = capsys.readouterr().out.splitlines()
+    assert plain.endswith("; lists: main)")
+    assert extra.endswith("; lists: main, extra)")
+    assert "NOT ENFORCED: prod_blocklists: expected names of blocklists that this server has, got 'mian'" in wrong
+
+
+def test_what_a_grammar_forces_and_a_list_bans_breaks_off(server: Server) -> None:
+    """`return` is banned; so are the name of the tool and the only word of the grammar."""
+    tool = {"type": "function", "function": {"name": "return", "parameters": {"type": "object", "properties": {}}}}
+
+    async def answers() -> list[Any]:
+        async with server.client() as client:
+            forced = {"structured_outputs": {"choice": ["abc return x"]}}
+            options: dict[str, Any] = {"model": "smol", "max_tokens": 40, "temperature": 0}
+            messages = [{"role": "user", "content": "Go back."}]
+            chat = client.chat.completions.create
+            return [
+                (await client.completions.create(prompt="x", extra_body={**forced, **more}, **options)).choices[0]
+                for more in ({}, {"ignore_eos": True}, {"min_tokens": 30})
+            ] + [
+                (await chat(messages=messages, tools=[tool], tool_choice=choice, **options)).choices[0]
+                for choice in ("required", {"type": "function", "function": {"name": "return"}})
+            ]
+
+    *plain, required, named = asyncio.run(answers())
+    for choice in plain:
+        assert "abc return".startswith(choice.text)
+        assert choice.text.startswith("abc r")
+        assert choice.finish_reason == "stop"
+    for choice in (required, named):
+        assert not choice.message.tool_calls
+        assert choice.message.content
+        assert "return" not in choice.message.content
+    assert "grammar rejected" not in server.log.read_text()
+
+
+def test_probabilities_before_the_mask_are_refused(server: Server) -> None:
+    async def asked(**options: Any) -> None:
+        async with server.client() as client:
+            await client.completions.create(model="smol", prompt="x = ", max_tokens=2, **options)
+
+    for options in ({"echo": True, "logprobs": 1}, {"extra_body": {"prompt_logprobs": 1}}, {"logprobs": 2}):
+        with pytest.raises(openai.BadRequestError, match="show prohibited text"):
+            asyncio.run(asked(**options))
+    asyncio.run(asked(echo=True))
+    asyncio.run(asked(logprobs=0))
 
 
 def test_a_processor_that_raises_ends_the_server_and_says_so(tmp_path: Path) -> None:
