@@ -73,9 +73,7 @@ def read_for_a_mask(bound: Matcher, state: int) -> tuple[Counted, Counted]:
         table.roots[state & 3],
         table.order,
         WORD_ENDS,
-        bound._stamps,
-        bound._scratch,
-        bound._stack,
+        *bound.table.scratch,
         state >> 2,
     )
     return nodes, token_nodes

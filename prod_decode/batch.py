@@ -127,12 +127,10 @@ class Batch:
             found, banned = followed.tracker.banned()
             rows.append(found if len(followed.rows) == len(self.requests) else followed.rows[found])
             tokens.append(banned)
-        for row in self._hidden:
-            rows.append(np.full(width, row, np.int64))
+        for hidden in self._hidden:
+            rows.append(np.full(width, hidden, np.int64))
             tokens.append(np.arange(width, dtype=np.int64))
-        if not rows:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        row, token = (rows[0], tokens[0]) if len(rows) == 1 else (np.concatenate(rows), np.concatenate(tokens))
+        row, token = _joined(rows), _joined(tokens)
         inside = token < width
         return (row, token) if inside.all() else (row[inside], token[inside])
 
@@ -144,6 +142,12 @@ class Batch:
             if is_closed and not request.is_told:
                 request.is_told = True
                 _LOG.warning("a request ends: its text has a token whose bytes nobody knows, so it cannot be checked")
+
+
+def _joined(arrays: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
 def _taken(

@@ -19,7 +19,7 @@ from torch import Tensor
 from prod_decode._jit import jit
 from prod_decode.automaton import BOUND_ROOT
 from prod_decode.errors import ProdError
-from prod_decode.follow import advance_inline
+from prod_decode.follow import advance_inline, end_prompt
 from prod_decode.masking import mask_prohibited_
 from prod_decode.matcher import Matcher, _continuations
 from prod_decode.normalize import AFTER_OTHER, CLASSES, WORD_ENDS
@@ -105,6 +105,7 @@ class DeviceMatcher:
         self._slots, self._rows = int(slots), int(slots) * (int(max_drafts) + 1)
         where = self.device if self.backend == "triton" else torch.device("cpu")
         self._checkpoints = torch.zeros(self._slots, dtype=torch.int64, device=where)
+        self._no_prompts = torch.zeros(self._slots, dtype=torch.int32, device=self.device)
         self._found = torch.full((self._rows,), _NOT_OURS, dtype=torch.int64, device=where)
         self._arrays = _upload(matcher, self.eos_ids, self.device) if self.backend == "triton" else {}
 
@@ -169,6 +170,7 @@ class DeviceMatcher:
         token_ids: Tensor,
         lengths: Tensor,
         enabled: Tensor,
+        prompts: Tensor | None = None,
     ) -> Tensor:
         """Mask the banned tokens of every row, in place; nothing waits for the device with backend `triton`.
 
@@ -201,6 +203,8 @@ class DeviceMatcher:
             token_ids: [slots, T], the committed tokens of each slot; the last dimension contiguous.
             lengths: [slots], how many of them there are.
             enabled: [slots], which blocklists are in force, a bit each.
+            prompts: [slots], how many of the committed tokens are the prompt's: behind them a word may begin, as
+                `Matcher.end_prompt` says; None: nothing is known of prompts.
 
         Returns:
             `logits` itself.
@@ -209,7 +213,7 @@ class DeviceMatcher:
             ProdError: another shape, dtype, layout or device, or no EOS token below V; nothing is changed then.
         """
         index = {"slots": slots, "drafts": drafts, "positions": positions, "input_ids": input_ids}
-        by_slot = {"lengths": lengths, "enabled": enabled}
+        by_slot = {"lengths": lengths, "enabled": enabled, "prompts": self._no_prompts if prompts is None else prompts}
         self._check(logits, index, by_slot, token_ids)
         if not len(logits):
             return logits
@@ -302,7 +306,7 @@ class DeviceMatcher:
     def _on_host(self, logits: Tensor, index: dict[str, Tensor], by_slot: dict[str, Tensor], token_ids: Tensor) -> None:
         matcher, count, width = self.matcher, *logits.shape
         slots, drafts, positions, input_ids = (tensor.cpu().numpy().astype(np.int64) for tensor in index.values())
-        lengths, enabled = (tensor.cpu().numpy().astype(np.int64) for tensor in by_slot.values())
+        lengths, enabled, prompts = (tensor.cpu().numpy().astype(np.int64) for tensor in by_slot.values())
         found = self._found.numpy()[:count]
         table = matcher.table
         _follow(
@@ -321,6 +325,7 @@ class DeviceMatcher:
             token_ids.cpu().numpy(),
             lengths,
             enabled >> self.bit & 1,
+            prompts,
             self._checkpoints.numpy(),
             found,
         )
@@ -374,9 +379,7 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
             trie,
             table.order,
             WORD_ENDS,
-            matcher._stamps,
-            matcher._scratch,
-            matcher._stack,
+            *matcher.table.scratch,
             _LIST_ABOVE,
             _LISTS_TRIED,
             _SHORT_LIST,
@@ -398,8 +401,8 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
         "token_nodes": words(table.nodes),
         "roots": table.roots,
         "order": table.order,
-        "fixed": matcher._fixed,
-        "fixed_starts": matcher._fixed_starts,
+        "fixed": matcher.fixed[0],
+        "fixed_starts": matcher.fixed[1],
         "list_of": np.concatenate(list_of),
         "list_starts": np.concatenate(list_starts),
         "list_tokens": np.concatenate(list_tokens),
@@ -501,6 +504,7 @@ def _follow(
     token_ids: NDArray[Any],
     lengths: NDArray[np.int64],
     enabled: NDArray[np.int64],
+    prompts: NDArray[np.int64],
     checkpoints: NDArray[np.int64],
     found: NDArray[np.int64],
 ) -> None:
@@ -539,6 +543,8 @@ def _follow(
         for i in range(first, length):
             token = int(token_ids[slot, i])
             state = advance_inline(nodes, rows, classes, symbols, starts, next_state, kinds, state, token)
+            if i + 1 == prompts[slot]:
+                state = end_prompt(state)
         for at in range(row - draft + 1, row + 1):
             if state >= 0:
                 token = input_ids[at]

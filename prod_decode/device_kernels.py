@@ -33,6 +33,7 @@ _ACCEPT_END = tl.constexpr(automaton.ACCEPT_END)
 _BOUND_ROOT = tl.constexpr(automaton.BOUND_ROOT)
 _AFTER_OTHER = tl.constexpr(normalize.AFTER_OTHER)
 _AFTER_WORD = tl.constexpr(normalize.AFTER_WORD)
+_AFTER_BREAK = tl.constexpr(normalize.AFTER_BREAK)
 _WORD = tl.constexpr(normalize.WORD)
 _OTHER = tl.constexpr(normalize.OTHER)
 _UNKNOWN = tl.constexpr(vocabulary.UNKNOWN)
@@ -56,7 +57,7 @@ LANES, BLOCK = 32, 512
 
 # Callers pass slices, so addresses are not always multiples of 16 and strides may be anything. Specialised, each new
 # combination would compile a kernel in the middle of serving.
-_SLICES = ["logits", "slots", "drafts", "positions", "input_ids", "token_ids", "lengths", "enabled"]
+_SLICES = ["logits", "slots", "drafts", "positions", "input_ids", "token_ids", "lengths", "enabled", "prompts"]
 
 
 @triton.jit
@@ -123,6 +124,7 @@ def _follow(
     tokens_length,
     lengths,
     enabled,
+    prompts,
     bit,
     checkpoints,
     slot_count,
@@ -145,6 +147,7 @@ def _follow(
     inside = (slot >= 0) & (slot < slot_count)
     bits = tl.load(enabled + slot, mask=inside, other=0).to(tl.int64)
     length = tl.load(lengths + slot, mask=inside, other=0).to(tl.int64)
+    prompt = tl.load(prompts + slot, mask=inside, other=0).to(tl.int64)
     checkpoint = tl.load(checkpoints + slot, mask=inside, other=0)
     result = row * 0 + _NOT_OURS
     if ((bits >> bit) & 1) != 0:
@@ -170,6 +173,8 @@ def _follow(
             token = tl.load(history + first).to(tl.int64)
             state = _advance(nodes, rows, row_count, classes, symbols, starts, next_state, size, state, token, lanes)
             first += 1
+            at_edge = (first == prompt) & ((state & 3) == _AFTER_WORD)
+            state += tl.where(at_edge, _AFTER_BREAK - _AFTER_WORD, 0)
         at = row - draft + 1
         while (at <= row) & (known == 1):
             token = tl.load(input_ids + at).to(tl.int64)
@@ -328,6 +333,7 @@ def mask(
     tokens_length,
     lengths,
     enabled,
+    prompts,
     bit,
     checkpoints,
     slot_count,
@@ -368,6 +374,7 @@ def mask(
         tokens_length,
         lengths,
         enabled,
+        prompts,
         bit,
         checkpoints,
         slot_count,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import inline, jit
 from prod_decode.automaton import ROOT, step
-from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, TEXT_STATES, WORD
+from prod_decode.normalize import AFTER_BREAK, AFTER_OTHER, AFTER_WORD, TEXT_STATES, WORD
 from prod_decode.vocabulary import UNKNOWN
 
 
@@ -36,6 +36,12 @@ def advance_inline(
         node = step(nodes, rows, node, symbols[i], is_word and not in_word)
         in_word = is_word
     return int((node << 2) | next_state[text_state, token])
+
+
+@inline
+def end_prompt(state: int) -> int:
+    """The state where the prompt ends: a word that is under way may go on, and another may begin."""
+    return state + AFTER_BREAK - AFTER_WORD if state & 3 == AFTER_WORD else state
 
 
 @jit

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,16 @@ from prod_decode.automaton import (
     walk,
 )
 from prod_decode.errors import ProdError
-from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, WORD_ENDS, Normalization
+from prod_decode.normalize import (
+    AFTER_BREAK,
+    AFTER_OTHER,
+    AFTER_WORD,
+    CLASSES,
+    TEXT_STATES,
+    WORD,
+    WORD_ENDS,
+    Normalization,
+)
 from prod_decode.tracker import TextTracker
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
@@ -53,30 +62,32 @@ class Matcher:
         self.vocabulary = vocabulary
         self._entries_of = entries_of
         self.automaton = automaton
-        self.table = table = vocabulary.table(normalization)
-        self._ignore_case = normalization.ignore_case
-        self._stamps = np.zeros(len(vocabulary) + 1, np.int64)
-        self._scratch = np.empty(len(vocabulary), np.int32)
-        self._stack = np.empty((256 * (table.deepest + 2), 2), np.int64)
+        self.table = vocabulary.table(normalization)
+        self.normalization = normalization
+        self._ends = WORD_ENDS
         self._cut_by: dict[bytes, Matcher] = {}
-        self._end_words_before(WORD_ENDS)
-        for token_id in vocabulary.eos_ids:
-            if token_id in self._fixed:
-                spelled = vocabulary.shown[token_id].decode("utf-8", "replace")
-                raise ProdError(
-                    f"expected an EOS token that no entry prohibits, got {spelled!r}, which entry "
-                    f"{self.blame(self.start(), token_id)[0]!r} does: no output could end; take the entry out"
-                )
-
-    def _end_words_before(self, ends: NDArray[np.bool_]) -> None:
-        """Take a word to end before the symbols of `ends`, bool [256], and find what is banned in every state."""
-        self._ends = ends
-        fixed = [self._completed_inside(state) for state in range(TEXT_STATES)]
-        self._fixed = np.concatenate(fixed)
-        self._fixed_starts = np.concatenate(([0], np.cumsum([len(tokens) for tokens in fixed]))).astype(np.int64)
-        for array in (ends, self._fixed, self._fixed_starts):
-            array.flags.writeable = False
         self._cache: dict[int, NDArray[np.int32]] = {}
+        for token_id in vocabulary.eos_ids:
+            for text_state in range(TEXT_STATES):
+                if names := self.blame(ROOT * TEXT_STATES + text_state, token_id):
+                    spelled = vocabulary.shown[token_id].decode("utf-8", "replace")
+                    raise ProdError(
+                        f"expected an EOS token that no entry prohibits, got {spelled!r}, which entry {names[0]!r} "
+                        "does: no output could end; take the entry out"
+                    )
+
+    @cached_property
+    def fixed(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The tokens banned whatever came before, by text state: int32 [n], and int64 [5] where each state's begin.
+
+        A whole pattern lies inside of them, or nobody knows their bytes. Found when first asked for: it takes 20 ms for
+        50,000 tokens, and a server may have bound a thousand lists that no request asks for.
+        """
+        fixed = [self._completed_inside(state) for state in range(TEXT_STATES)]
+        starts = np.concatenate(([0], np.cumsum([len(tokens) for tokens in fixed]))).astype(np.int64)
+        tokens = np.concatenate(fixed)
+        tokens.flags.writeable = starts.flags.writeable = False
+        return tokens, starts
 
     def cut_by(self, stops: Iterable[str]) -> Matcher:
         """The matcher for an output that the engine cuts where one of these strings begins, inside a token or not.
@@ -85,17 +96,15 @@ class Matcher:
         output ends in `eval`. States are the same for both matchers.
         """
         firsts = {stop.encode()[0] for stop in stops if stop}
-        if self._ignore_case:
+        if self.normalization.ignore_case:
             firsts |= set(bytes(firsts).lower())
         symbols = bytes(sorted(symbol for symbol in firsts if CLASSES[symbol] == WORD))
-        if not symbols:
+        if not symbols or not (self.automaton.patterns & 1).any():
             return self
         if symbols not in self._cut_by:
-            twin = copy.copy(self)
-            twin._cut_by = {}
-            ends = self._ends.copy()
-            ends[list(symbols)] = True
-            twin._end_words_before(ends)
+            twin = Matcher(self.automaton, self.normalization, self.vocabulary, self._entries_of)
+            twin._ends = self._ends.copy()
+            twin._ends[list(symbols)] = True
             self._cut_by[symbols] = twin
         return self._cut_by[symbols]
 
@@ -131,6 +140,10 @@ class Matcher:
         if after < 0:
             raise self._unknown_token(token_id)
         return int(after)
+
+    def end_prompt(self, state: int) -> int:
+        """The state where the prompt ends: what is returned alone begins a word, even inside one."""
+        return state + AFTER_BREAK - AFTER_WORD if state % TEXT_STATES == AFTER_WORD else state
 
     def state_of(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> int:
         """The state of a whole text, from its tokens; reads only as many of the last ones as can matter.
@@ -192,17 +205,18 @@ class Matcher:
 
     def banned_all(self, states: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The banned tokens of a batch as sparse pairs (rows int32 [n], token ids int32 [n]), rows ascending."""
+        (fixed, fixed_starts), scratch = self.fixed, self.table.scratch
         rows, tokens = _banned_all(
             self.automaton.nodes,
             self.table.nodes,
             self.table.roots,
             self.table.order,
-            self._fixed,
-            self._fixed_starts,
+            fixed,
+            fixed_starts,
             self._ends,
-            self._stamps,
-            self._scratch,
-            self._stack,
+            scratch.stamps,
+            scratch.tokens,
+            scratch.stack,
             states,
         )
         return rows, tokens
@@ -253,7 +267,6 @@ class Matcher:
         return ids
 
     def _completed_inside(self, text_state: int) -> NDArray[np.int32]:
-        """The tokens that are banned whatever came before: a whole pattern lies inside, or nobody knows their bytes."""
         completes = _completes(
             self.automaton.nodes,
             self.automaton.rows,

@@ -14,7 +14,6 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from prod_decode import __version__
+from prod_decode.batch import Batch, Request
 from prod_decode.blocklist import Blocklist
 from prod_decode.device import DeviceMatcher
 from prod_decode.entries import Entry
@@ -45,23 +45,6 @@ _LOG = logging.getLogger(__name__)
 # vLLM shows what is below a warning for its own loggers only.
 _START_LOG = logging.getLogger("vllm.prod_decode")
 
-# Where there is no token; vLLM itself has -1 where a token is not known yet.
-_NO_TOKEN = -2
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A request in the batch: its text, and which blocklists it gets, by their place in `ProdLogitsProcessor.names`.
-
-    `prompt` is None where vLLM has embeddings instead; `names` where the request cannot have been validated. `output`
-    is vLLM's own list, which grows. An `endless` row asked for `ignore_eos`.
-    """
-
-    prompt: list[int] | None
-    output: list[int]
-    names: tuple[int, ...] | None
-    endless: bool = False
-
 
 class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # mypy does not follow vllm
     """Keeps prohibited patterns out of what vLLM generates.
@@ -71,8 +54,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
     whatever else the request asks for. Rows of requests without a blocklist keep their bits,
     but for one without any score above -inf, which ends like a row whose every token is banned.
 
-    A state is remembered for every row and blocklist, and advanced if the row's text is what it was plus one token.
-    Anything else (requests that come, come back after preemption, or lost tokens) computes it again from the text.
+    On V1 `batch.Batch` follows the requests, on V2 the device does.
 
     What cannot be checked is not let through, and ends no one else's request: a row whose text is not known (tokens
     that vLLM has not filled in, embeddings, ids that the tokenizer does not have) ends with EOS at once. Raising
@@ -113,14 +95,10 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         self._slots = None
         if on_v2 and samples:
             self._slots = _Slots(self.matchers, self.eos_ids, self._ending, vllm_config, device_or_req_states)
-        if not on_v2:
-            for matcher in self.matchers:
-                _warm_up(matcher)
-        self._rows: list[_Row] = []
-        self._states = np.zeros((len(self.matchers), 0), np.int64)
-        self._lengths = self._newest = np.zeros(0, np.int64)
-        self._closed = np.zeros(0, np.bool_)
-        self._arrange([], [])
+        if not on_v2 and samples:
+            for name in (*self.settings.default, CHECK):
+                _warm_up(self.matchers[self.names.index(name)])
+        self._batch = Batch()
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
 
@@ -168,12 +146,13 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """
         if batch_update is None:
             return
-        rows = list(self._rows)
-        place = {row: row for row in range(len(rows))}
+        requests = list(self._batch.requests)
+        place = {row: row for row in range(len(requests))}
 
         def arrive(params: Any, prompt: list[int] | None, output: list[int]) -> int:
-            rows.append(_Row(prompt, output, self._names_of(params), _is_endless(params)))
-            return len(rows) - 1
+            tokens = None if prompt is None else np.array(prompt, np.int64)
+            requests.append(Request(tokens, output, self._matchers_of(params), _is_endless(params)))
+            return len(requests) - 1
 
         process_dict_updates(place, batch_update, arrive)
         missing = [row for row in range(batch_update.batch_size) if row not in place]
@@ -183,7 +162,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
                 "version of vLLM behaves in a way that is not known; use one that docs/vllm.md names"
             )
         sources = [place[row] for row in range(batch_update.batch_size)]
-        self._arrange([rows[source] for source in sources], sources)
+        self._batch.arrange([requests[source] for source in sources], sources)
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Mask the logits of one step in place.
@@ -201,28 +180,37 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """
         if self._slots is not None:
             return self._slots.apply(logits, ctx)
-        if len(logits) != len(self._rows):
+        batch = self._batch
+        if len(logits) != len(batch.requests):
             raise ProdError(
-                f"expected logits of {len(self._rows)} rows, got {len(logits)}: this version of vLLM behaves in a way "
-                "that is not known; use one that docs/vllm.md names"
+                f"expected logits of {len(batch.requests)} rows, got {len(logits)}: this version of vLLM behaves in a "
+                "way that is not known; use one that docs/vllm.md names"
             )
-        if not self._any:
+        if not len(batch.guarded):
             return logits
-        self._follow()
+        batch.follow()
         width = logits.shape[1]
-        rows, tokens = self._banned(width)
-        if len(self._endless):
+        rows, tokens = batch.banned(width)
+        if len(batch.endless):
             ending = self._ending[self._ending < width]
-            rows = np.concatenate([rows, np.repeat(self._endless, len(ending))])
-            tokens = np.concatenate([tokens, np.tile(ending, len(self._endless))])
+            rows = np.concatenate([rows, np.repeat(batch.endless, len(ending))])
+            tokens = np.concatenate([tokens, np.tile(ending, len(batch.endless))])
         if not len(rows) and width <= self._known:
             return logits
-        mask_padding_(logits, self._known, self._guarded)
+        mask_padding_(logits, self._known, None if len(batch.guarded) == len(logits) else batch.guarded)
         return mask_prohibited_(logits, rows, tokens, fallback=self.eos_ids)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: a request moves into a slot; whether anything is enforced on it."""
         names = self._names_of(sampling_params)
+        stops = _stops(sampling_params)
+        if any(self.matchers[number].cut_by(stops) is not self.matchers[number] for number in names or ()):
+            _LOG.warning(
+                "a request ends: the V2 runner does not see where its stop strings %s cut a word that a list prohibits "
+                "as a whole; leave out those that begin with a letter, a digit or _",
+                stops,
+            )
+            names = None
         if self._slots is not None:
             self._slots.take(req_idx, names, endless=_is_endless(sampling_params))
         return names is None or bool(names)
@@ -240,97 +228,10 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
             return None
         return tuple(self.names.index(name) for name in names)
 
-    def _arrange(self, rows: list[_Row], sources: list[int]) -> None:
-        """Take over what is remembered of the rows at `sources`; those beyond the present ones are new."""
-        count = len(rows)
-        states = np.zeros((len(self.matchers), count), np.int64)
-        # No text is one token longer than this.
-        lengths = np.full(count, -2, np.int64)
-        newest = np.full(count, _NO_TOKEN, np.int64)
-        closed = np.zeros(count, np.bool_)
-        before = np.array(sources, np.int64)
-        kept = np.flatnonzero(before < len(self._rows)) if len(before) else before
-        if len(kept):
-            origin = before[kept]
-            states[:, kept] = self._states[:, origin]
-            lengths[kept] = self._lengths[origin]
-            newest[kept] = self._newest[origin]
-            closed[kept] = self._closed[origin]
-        self._rows, self._outputs = rows, [row.output for row in rows]
-        self._states, self._lengths, self._newest, self._closed = states, lengths, newest, closed
-        # Which rows have each blocklist. A slice where all do: NumPy copies for an array of indices.
-        self._members: list[slice | NDArray[np.int64]] = []
-        for number in range(len(self.matchers)):
-            having = [i for i, row in enumerate(rows) if row.names is None or number in row.names]
-            self._members.append(slice(None) if len(having) == count else np.array(having, np.int64))
-        guarded = [i for i, row in enumerate(rows) if row.names is None or row.names]
-        self._any = bool(guarded)
-        self._guarded = None if len(guarded) == count else np.array(guarded, np.int64)
-        self._endless = np.array([i for i in guarded if rows[i].endless], np.int64)
-
-    def _follow(self) -> None:
-        """Bring the states up to the tokens there are now."""
-        outputs = self._outputs
-        lengths = np.array([len(output) for output in outputs], np.int64)
-        newest = np.array([output[-1] if output else _NO_TOKEN for output in outputs], np.int64)
-        before = np.array([output[-2] if len(output) > 1 else _NO_TOKEN for output in outputs], np.int64)
-        grown = ~self._closed & (lengths == self._lengths + 1) & (before == self._newest)
-        stays = ~self._closed & (lengths == self._lengths) & (newest == self._newest)
-        self._lengths, self._newest = lengths, newest
-        try:
-            self._advance(grown, newest)
-        except ProdError:
-            # Some token is not known (yet); reading every row anew finds out whose.
-            grown[:] = False
-        for row in np.flatnonzero(~(grown | stays)).tolist():
-            self._read(row)
-
-    def _advance(self, grown: NDArray[np.bool_], newest: NDArray[np.int64]) -> None:
-        everyone = bool(grown.all())
-        for number, members in enumerate(self._members):
-            if everyone:
-                chosen = members
-            elif isinstance(members, slice):
-                chosen = np.flatnonzero(grown)
-            else:
-                chosen = members[grown[members]]
-            states = self._states[number]
-            states[chosen] = self.matchers[number].advance_all(states[chosen], newest[chosen])
-
-    def _read(self, row: int) -> None:
-        """Compute the states of a row from its whole text, or close it."""
-        request = self._rows[row]
-        was_closed = self._closed[row]
-        self._closed[row] = request.names is None or (bool(request.names) and request.prompt is None)
-        if self._closed[row] or not request.names:
-            return
-        text = np.array([*(request.prompt or ()), *request.output], np.int64)
-        try:
-            for number in request.names:
-                self._states[number, row] = self.matchers[number].state_of(text)
-        except ProdError as error:
-            self._closed[row] = True
-            if not was_closed:
-                _LOG.warning("a request whose text cannot be checked ends: %s", error)
-
-    def _banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
-        """Sparse pairs (rows, tokens), both [n], duplicates included."""
-        rows: list[NDArray[np.integer[Any]]] = []
-        tokens: list[NDArray[np.integer[Any]]] = []
-        for number, members in enumerate(self._members):
-            states = self._states[number][members]
-            if not len(states):
-                continue
-            found, banned = self.matchers[number].banned_all(states)
-            rows.append(found if isinstance(members, slice) else members[found])
-            tokens.append(banned)
-        for closed in np.flatnonzero(self._closed).tolist():
-            rows.append(np.full(width, closed, np.int64))
-            tokens.append(np.arange(width, dtype=np.int64))
-        row, token = np.concatenate(rows), np.concatenate(tokens)
-        if width < self._known:
-            row, token = row[token < width], token[token < width]
-        return row, token
+    def _matchers_of(self, params: Any) -> tuple[Matcher, ...] | None:
+        """What is enforced on a request; None if it cannot have been validated."""
+        names = self._names_of(params)
+        return None if names is None else tuple(self.matchers[name].cut_by(_stops(params)) for name in names)
 
 
 class _Slots:
@@ -412,6 +313,7 @@ class _Slots:
                 token_ids=self._states.all_token_ids.gpu,
                 lengths=lengths,
                 enabled=self._on_device[0],
+                prompts=self._states.prompt_len.gpu,
             )
         return logits
 
@@ -508,6 +410,11 @@ def _samples(vllm_config: Any) -> bool:
 
 def _canary() -> Blocklist:
     return Blocklist.compile([Entry(CANARY_PHRASE, boundary="none")])
+
+
+def _stops(params: Any) -> list[str]:
+    """The strings at which vLLM cuts the text of a request."""
+    return [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
 
 
 def _is_endless(params: Any) -> bool:

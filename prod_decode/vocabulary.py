@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,26 @@ class Vocabulary:
         return self._tables[normalization]
 
 
+class Scratch(NamedTuple):
+    """Memory for `matcher._continuations`.
+
+    Attributes:
+        stamps: int64 [size + 1]: the number of the last call, and of the last one that wrote each token.
+        tokens: int32 [size], what a call writes.
+        stack: int64 [n, 2], pairs of nodes to visit.
+    """
+
+    stamps: NDArray[np.int64]
+    tokens: NDArray[np.int32]
+    stack: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, size: int, deepest: int) -> Scratch:
+        """For a vocabulary of `size`, whose tokens emit at most `deepest` symbols."""
+        stack = np.empty((256 * (deepest + 2), 2), np.int64)
+        return cls(np.zeros(size + 1, np.int64), np.empty(size, np.int32), stack)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTable:
     """The symbols that every token emits in every text state, and tries over them.
@@ -135,6 +155,8 @@ class TokenTable:
         roots: int32 [4], the root of each text state's trie.
         order: int32, token ids in the order of their symbols, a stretch for each trie.
         deepest: the largest number of symbols that a token emits.
+        scratch: what the kernels that find banned tokens write to; all matchers of a vocabulary share it, since they
+            hold the GIL meanwhile.
     """
 
     symbols: NDArray[np.uint8]
@@ -146,6 +168,7 @@ class TokenTable:
     roots: NDArray[np.int32]
     order: NDArray[np.int32]
     deepest: int
+    scratch: Scratch
 
     @classmethod
     def build(cls, vocabulary: Vocabulary, normalization: Normalization) -> TokenTable:
@@ -208,6 +231,7 @@ class TokenTable:
             roots=np.array(trie_of, np.int32),
             order=np.concatenate(orders).astype(np.int32),
             deepest=trie.longest,
+            scratch=Scratch.of(known, trie.longest),
         )
 
 

@@ -284,7 +284,7 @@ def test_a_request_adds_and_never_removes(files: dict[str, str]) -> None:
     processor = make(files, ["one"])
     processor.update_state(added((params(), encode("b.a"), []), (params("two"), encode("b.a"), [])))
     for row in range(2):
-        assert processor._rows[row].names == ((0,), (0, 1))[row]
+        assert processor._batch.requests[row].matchers == tuple(processor.matchers[: row + 1])
     masked = processor.apply(torch.zeros(2, WIDTH))
     assert masked[:, TOKENS.index(b"b")].tolist() == [-INF, -INF]
 
