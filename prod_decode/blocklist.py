@@ -184,13 +184,20 @@ class Blocklist:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Blocklist:
-        """Map a file that `save` wrote; processes that load one file share its memory.
+        """A file that `save` wrote, as it is now: writing over the file later does not change what is enforced.
+
+        To deploy another list, write it beside the old one, `mv` it over that, and load again (restart the server).
 
         Args:
             path: the file.
-            verify: check the whole file. Without, a million patterns load in milliseconds: only for a file that this
-                machine has verified and nobody could change since, for a damaged one may crash the process or let
-                patterns through.
+            verify: check the whole file. Without, a file of 16 MB or more that this user has loaded before on this
+                machine opens in milliseconds: only its header is read, and memory comes from the copy that was checked
+                then. Any other is read, and its checksum compared. That no index leads astray is taken on trust: only
+                for files that nobody made by hand.
+
+        Files of 16 MB and more are copied once to `prod-decode-UID` in the system's temporary folder (`TMPDIR`), which
+        only this user may enter; processes that load one file share the memory of that copy. A copy that no process
+        uses is removed when the next one is made. Without such a place or room, each process reads the file.
 
         Raises:
             ProdError: the file is missing, foreign, of another version, cut short or damaged.

@@ -221,7 +221,7 @@ class _Store:
         if not path.exists():
             return None
         try:
-            meta, arrays = read_artifact(path, magic=_MAGIC)
+            meta, arrays = read_artifact(path, magic=_MAGIC, shared=False)
         except ProdError:
             return None
         packed, starts = arrays["records"].tobytes(), arrays["record_starts"].tolist()

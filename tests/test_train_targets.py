@@ -174,6 +174,17 @@ def test_a_damaged_shard_is_made_again(tmp_path, caplog, damage):
     assert torch.equal(store[4]["b"], torch.arange(4))
 
 
+def test_entries_stay_what_they_were_when_their_file_is_written_over(tmp_path):
+    key = {"kind": "x"}
+    Store(tmp_path, key, 5).fill(entries, [0])
+    store = Store(tmp_path, key, 5)
+    assert store.fill(entries, [0]) == 0
+    (path,) = tmp_path.glob("*/*.safetensors")
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(store[4]["b"], torch.arange(4))
+
+
 def test_another_key_is_another_store_and_a_forged_one_is_refused(tmp_path):
     Store(tmp_path, {"kind": "x", "top_p": 0.8}, 5).fill(entries, [0])
     assert Store(tmp_path, {"kind": "x", "top_p": 0.9}, 5).fill(entries, [0]) == 1
