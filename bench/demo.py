@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prod_decode.artifact import write_whole
 from prod_decode.blocklist import Blocklist, Match
 from prod_decode.cli import Parser, exit_status
 from prod_decode.entries import Entry
@@ -151,7 +152,8 @@ def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
     del model
     recitals = forget(model_name, functions, out / "unlearning") if functions else {}
     page = out / "index.html"
-    page.write_text(to_page(outcomes, blocklist, recitals), encoding="utf-8")
+    with write_whole(page) as file:
+        file.write(to_page(outcomes, blocklist, recitals).encode())
     print(f"The page: {page}")
     if failed or not recitals_are_as_promised(recitals):
         print("This is not what should happen: please report it.", file=sys.stderr)

@@ -25,6 +25,7 @@ from bench.metrics import wilson
 from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
+from prod_decode.artifact import write_whole
 from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_json_lines
@@ -269,7 +270,8 @@ def run(data: Path, semgrep_rules: str | None, out: str | None) -> int:
             json.dumps({key: asdict(value) if isinstance(value, Rate) else value for key, value in figure.items()})
             for figure in figures
         ]
-        Path(out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with write_whole(out) as file:
+            file.write(("\n".join(lines) + "\n").encode())
     return 0
 
 

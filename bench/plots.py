@@ -14,6 +14,7 @@ from bench.plan import DECODED
 from bench.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.records import FORGET, Cell
 from bench.series import UTILITIES, Attacked, by_epoch, points, series_of, utility_of, value
+from prod_decode.artifact import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +45,8 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
     drawn = plt.figure(figsize=(width, height), dpi=120, layout="constrained")
     try:
         yield drawn
-        temporary = path.with_suffix(".tmp.png")
-        drawn.savefig(temporary)
-        temporary.replace(path)
+        with write_whole(path) as file:
+            drawn.savefig(file, format="png")
     finally:
         plt.close(drawn)
 

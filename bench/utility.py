@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.metrics import parses, pass_at_k, proportion
 from bench.sandbox import Limits, choose_isolation, run
+from prod_decode.artifact import require_output, write_whole
 from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
 from prod_train.metric import Metric, bootstrap
@@ -282,8 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score(humaneval: str, source: str, out: str | None, jobs: int | None) -> int:
     from tqdm import tqdm
 
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        raise ProdError(f"cannot write {out}: the directory {Path(out).absolute().parent} does not exist")
+    if out is not None:
+        require_output(out, [humaneval, source])
     problems = load_humaneval(humaneval)
     if source == "canonical":
         completions = [Completion(problem.task_id, problem.canonical_solution) for problem in problems]
@@ -302,10 +302,6 @@ def _score(humaneval: str, source: str, out: str | None, jobs: int | None) -> in
 
 def write_records(path: str, records: Iterable[Checked]) -> None:
     """Write records as JSON lines, whole or not at all."""
-    partial = Path(f"{path}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with write_whole(path) as file:
         for record in records:
-            file.write(json.dumps(asdict(record)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+            file.write(f"{json.dumps(asdict(record))}\n".encode())

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prod_decode.artifact import write_whole
+
 COUNTS = (0, 10, 10_000)
 BATCHES = (1, 16, 64)
 
@@ -74,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = measure(options, Path(folder))
     print(table(figures))
     if options.output:
-        Path(options.output).write_text(json.dumps([asdict(figure) for figure in figures], indent=1))
+        with write_whole(options.output) as file:
+            file.write(json.dumps([asdict(figure) for figure in figures], indent=1).encode())
     return 0
 
 

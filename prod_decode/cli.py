@@ -188,10 +188,11 @@ def _note(message: str) -> None:
 
 
 def _compile(options: argparse.Namespace) -> int:
+    from prod_decode.artifact import require_output
     from prod_decode.blocklist import Blocklist
     from prod_decode.sources import read_entries, read_texts
 
-    _require_folder(options.output)
+    require_output(options.output, [*options.sources, *options.allow])
 
     def skipped(path: Path, why: str) -> None:
         del path
@@ -237,14 +238,6 @@ def _progress(items: Iterator[_T], what: str) -> Iterator[_T]:
         print(file=sys.stderr)
 
 
-def _require_folder(output: str) -> None:
-    folder = Path(output).absolute().parent
-    if not folder.is_dir():
-        raise ProdError(f"cannot write {output}: the directory {folder} does not exist")
-    if Path(output).is_dir():
-        raise ProdError(f"cannot write {output}: it is a directory, expected a file name")
-
-
 def _summary(blocklist: Blocklist, path: str) -> str:
     report = blocklist.report
     return (
@@ -264,9 +257,10 @@ def _print_waived(blocklist: Blocklist) -> None:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from prod_decode.artifact import require_output
     from prod_decode.blocklist import Blocklist
 
-    _require_folder(options.output)
+    require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
     merged = Blocklist.merge([Blocklist.load(file) for file in options.files])
     merged.save(options.output)
     print(f"{options.output}: {_summary(merged, options.output)}")
