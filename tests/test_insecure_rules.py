@@ -328,7 +328,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     (tmp_path / "cyberseceval_autocomplete_python.jsonl").write_text(json.dumps(cyberseceval) + "\n")
     out = tmp_path / "figures.jsonl"
     command = [sys.executable, "-m", "bench.detectors", str(tmp_path), "--json", str(out)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert run.returncode == 0, run.stderr
     figures = {(f["detector"], f["part"]): f for f in map(json.loads, out.read_text().splitlines())}
     assert figures["rules", "sven, all"]["precision"]["value"] == 1
