@@ -270,6 +270,25 @@ def _parse_header(head: bytes, source: Path, size: int, magic: bytes) -> dict[st
     return header  # type: ignore[no-any-return]
 
 
+def are_laid_out(arrays: Mapping[str, NDArray[Any]], layout: Mapping[str, tuple[Any, int]]) -> bool:
+    """Whether all arrays of a layout are there, each with its dtype and number of dimensions."""
+    return all(
+        name in arrays and arrays[name].dtype == dtype and arrays[name].ndim == dimensions
+        for name, (dtype, dimensions) in layout.items()
+    )
+
+
+def are_ranges(starts: NDArray[np.int64], count: int, total: int) -> bool:
+    """Whether `starts[i] : starts[i + 1]` are `count` ranges, none of them empty, that make up `total`."""
+    return (
+        len(starts) == count + 1
+        and int(starts[0]) == 0
+        and int(starts[-1]) == total
+        # Compared, since a difference may overflow.
+        and bool((starts[1:] > starts[:-1]).all())
+    )
+
+
 def is_count(value: object) -> TypeGuard[int]:
     """Whether a value that JSON has is a whole number from 0 on."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode._jit import inline, jit
+from prod_decode.artifact import are_laid_out, are_ranges
 from prod_decode.errors import ProdError
 from prod_decode.normalize import AFTER_WORD, CLASSES, WORD
 from prod_decode.patterns import Pattern, Patterns
@@ -41,6 +42,19 @@ FAR = 255
 NODE = np.dtype(
     [("child", "<i4"), ("fail", "<i4"), ("label", "u1"), ("flags", "u1"), ("below", "u1"), ("near", "u1")], align=True
 )
+
+
+# What the arrays of an automaton are: dtype and number of dimensions.
+LAYOUT: dict[str, tuple[Any, int]] = {
+    "nodes": (NODE, 1),
+    "rows": (np.dtype("<i4"), 2),
+    "accepting": (np.dtype("<i4"), 1),
+    "starts": (np.dtype("<i8"), 1),
+    "patterns": (np.dtype("<i8"), 1),
+    "lengths": (np.dtype("<i4"), 1),
+}
+
+_CONTRADICTION = "the automaton's arrays contradict each other: compile the blocklist again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +127,24 @@ class Automaton:
         """Raise `ProdError` unless every index stays in range and every walk ends, so that no kernel can run astray."""
         count = len(self.accepting)
         sound = (
-            self.nodes.dtype == NODE
-            and len(self) >= 2
+            are_laid_out({name: getattr(self, name) for name in LAYOUT}, LAYOUT)
+            and len(self.nodes) > 2
             and self.rows.shape == (max(2, int(self.nodes["child"][2])), 256)
-            and len(self.starts) == count + 1
+            and are_ranges(self.starts, count, len(self.patterns))
             and len(self.lengths) == count
-            and int(self.starts[0]) == 0
-            and int(self.starts[-1]) == len(self.patterns)
-            and bool((np.diff(self.starts) > 0).all())
-            and bool((np.diff(self.accepting) > 0).all())
+            and bool((self.accepting[1:] > self.accepting[:-1]).all())
             and (count == 0 or (int(self.accepting[0]) > BOUND_ROOT and int(self.accepting[-1]) < len(self)))
             and int(self.lengths.max(initial=0)) == self.longest
-            and (count == 0 or (int(self.patterns.min()) >= 0 and int(self.patterns.max()) >> 1 < len(self.patterns)))
-            and _is_sound(self.nodes, self.rows, self.accepting, self.lengths)
+            and _are_all(self.patterns >> 1)
+            and _is_sound(self.nodes, self.rows, self.accepting, self.lengths, self.starts, self.patterns)
         )
         if not sound:
-            raise ProdError("the automaton's arrays contradict each other: compile the blocklist again")
+            raise ProdError(_CONTRADICTION)
+
+    @property
+    def spelled_bytes(self) -> int:
+        """How long all patterns are together; that can be the square of the number of nodes."""
+        return int((np.diff(self.starts) * self.lengths).sum())
 
     def patterns_at(self, node: int, *, ends_word: bool) -> list[tuple[int, int]]:
         """The patterns that a walk at `node` has just completed, as (pattern index, length), longest first.
@@ -147,7 +163,11 @@ class Automaton:
         return found
 
     def spell(self) -> Patterns:
-        """All patterns, by index: what the automaton was compiled from."""
+        """All patterns, by index: what the automaton was compiled from; it takes memory for `spelled_bytes`.
+
+        Raises:
+            ProdError: the indices are not the order of the patterns.
+        """
         items = self.patterns >> 1
         lengths = np.zeros(len(items), np.int64)
         lengths[items] = np.repeat(self.lengths, np.diff(self.starts))
@@ -156,7 +176,8 @@ class Automaton:
         bound = np.zeros(len(items), np.bool_)
         whole = np.empty(len(items), np.bool_)
         whole[items] = (self.patterns & 1) != 0
-        _spell(self.nodes, self.accepting, self.starts, items, offsets, data, bound)
+        if not _spell(self.nodes, self.accepting, self.starts, items, offsets, data, bound):
+            raise ProdError(_CONTRADICTION)
         return Patterns(data, offsets, bound, whole)
 
 
@@ -242,14 +263,32 @@ def _link(
         nodes[node].near = min(nodes[node].below, nodes[fail].near)
 
 
+def _are_all(indices: NDArray[np.int64]) -> bool:
+    """Whether they are the numbers below their count, each once."""
+    count = len(indices)
+    if count and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+        return False
+    seen = np.zeros(count, np.bool_)
+    seen[indices] = True
+    return bool(seen.all())
+
+
 @jit
 def _is_sound(
-    nodes: NDArray[Any], rows: NDArray[np.int32], accepting: NDArray[np.int32], lengths: NDArray[np.int32]
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    accepting: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    items: NDArray[np.int64],
 ) -> bool:
     count = len(nodes) - 1
     if nodes[0].child != 2 or nodes[count].child != count:
         return False
+    level, level_end, of_bound = 0, 2, 1  # the level's first node, and its first below `BOUND_ROOT`
     for node in range(count):
+        if node == level_end:
+            level, level_end, of_bound = node, nodes[node].child, nodes[of_bound].child
         first, last = nodes[node].child, nodes[node + 1].child
         if first > last or first <= node or last > count:
             return False
@@ -258,8 +297,9 @@ def _is_sound(
                 return False
         if node >= 2:
             fail = nodes[node].fail
-            # A failure link to an earlier node keeps every chain finite.
-            if fail < 0 or fail >= node or fail == BOUND_ROOT:
+            # A failure link to a shallower node, or from the second trie to the same string in the first, keeps every
+            # chain as short as two patterns.
+            if fail < 0 or fail >= (of_bound if node >= of_bound else level) or fail == BOUND_ROOT:
                 return False
     for row in range(len(rows)):
         # At most one level deeper than the row's own node: then no node is deeper than the symbols walked, and no
@@ -279,6 +319,13 @@ def _is_sound(
         if nodes[node].flags & (ACCEPT | ACCEPT_END):
             if marked == len(accepting) or accepting[marked] != node or lengths[marked] != depth:
                 return False
+            # One pattern, or the two that differ in `whole` only, of which that without comes first.
+            first, last = starts[marked], starts[marked + 1] - 1
+            if last > first + 1 or (last > first and (items[first] & 1 or items[last] != items[first] + 3)):
+                return False
+            wanted = (0 if items[first] & 1 else ACCEPT) | (ACCEPT_END if items[last] & 1 else 0)
+            if nodes[node].flags & (ACCEPT | ACCEPT_END) != wanted:
+                return False
             marked += 1
     return marked == len(accepting)
 
@@ -292,8 +339,10 @@ def _spell(
     offsets: NDArray[np.int64],
     data: NDArray[np.uint8],
     bound: NDArray[np.bool_],
-) -> None:
+) -> bool:
     """Write each label into all patterns below its node, in passes that go through every array from end to end.
+
+    False if `items`, depth first, do not ascend: then nothing is written.
 
     Climbing from the end of each pattern to its root instead touches records far apart: 3.4 s for a million patterns,
     and this .4 s.
@@ -317,8 +366,10 @@ def _spell(
     for i in range(len(accepting)):
         for k in range(starts[i], starts[i + 1]):
             item_of[first[accepting[i]] + k - starts[i]] = items[k]
-    for rank in range(first[BOUND_ROOT], len(items)):
-        bound[item_of[rank]] = True
+    for rank in range(len(items)):
+        if item_of[rank] != rank:
+            return False
+        bound[rank] = rank >= first[BOUND_ROOT]
     depth = 1
     level_end = nodes[2].child if total > 2 else 2
     for node in range(2, total):
@@ -326,7 +377,8 @@ def _spell(
             depth += 1
             level_end = nodes[node].child
         for rank in range(first[node], first[node] + below[node]):
-            data[offsets[item_of[rank]] + depth - 1] = nodes[node].label
+            data[offsets[rank] + depth - 1] = nodes[node].label
+    return True
 
 
 @jit

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.anchors import FreeCode
-from prod_decode.artifact import read_artifact, write_artifact
-from prod_decode.automaton import Automaton
+from prod_decode.artifact import are_laid_out, are_ranges, is_count, read_artifact, write_artifact
+from prod_decode.automaton import LAYOUT, Automaton
 from prod_decode.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.errors import ProdError
 from prod_decode.normalize import Normalization
@@ -22,6 +22,14 @@ from prod_decode.scan import Filter
 
 if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
+
+
+_LAYOUT = LAYOUT | {
+    "owner_starts": (np.dtype("<i8"), 1),
+    "owners": (np.dtype("<i4"), 1),
+    "records": (np.dtype("u1"), 1),
+    "record_starts": (np.dtype("<i8"), 1),
+}
 
 
 class Match(NamedTuple):
@@ -128,7 +136,8 @@ class Blocklist:
         """One blocklist that prohibits what any of several does; they must normalise alike.
 
         Raises:
-            ProdError: nothing to merge, different normalisations, or one id for two different entries.
+            ProdError: nothing to merge, different normalisations, one id for two different entries, or patterns that
+                fill the machine's memory.
         """
         if not blocklists:
             raise ProdError("expected at least one blocklist to merge, got none")
@@ -142,6 +151,7 @@ class Blocklist:
                     f"cannot merge blocklists that normalise differently: expected {normalization}, got "
                     f"{blocklist.normalization}; compile them with the same normalize and ignore_case"
                 )
+            _require_memory(blocklist)
             renumbered = np.fromiter((records.add(info)[0] for info in blocklist.entries()), np.int64, len(blocklist))
             owners = renumbered[blocklist._owners]
             indices = np.repeat(np.arange(len(blocklist._owner_starts) - 1), np.diff(blocklist._owner_starts))
@@ -203,29 +213,29 @@ class Blocklist:
             ProdError: the file is missing, foreign, of another version, cut short or damaged.
         """
         meta, arrays = read_artifact(path, verify=verify)
+        try:
+            return cls._of(meta, arrays, verify=verify)
+        except ProdError as error:
+            raise ProdError(f"{path}: {error}") from None
+
+    @classmethod
+    def _of(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]], *, verify: bool) -> Blocklist:
+        """What the contents of a file say; a checksum does not tell who wrote them."""
+        if not (are_laid_out(arrays, _LAYOUT) and len(arrays["record_starts"]) and _is_meta(meta)):
+            raise ProdError("it has arrays or settings that no compiler writes: compile the blocklist again")
+        automaton = Automaton(**{name: arrays[name] for name in LAYOUT}, longest=meta["longest"])
         report = meta["report"]
-        automaton = Automaton(
-            nodes=arrays["nodes"],
-            rows=arrays["rows"],
-            accepting=arrays["accepting"],
-            starts=arrays["starts"],
-            patterns=arrays["patterns"],
-            lengths=arrays["lengths"],
-            longest=meta["longest"],
-        )
         if verify:
             automaton.validate()
+            entries = len(arrays["record_starts"]) - 1
+            if report["phrases"] + report["documents"] != entries or not _are_owned(arrays, entries):
+                raise ProdError("its entries and their patterns contradict each other: compile the blocklist again")
         return cls(
             automaton,
             Normalization(meta["normalize"], meta["ignore_case"]),
             (arrays["owner_starts"], arrays["owners"]),
             (arrays["records"], arrays["record_starts"]),
-            Report(
-                report["phrases"],
-                report["documents"],
-                report["too_short"],
-                [(entry_id, start, end) for entry_id, start, end in report["waived"]],
-            ),
+            Report(**{**report, "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]]}),
         )
 
     def __len__(self) -> int:
@@ -298,6 +308,53 @@ class Blocklist:
                 return Filter.none()
             self._filter = Filter.of(self.automaton)
         return self._filter
+
+
+def _is_meta(meta: dict[str, Any]) -> bool:
+    report = meta.get("report")
+    return (
+        meta.get("normalize") in ("none", "code")
+        and isinstance(meta.get("ignore_case"), bool)
+        and is_count(meta.get("longest"))
+        and meta["longest"] < 1 << 31
+        and isinstance(report, dict)
+        and report.keys() == {"phrases", "documents", "too_short", "waived"}
+        and is_count(report["phrases"])
+        and is_count(report["documents"])
+        and isinstance(report["too_short"], list)
+        and all(isinstance(entry_id, str) for entry_id in report["too_short"])
+        and isinstance(report["waived"], list)
+        and all(isinstance(run, list) and len(run) == 3 and isinstance(run[0], str) for run in report["waived"])
+        and all(is_count(start) and is_count(end) for _, start, end in report["waived"])
+    )
+
+
+def _are_owned(arrays: dict[str, NDArray[Any]], entries: int) -> bool:
+    """Whether every pattern has owners, in ascending order, and every entry a record."""
+    starts, owners = arrays["owner_starts"], arrays["owners"]
+    if not are_ranges(starts, len(arrays["patterns"]), len(owners)):
+        return False
+    if not are_ranges(arrays["record_starts"], entries, len(arrays["records"])):
+        return False
+    rising = owners[1:] > owners[:-1]
+    rising[starts[1:-1] - 1] = True  # between two patterns
+    return bool(rising.all()) and int(owners.min(initial=0)) >= 0 and int(owners.max(initial=-1)) < entries
+
+
+def _require_memory(blocklist: Blocklist) -> None:
+    """Refuse patterns that, spelled out for each owner, are more than this machine could hold."""
+    automaton, owned = blocklist.automaton, np.diff(blocklist._owner_starts)
+    lengths = np.repeat(automaton.lengths, np.diff(automaton.starts)).astype(np.int64)
+    needed = int((lengths * owned[automaton.patterns >> 1]).sum())
+    if needed > (memory := _physical_memory()):
+        raise ProdError(
+            f"cannot merge a blocklist whose patterns take {needed:,} bytes, expected at most the {memory:,} of this "
+            "machine's memory: compile the entries of all lists together"
+        )
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _members(starts: NDArray[np.int64], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

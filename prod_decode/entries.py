@@ -6,7 +6,7 @@ import json
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -176,12 +176,29 @@ def pack(info: EntryInfo) -> bytes:
 
 def unpack_id(packed: bytes) -> str:
     """The id of a record that `pack` made; a tenth of the time of the whole record."""
-    entry_id: str = json.loads(packed.decode("utf-8", "surrogatepass"))[0]
+    entry_id: str = _fields(packed)[0]
     return entry_id
 
 
 def unpack(packed: bytes) -> EntryInfo:
-    """The record that `pack` was given."""
-    entry_id, fingerprint, policy, detail, source = json.loads(packed.decode("utf-8", "surrogatepass"))
+    """The record that `pack` was given.
+
+    Raises:
+        ProdError: `pack` did not make it.
+    """
+    entry_id, fingerprint, policy, detail, source = _fields(packed)
     quote = policy == "quote"
     return EntryInfo(entry_id, source, policy, detail if quote else None, None if quote else detail, fingerprint)
+
+
+def _fields(packed: bytes) -> list[Any]:
+    try:
+        fields = json.loads(packed.decode("utf-8", "surrogatepass"))
+        entry_id, fingerprint, policy, detail, source = fields
+    except (ValueError, TypeError, RecursionError):
+        raise ProdError("the record of an entry is damaged: compile the blocklist again") from None
+    strings = isinstance(entry_id, str) and isinstance(fingerprint, str) and (source is None or isinstance(source, str))
+    quote = policy == "quote" and isinstance(detail, int) and not isinstance(detail, bool)
+    if not (strings and (quote or (policy == "phrase" and detail in ("start", "both", "none")))):
+        raise ProdError("the record of an entry is damaged: compile the blocklist again")
+    return fields  # type: ignore[no-any-return]

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from prod_decode import __version__
 from prod_decode.anchors import FreeCode, choose_anchors, default_width
-from prod_decode.artifact import read_artifact, write_artifact
+from prod_decode.artifact import are_laid_out, are_ranges, is_count, read_artifact, write_artifact
 from prod_decode.entries import SHORTEST_PATTERN, Entry, EntryInfo, pack, unpack
 from prod_decode.errors import ProdError
 from prod_decode.normalize import CLASSES, WORD, Normalization
@@ -31,6 +32,15 @@ from prod_decode.trie import concatenate
 _PORTION = 2_000_000
 
 _MAGIC = b"PRODPRT\x01"
+
+_LAYOUT: dict[str, tuple[Any, int]] = {
+    "data": (np.dtype("u1"), 1),
+    "ends": (np.dtype("<i8"), 1),
+    "flags": (np.dtype("u1"), 1),
+    "owners": (np.dtype("<i8"), 1),
+    "records": (np.dtype("u1"), 1),
+    "record_starts": (np.dtype("<i8"), 1),
+}
 
 
 class Costs(Protocol):
@@ -222,10 +232,16 @@ class _Store:
             return None
         try:
             meta, arrays = read_artifact(path, magic=_MAGIC, shared=False)
+            if not are_laid_out(arrays, _LAYOUT) or not are_ranges(
+                arrays["record_starts"], len(arrays["record_starts"]) - 1, len(arrays["records"])
+            ):
+                return None
+            packed, starts = arrays["records"].tobytes(), arrays["record_starts"].tolist()
+            infos = [unpack(packed[start:end]) for start, end in pairwise(starts)]
+            if not _is_whole(meta, arrays, len(infos)):
+                return None
         except ProdError:
             return None
-        packed, starts = arrays["records"].tobytes(), arrays["record_starts"].tolist()
-        infos = [unpack(packed[start:end]) for start, end in pairwise(starts)]
         collected = Collected.of({name: arrays[name] for name in ("data", "ends", "flags", "owners")})
         return Portion(infos, collected, meta["too_short"], [(place, a, b) for place, a, b in meta["waived"]])
 
@@ -243,6 +259,25 @@ class _Store:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.part"
+
+
+def _is_whole(meta: dict[str, Any], arrays: dict[str, NDArray[Any]], entries: int) -> bool:
+    """Whether a file says what `_Store.put` writes of so many entries; a checksum does not tell who wrote it."""
+    count = len(arrays["ends"])
+    owners, starts = arrays["owners"], np.concatenate((np.zeros(1, np.int64), arrays["ends"]))
+    waived = meta.get("waived")
+    return (
+        are_ranges(starts, count, len(arrays["data"]))
+        and len(arrays["flags"]) == count
+        and len(owners) == count
+        and int(arrays["flags"].max(initial=0)) <= 3
+        and 0 <= int(owners.min(initial=0)) <= int(owners.max(initial=0)) < entries
+        and isinstance(meta.get("too_short"), list)
+        and all(is_count(place) and place < entries for place in meta["too_short"])
+        and isinstance(waived, list)
+        and all(isinstance(run, list) and len(run) == 3 and all(map(is_count, run)) for run in waived)
+        and all(run[0] < entries for run in waived)
+    )
 
 
 def _portions(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

@@ -28,6 +28,10 @@ WIDEST, NARROWEST = 16, 4
 # logarithm of their number.
 _WORDS_EACH, _SMALLEST, _LARGEST = 1, 6, 22
 
+# Bytes of patterns that a filter may always spell out. Beyond, no more than the automaton has: patterns that share long
+# beginnings, in a file made by hand for instance, are the square of it.
+_MOST_SPELLED = 1 << 24
+
 # 2^64 over the golden ratio, odd: spreads the low bits of a product over the high ones (Knuth, TAOCP 3, 6.4).
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _8, _32, _56, _63 = np.uint64(8), np.uint64(32), np.uint64(56), np.uint64(63)
@@ -69,7 +73,7 @@ class Filter:
     def of(cls, automaton: Automaton) -> Filter:
         """The filter of an automaton's patterns; 25 ns a node."""
         window = min(WIDEST, int(automaton.lengths.min(initial=WIDEST)))
-        if window < NARROWEST:
+        if window < NARROWEST or automaton.spelled_bytes > max(_MOST_SPELLED, automaton.nodes.nbytes):
             return cls.none()
         patterns = automaton.spell()
         first = np.ones(len(patterns), np.bool_)
