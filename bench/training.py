@@ -86,7 +86,7 @@ class Trainer:
             self._run(
                 adapter, model=model, forget=forget, method="learn", epochs=epochs, seed=seed, every=1e6, retain=retain
             )
-            merge(str(adapter), str(merged))
+            merge(str(adapter), str(merged), measure=False)
         return merged
 
     def unlearned(
@@ -123,7 +123,7 @@ class Trainer:
     def merged(self, model: str, adapter: Path) -> Path:
         """The whole model that an adapter makes of its base."""
         output = self._beside(adapter, "merged")
-        return output if output.is_dir() else merge(str(adapter), str(output), model=model)
+        return output if output.is_dir() else merge(str(adapter), str(output), model=model, measure=False)
 
     def relearned(self, adapter: Path, forget: str, *, steps: int, seed: int) -> Path:
         """An unlearned adapter trained on the rows again, for as many steps."""

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,13 +79,17 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     return model, tokenizer
 
 
-def save_model(model: Any, tokenizer: Any, directory: str | Path) -> Path:
+def save_model(
+    model: Any, tokenizer: Any, directory: str | Path, *, check: Callable[[Path], None] | None = None
+) -> Path:
     """Write a model and its tokenizer in the hub's format.
 
     Args:
         model: of transformers.
         tokenizer: the model's.
         directory: where; it must not exist yet and appears whole or not at all.
+        check: is given the folder with the files before it gets its name, and may add to it; if it raises, nothing is
+            left.
 
     Raises:
         ProdError: it cannot be written.
@@ -98,6 +103,8 @@ def save_model(model: Any, tokenizer: Any, directory: str | Path) -> Path:
     try:
         model.save_pretrained(str(temporary))
         tokenizer.save_pretrained(str(temporary))
+        if check is not None:
+            check(temporary)
         temporary.chmod(0o755)
         temporary.rename(target)
     finally:

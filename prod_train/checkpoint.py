@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_train.config import Config
+from prod_train.modeling import compute_dtype
 from prod_train.stopping import choose, stop_reason
 from prod_train.targets import rows_digest
 
@@ -62,7 +63,8 @@ def save_checkpoint(session: Session, model: Any, optimizer: Any, state: State, 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _export(session, weights, temporary)
-        config.save(temporary / "config.yaml")
+        # What `auto` stood for here: `merge` writes in the dtype that the metrics were measured in.
+        replace(config, dtype=str(compute_dtype(config)).removeprefix("torch.")).save(temporary / "config.yaml")
         kept = {
             "step": state.step,
             "history": state.history,

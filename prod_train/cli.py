@@ -16,7 +16,7 @@ from typing import Any
 from prod_decode import __version__
 from prod_decode.cli import Parser, exit_status
 from prod_decode.errors import ProdError
-from prod_train.config import Config, flag, make_config, plain_type
+from prod_train.config import Config, flag, make_config, plain_type, saved_config
 
 NOT_REACHED = 1
 
@@ -62,7 +62,23 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("adapter", metavar="ADAPTER", help="the output directory of `run`, or the YAML file of that run")
     add.add_argument("--output", required=True, metavar="DIR", help="directory to write; it must not exist")
     add.add_argument("--model", metavar="M", help="the base, if it is not where the adapter says")
-    add.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="default: the base's")
+    add.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="default: what the run measured in; without a run, the base's",
+    )
+    add.add_argument(
+        "--untie",
+        action="store_true",
+        help="write an output head that shares its weight with the embeddings as a weight of its own, which an adapter "
+        "on either needs",
+    )
+    add.add_argument(
+        "--no-evaluate",
+        action="store_true",
+        help="do not measure the result on the data of the run; logits are compared",
+    )
     add.set_defaults(run=_merge)
     return parser
 
@@ -192,8 +208,17 @@ def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     adapter = options.adapter
     if adapter.endswith((".yaml", ".yml")):
-        adapter = make_config(adapter, {}).output
-    print(merge(adapter, options.output, model=options.model, dtype=options.dtype))
+        adapter = saved_config(Path(adapter)).output
+    print(
+        merge(
+            adapter,
+            options.output,
+            model=options.model,
+            dtype=options.dtype,
+            untie=options.untie,
+            measure=not options.no_evaluate,
+        )
+    )
     return 0
 
 

@@ -484,6 +484,28 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     Raises:
         ProdError: every unknown key, value of another type, and problem of `Config.problems`, in one message.
     """
+    values, problems = _values(file, flags)
+    config = Config(**values)
+    problems += config.problems()
+    if problems:
+        raise ProdError("; ".join(problems))
+    return config
+
+
+def saved_config(file: Path) -> Config:
+    """The configuration of a run that was, as `Config.save` wrote it; its data may be gone since.
+
+    Raises:
+        ProdError: it cannot be read, or has unknown keys or values of another type.
+    """
+    values, problems = _values(str(file), {})
+    if problems:
+        raise ProdError("; ".join(problems))
+    return Config(**values)
+
+
+def _values(file: str | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of a YAML file and flags by field name, and what is wrong with their names and types."""
     problems: list[str] = []
     values: dict[str, Any] = {}
     for source, given in (("", _read_yaml(file) if file else {}), ("flags", flags)):
@@ -496,11 +518,7 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
                 values[name] = _convert(raw, _TYPES[name])
             except ValueError as error:
                 problems.append(f"{flag(name)}: {error}")
-    config = Config(**values)
-    problems += config.problems()
-    if problems:
-        raise ProdError("; ".join(problems))
-    return config
+    return values, problems
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

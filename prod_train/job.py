@@ -98,6 +98,27 @@ def prepare(config: Config) -> Job:
     config.validate()
     _check_output(config)
     tokenizer = tokenizer_of(config.model)
+    forget, retain, holdout = read_sets(config, tokenizer)
+    method = make_method(config)
+    refusals = _read_refusals(config) if method.refuses else []
+    job = Job(
+        config,
+        tokenizer,
+        forget,
+        retain,
+        holdout,
+        refused=[_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
+        choices=len(refusals),
+    )
+    return job.guarded_by(config.blocklist) if config.blocklist else job
+
+
+def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], list[Row]]:
+    """The rows to forget, to retain and held out, tokenised; empty where the configuration names none.
+
+    Raises:
+        ProdError: as `load_rows`.
+    """
 
     def rows(name: str | None, *, eos: bool = True) -> list[Row]:
         if name is None:
@@ -107,18 +128,7 @@ def prepare(config: Config) -> Job:
     forget = rows(config.forget, eos=not config.paper_compat)
     if config.paper_compat:
         forget = [replace(row, supervised=np.arange(len(row.ids)) > 0) for row in forget]
-    method = make_method(config)
-    refusals = _read_refusals(config) if method.refuses else []
-    job = Job(
-        config,
-        tokenizer,
-        forget,
-        rows(config.retain),
-        rows(config.holdout),
-        refused=[_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
-        choices=len(refusals),
-    )
-    return job.guarded_by(config.blocklist) if config.blocklist else job
+    return forget, rows(config.retain), rows(config.holdout)
 
 
 def _check_output(config: Config) -> None:

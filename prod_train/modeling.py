@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prod_decode.errors import ProdError
 from prod_decode.models import load_model, load_tokenizer
@@ -20,11 +22,17 @@ def base_name(name: str) -> str:
     """The model an adapter's directory belongs to; any other name is its own.
 
     Raises:
-        ProdError: the adapter's configuration cannot be read or names no base.
+        ProdError: the adapter's configuration cannot be read or names no base; or a model lies beside it.
     """
     about = Path(name, ADAPTER)
     if not about.is_file():
         return name
+    weights = (*about.parent.glob("model*.safetensors"), *about.parent.glob("pytorch_model*.bin"))
+    if weights and Path(name, "config.json").is_file():
+        raise ProdError(
+            f"{name}: expected a model or an adapter, it holds both, and transformers would load them together: move "
+            f"{ADAPTER} and adapter_model.* to a directory of their own, and name the one that is meant"
+        )
     try:
         base = json.loads(about.read_text()).get("base_model_name_or_path")
     except (OSError, json.JSONDecodeError) as error:
@@ -56,11 +64,68 @@ def load_base(config: Config, device: torch.device | str) -> Any:
     name = base_name(config.model)
     dtype = torch.float32 if config.tuning == "full" else compute_dtype(config)
     if config.load_in_4bit:
+        expect_whole(name)
         model = load_4bit(name, dtype, device)
+        check_finite(model.named_parameters(), name)
     else:
-        model, _ = load_model(name, dtype=str(dtype).removeprefix("torch."), device=str(device))
+        model, _ = load_whole(name, dtype=str(dtype).removeprefix("torch."), device=str(device))
     model.requires_grad_(config.tuning == "full")
     return model
+
+
+def load_whole(name: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+    """`prod_decode.models.load_model`, of a model without an adapter and with finite weights.
+
+    Raises:
+        ProdError: as `load_model`; or transformers would load, or has loaded, an adapter that lies beside the model; or
+            a weight is NaN or infinite.
+    """
+    expect_whole(name)
+    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ProdError(
+            f"{name}: expected a model alone, its repository has an {ADAPTER} too, which was loaded with it: download "
+            f"it, and remove {ADAPTER} and adapter_model.* from the copy"
+        )
+    check_finite(model.named_parameters(), name)
+    return model, tokenizer
+
+
+def expect_whole(name: str) -> None:
+    """Refuse the directory of an adapter as a base.
+
+    Raises:
+        ProdError: it is one, or holds one beside a model: transformers would load it as well, without a word.
+    """
+    if (base := base_name(name)) != name or Path(name, ADAPTER).is_file():
+        raise ProdError(
+            f"{name}: expected a whole model as the base, it is an adapter itself, of {base}: add it to that first "
+            f"(prod-train merge {name} --output DIR) and name the result"
+        )
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]], name: str) -> None:
+    """Refuse weights that are NaN or infinite: all that follows from them is too, and looks like another mistake.
+
+    Args:
+        weights: with their names; those that are no floating-point numbers (quantised ones) are not looked at.
+        name: of the model or adapter, for the message.
+
+    Raises:
+        ProdError: with the first such weight and their number.
+    """
+    spoilt = {
+        key: int((~weight.isfinite()).sum())
+        for key, weight in weights
+        if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all()
+    }
+    if spoilt:
+        first, count = next(iter(spoilt.items()))
+        raise ProdError(
+            f"{name}: expected finite weights, {len(spoilt)} tensors have NaN or infinite ones, the first is {first} "
+            f"with {count:,}: the file is damaged, its training diverged, or it does not fit the dtype: use another "
+            "copy or checkpoint"
+        )
 
 
 def load_4bit(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -123,17 +188,24 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
     """The model with the adapter of a directory on it.
 
     Raises:
-        ProdError: the adapter has no weights, or is of another model.
+        ProdError: the adapter has no weights, is of another model, or some of its weights are not finite.
     """
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
-    except (RuntimeError, ValueError, OSError) as error:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+        # What is missing begins at random, or at zero, and peft goes on.
+        if lacking := [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]:
+            raise ValueError(f"{lacking[0].split(',')[0]}, ...")
+    except (RuntimeError, ValueError, TypeError, LookupError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ProdError(
-            f"{adapter} does not fit its base: {str(error).strip().splitlines()[0]} (expected an adapter's weights, "
-            "made for this base model)"
+            f"{adapter} does not fit its base: {reason} (expected an adapter's weights, made for this base model)"
         ) from None
+    check_finite(((key, weight) for key, weight in adapted.named_parameters() if ".default" in key), adapter)
+    return adapted
 
 
 def lora_targets(model: Any, config: Config) -> list[str]:

@@ -203,7 +203,7 @@ def teach_and_forget(
         **common,
     )
     run(teaching, progress=progress)
-    taught = merge(teaching.output, str(folder / "taught"))
+    taught = merge(teaching.output, str(folder / "taught"), measure=False)
     say("Measuring the taught model, without and with the blocklist")
     unlearning = Config(
         model=str(taught), output=str(folder / "unlearned"), epochs=forget_epochs, learning_rate=3e-4, **common
