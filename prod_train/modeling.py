@@ -163,12 +163,15 @@ def add_adapter(model: Any, config: Config) -> Any:
     The default initialisation, no biases and no `modules_to_save`, so that vLLM loads the result.
 
     Raises:
-        ProdError: no such layers, or the output head among them, which the fused loss needs frozen.
+        ProdError: no such layers, or the output head among them, which the fused loss needs frozen; or the adapter
+            trains more than LoRA's matrices.
     """
     from peft import LoraConfig, get_peft_model
 
     if config.continues_adapter:
-        return load_adapter(model, config.model, is_trainable=True)
+        adapted = load_adapter(model, config.model, is_trainable=True)
+        expect_lora(adapted, config.model)
+        return adapted
     targets = lora_targets(model, config)
     lora = LoraConfig(
         r=config.lora_rank,
@@ -182,6 +185,31 @@ def add_adapter(model: Any, config: Config) -> Any:
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = base_name(config.model)
     return adapted
+
+
+def expect_lora(adapted: Any, adapter: str) -> None:
+    """Refuse an adapter that trains anything but LoRA's own weights: checkpoints keep these and nothing else.
+
+    Raises:
+        ProdError: names what else it trains.
+    """
+    settings = adapted.peft_config["default"]
+    others = [name for name in trainable(adapted) if "lora_" not in name]
+    found = [] if settings.peft_type == "LORA" else [f"peft_type {settings.peft_type.value}"]
+    found += [
+        f"{name} {value!r}"
+        for name in ("bias", "modules_to_save", "trainable_token_indices")
+        if (value := getattr(settings, name, None)) not in (None, "none")
+    ]
+    if not found and others:
+        found = [f"{len(others)} weights besides, the first is {others[0]}"]
+    if not isinstance(adapted.get_base_model().get_output_embeddings(), nn.Linear):
+        found.append("an adapted output head, which the fused loss needs frozen")
+    if found:
+        raise ProdError(
+            f"{adapter}: expected an adapter that trains LoRA's matrices only, got {' and '.join(found)}: add it to "
+            "its base with prod-train merge, and train a new adapter on the result"
+        )
 
 
 def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any:
