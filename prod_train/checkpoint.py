@@ -133,6 +133,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "resume",
         "report_to",
         "cache",
+        "save_base",
         "save_total_limit",
         "eval_batch_size",
         "stop_at_forget",

@@ -24,6 +24,7 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "ai
 LORA_INITS = ("random", "contrast")
 RETAIN_REFERENCES = ("start", "base")
 ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
+BASE = "base"  # in the output's directory, with `--save-base`
 DEFAULT_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
@@ -172,6 +173,12 @@ class Config:
         choices=LORA_INITS,
     )
     load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs the extra `4bit`)", "training")
+    save_base: bool = _option(
+        False,
+        "write the base of a GGUF file or of `bundled` to OUTPUT/base, in the hub's format, and have the adapter name "
+        "that: peft alone cannot load the others",
+        "training",
+    )
     dtype: str = _option(
         "auto",
         "of the base's weights and of the computation; auto: bfloat16 on a GPU, else float32. With `--tuning full`, "
@@ -395,6 +402,9 @@ class Config:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
         if self.load_in_4bit and self.tuning == "full":
             found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
+        if self.save_base and (self.tuning == "full" or self.load_in_4bit):
+            other = "--tuning full" if self.tuning == "full" else "--load-in-4bit"
+            found.append(f"--save-base: belongs to an adapter of a GGUF file's model, not of {other}: drop it")
         if self.continues_adapter:
             if self.tuning == "full":
                 found.append(

@@ -11,7 +11,7 @@ import numpy as np
 
 from prod_decode.errors import ProdError
 from prod_train.checkpoint import latest_checkpoint
-from prod_train.config import Config
+from prod_train.config import BASE, Config
 from prod_train.data import Row, encode, load_rows
 from prod_train.evaluate import padding_id
 from prod_train.methods import make_method
@@ -134,7 +134,7 @@ def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], lis
 def _check_output(config: Config) -> None:
     output = Path(config.output)
     # Targets are found again by their key; what else a killed run left before it finished a checkpoint is made anew.
-    again = ("targets", ANCHORS, CONTINUED)
+    again = ("targets", BASE, ANCHORS, CONTINUED)
     kept = [path for path in output.glob("*") if path.name not in again and not path.name.startswith(".checkpoint-")]
     if config.resume is None and kept:
         raise ProdError(f"--output: {output} is not empty: name a new directory, or go on with --resume latest")

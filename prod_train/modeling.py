@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from prod_decode.errors import ProdError
-from prod_decode.models import load_model, load_tokenizer
-from prod_train.config import ADAPTER, Config
+from prod_decode.models import BUNDLED, bundled_model, in_hub_format, load_model, load_tokenizer
+from prod_train.config import ADAPTER, BASE, Config
 from prod_train.data import Row, collate
 from prod_train.objective import Encoder, Pass
+
+_log = logging.getLogger(__name__)
 
 
 def base_name(name: str) -> str:
@@ -39,7 +42,34 @@ def base_name(name: str) -> str:
         raise ProdError(f"cannot read {about}: {error}") from None
     if not base:
         raise ProdError(f"{about}: expected base_model_name_or_path to name the base model, it is empty")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ProdError(
+            f"{about}: its base model {base} is not there: if it was moved, write its new place there as "
+            "base_model_name_or_path (prod-train merge takes it as --model, too)"
+        )
     return str(base)
+
+
+def base_of(config: Config) -> str:
+    """The model to train, or the one that the adapter belongs to; with `--save-base` a GGUF file's is written first.
+
+    Raises:
+        ProdError: as `base_name`; or it cannot be loaded or written.
+    """
+    name = base_name(config.model)
+    if not config.save_base:
+        return name
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        dtype = str(compute_dtype(config)).removeprefix("torch.")
+        return in_hub_format(name, Path(config.output, BASE), dtype=dtype)
+
+
+def portable_name(name: str) -> str:
+    """A base as an adapter names it, to be found from any directory: a hub id, or an absolute path."""
+    path = bundled_model() if name == BUNDLED else Path(name)
+    return str(path.absolute()) if path.exists() else name
 
 
 def tokenizer_of(name: str) -> Any:
@@ -61,7 +91,7 @@ def load_base(config: Config, device: torch.device | str) -> Any:
     Raises:
         ProdError: it cannot be loaded as configured.
     """
-    name = base_name(config.model)
+    name = base_of(config)
     dtype = torch.float32 if config.tuning == "full" else compute_dtype(config)
     if config.load_in_4bit:
         expect_whole(name)
@@ -171,7 +201,7 @@ def add_adapter(model: Any, config: Config) -> Any:
     if config.continues_adapter:
         adapted = load_adapter(model, config.model, is_trainable=True)
         expect_lora(adapted, config.model)
-        return adapted
+        return _with_base(adapted, config)
     targets = lora_targets(model, config)
     lora = LoraConfig(
         r=config.lora_rank,
@@ -182,8 +212,18 @@ def add_adapter(model: Any, config: Config) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(config.seed)
-    adapted = get_peft_model(model, lora)
-    adapted.peft_config["default"].base_model_name_or_path = base_name(config.model)
+    return _with_base(get_peft_model(model, lora), config)
+
+
+def _with_base(adapted: Any, config: Config) -> Any:
+    """The adapter with the name of its base as others find it."""
+    base = portable_name(base_of(config))
+    if base.endswith(".gguf"):
+        _log.warning(
+            "the adapter's base is %s, which peft alone cannot load: --save-base writes it in the hub's format",
+            base,
+        )
+    adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
 

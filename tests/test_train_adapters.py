@@ -1,15 +1,28 @@
 """Adapters at both ends of a run: those it starts from, and that plain peft loads what it writes, from anywhere."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prod_decode import models
 from prod_decode.errors import ProdError
+from prod_decode.models import load_model, load_tokenizer
+from prod_train import modeling
 from prod_train.config import Config
 from prod_train.job import prepare
 from prod_train.session import setup
@@ -101,3 +114,61 @@ def test_an_adapter_that_trains_more_is_refused_by_name(world, tmp_path, config,
     with pytest.raises(ProdError, match=part):
         run(make({**world, "model": start}, tmp_path / "o"))
     assert not (tmp_path / "o").exists()
+
+
+def named_base(output):
+    return json.loads((Path(output) / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_the_base_is_found_from_any_directory(world, tmp_path, monkeypatch):
+    """By peft alone; the run was given a relative path, and a second one the first adapter."""
+    model = shutil.copytree(world["model"], tmp_path / "here" / "m")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(make({**world, "model": "m"}, "first"))
+    old = Path("first", "adapter_config.json")
+    old.write_text(old.read_text().replace(str(model), "m"))  # as it was written once
+    run(make({**world, "model": "first"}, "second"))
+    monkeypatch.chdir(tmp_path / "there")
+    assert named_base(tmp_path / "here" / "second") == str(model)
+    got = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "here" / "second"))
+    weights = load_file(tmp_path / "here" / "second" / "adapter_model.safetensors")
+    found = {name.replace(".default", ""): weight for name, weight in got.state_dict().items()}
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    shutil.move(model, tmp_path / "there" / "m")
+    with pytest.raises(ProdError, match=r"its base model .*/here/m is not there: if it was moved, write its new place"):
+        run(make({**world, "model": str(tmp_path / "here" / "second")}, tmp_path / "third"))
+
+
+def test_a_gguf_file_s_model_is_written_on_request(world, tmp_path, monkeypatch, caplog):
+    """Converting one takes 20 s: here the tiny model stands for what its file holds."""
+    file = tmp_path / "x.gguf"
+    file.touch()
+    monkeypatch.setattr(modeling, "load_tokenizer", lambda _: load_tokenizer(world["model"]))
+    of_file = lambda name, **options: load_model(world["model"] if name == str(file) else name, **options)  # noqa: E731
+    for module in (modeling, models):
+        monkeypatch.setattr(module, "load_model", of_file)
+    run(make({**world, "model": str(file)}, tmp_path / "o"))
+    assert named_base(tmp_path / "o") == str(file)
+    assert "x.gguf, which peft alone cannot load: --save-base writes it" in caplog.text
+    caplog.clear()
+    run(make({**world, "model": str(file)}, tmp_path / "p", save_base=True))
+    assert "--save-base" not in caplog.text
+    assert named_base(tmp_path / "p") == str(tmp_path / "p" / "base")
+    with torch.no_grad():
+        got = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "p")).eval()(IDS).logits
+        base = AutoModelForCausalLM.from_pretrained(world["model"])
+        assert torch.equal(got, PeftModel.from_pretrained(base, str(tmp_path / "o")).eval()(IDS).logits)
+
+
+@pytest.mark.slow
+def test_bundled_becomes_a_base_that_peft_loads(world, tmp_path):
+    run(make({**world, "model": "bundled"}, tmp_path / "o", save_base=True, max_steps=1, eval_rows=1, dtype="float32"))
+    adapted = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "o"))
+    assert adapted.get_base_model().config.hidden_size == 576
+    assert AutoTokenizer.from_pretrained(tmp_path / "o").eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("other", [{"tuning": "full"}, {"load_in_4bit": True}])
+def test_a_base_is_saved_for_an_adapter_of_it_only(other):
+    assert any(problem.startswith("--save-base: belongs to") for problem in Config(save_base=True, **other).problems())
