@@ -134,6 +134,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "report_to",
         "cache",
         "save_base",
+        "special_tokens",  # the rows' hashes have it
         "save_total_limit",
         "eval_batch_size",
         "stop_at_forget",

@@ -74,6 +74,13 @@ class Config:
         False, "cut rows longer than `--max-length` at its end; they are refused otherwise", "data"
     )
 
+    special_tokens: bool = _option(
+        False,
+        "the name of a special token in a row is that token, as in rows made with a chat template; otherwise it is "
+        "text, as in code",
+        "data",
+    )
+
     max_quote: int = _option(
         24,
         "prod-surgical: characters of a forget row that may not be quoted in a row; an anchor is half as wide (default "

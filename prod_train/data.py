@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,12 @@ from prod_train.config import DATA_FILES, JSON_FILES
 
 # What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
 _FILES = (*DATA_FILES, ".csv", ".tsv", ".txt", ".gz", ".zst")
+_log = logging.getLogger(__name__)
+
+# What a row may have. A key as close to one of these as `span` is to `spans` is a slip, and must not be left alone.
+_KEYS = ("prompt", "completion", "canonical_solution", "text", "spans")
+_SLIP = 0.85
+
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 
 
@@ -108,7 +116,15 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     )
 
 
-def load_rows(name: str, tokenizer: Any, *, max_length: int, truncate: bool = False, eos: bool = True) -> list[Row]:
+def load_rows(
+    name: str,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    truncate: bool = False,
+    eos: bool = True,
+    special_tokens: bool = False,
+) -> list[Row]:
     """Read and tokenise a data set.
 
     Args:
@@ -118,6 +134,7 @@ def load_rows(name: str, tokenizer: Any, *, max_length: int, truncate: bool = Fa
         max_length: tokens a row, EOS included.
         truncate: cut longer rows instead of refusing them.
         eos: append EOS to whole completions and supervise it.
+        special_tokens: see `encode`.
 
     Raises:
         ProdError: no such data, no rows, or rows that cannot be used: missing or contradictory keys, an empty
@@ -133,10 +150,19 @@ def load_rows(name: str, tokenizer: Any, *, max_length: int, truncate: bool = Fa
             "the tokenizer has no EOS token, so the model could not learn where a completion ends: set one, "
             "as with tokenizer.add_special_tokens({'eos_token': ...}), and save the tokenizer"
         )
+    records = list(read_records(name))
+    length = max_length if truncate else None
     rows = [
-        encode(record, place, tokenizer, max_length=max_length if truncate else None, eos=eos)
-        for place, record in read_records(name)
+        encode(record, place, tokenizer, max_length=length, eos=eos, special_tokens=special_tokens)
+        for place, record in records
     ]
+    if not special_tokens and (spelt := _spelt_special(records, tokenizer)):
+        _log.warning(
+            "%s: %s is read as text, not as the special token of that name; if a chat template made the rows, "
+            "use --special-tokens",
+            name,
+            ", ".join(spelt),
+        )
     if not rows:
         raise ProdError(f"{name}: expected at least one row, got none")
     long = [row for row in rows if len(row.ids) > max_length]
@@ -147,6 +173,12 @@ def load_rows(name: str, tokenizer: Any, *, max_length: int, truncate: bool = Fa
             f"{long[0].place}: use --max-length {longest}, or --truncate to cut them"
         )
     return rows
+
+
+def _spelt_special(records: Sequence[tuple[str, Mapping[str, Any]]], tokenizer: Any) -> list[str]:
+    """The special tokens whose names the rows' texts have."""
+    texts = ["".join(_texts(record, place)) for place, record in records]
+    return [token for token in tokenizer.all_special_tokens if any(token in text for text in texts)]
 
 
 def read_records(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -198,7 +230,13 @@ def _load_dataset(name: str, path: Path) -> Any:
 
 
 def encode(
-    record: Mapping[str, Any], place: str, tokenizer: Any, *, max_length: int | None = None, eos: bool = True
+    record: Mapping[str, Any],
+    place: str,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    eos: bool = True,
+    special_tokens: bool = False,
 ) -> Row:
     """Tokenise one row, prompt and completion together, so that tokens are those the model sees when it generates.
 
@@ -209,18 +247,25 @@ def encode(
 
     Args:
         record: `prompt` and `completion` (or `canonical_solution`), or `text`; optionally `spans`. Other keys are left
-            alone.
+            alone, unless they look like one of these misspelt.
         place: for messages.
         tokenizer: a fast tokenizer.
         max_length: where to cut, in tokens; None never cuts. A row that is cut gets no EOS.
         eos: append EOS to whole completions.
+        special_tokens: whether `<|endoftext|>` in the text is that token, as in what a chat template makes, or thirteen
+            characters, as in code.
 
     Raises:
         ProdError: as `load_rows`, for this row.
     """
     prompt, completion = _texts(record, place)
     spans = _spans(record, place, completion)
-    encoding = tokenizer(prompt + completion, return_offsets_mapping=True, add_special_tokens=True)
+    encoding = tokenizer(
+        prompt + completion,
+        return_offsets_mapping=True,
+        add_special_tokens=True,
+        split_special_tokens=not special_tokens,
+    )
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
     while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
         ids.pop()
@@ -247,6 +292,10 @@ def encode(
 
 def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
     """(prompt, completion); a `text` is a completion without prompt."""
+    for key in record:
+        close = difflib.get_close_matches(str(key).lower(), _KEYS, n=1, cutoff=_SLIP)
+        if close and key not in _KEYS:
+            raise ProdError(f"{place}: unknown key {key!r}, did you mean {close[0]!r}? Rename it")
     present = [key for key in ("text", "completion", "canonical_solution") if record.get(key) is not None]
     others = [*present[1:], *(["prompt"] if record.get("prompt") else [])]
     if "text" in present and others:

@@ -107,7 +107,7 @@ def prepare(config: Config) -> Job:
         forget,
         retain,
         holdout,
-        refused=[_refuse(row, answer, tokenizer, config.max_length) for row in forget for answer in refusals],
+        refused=[_refuse(row, answer, tokenizer, config) for row in forget for answer in refusals],
         choices=len(refusals),
     )
     return job.guarded_by(config.blocklist) if config.blocklist else job
@@ -123,7 +123,14 @@ def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], lis
     def rows(name: str | None, *, eos: bool = True) -> list[Row]:
         if name is None:
             return []
-        return load_rows(name, tokenizer, max_length=config.max_length, truncate=config.truncate, eos=eos)
+        return load_rows(
+            name,
+            tokenizer,
+            max_length=config.max_length,
+            truncate=config.truncate,
+            eos=eos,
+            special_tokens=config.special_tokens,
+        )
 
     forget = rows(config.forget, eos=not config.paper_compat)
     if config.paper_compat:
@@ -153,11 +160,12 @@ def _read_refusals(config: Config) -> list[str]:
     return found
 
 
-def _refuse(row: Row, answer: str, tokenizer: Any, max_length: int) -> Row:
+def _refuse(row: Row, answer: str, tokenizer: Any, config: Config) -> Row:
     if not row.prompt:
         raise ProdError(
             f"{row.place}: expected a prompt that a refusal can answer, got a row without one: "
             "give 'prompt' and 'completion', or use a method other than dpo and flat"
         )
     record = {"prompt": row.prompt, "completion": f"\n{answer}\n"}
-    return encode(record, f"{row.place} (refusal)", tokenizer, max_length=max_length)
+    options: dict[str, Any] = {"max_length": config.max_length, "special_tokens": config.special_tokens}
+    return encode(record, f"{row.place} (refusal)", tokenizer, **options)
