@@ -168,7 +168,8 @@ class Config:
     lora_dropout: float = _option(0.0, "probability, 0 to 1 (default 0)", "training", metavar="P")
     lora_targets: tuple[str, ...] = _option(
         (),
-        "names of the linear layers that get an adapter (default: all of attention and MLP)",
+        "names of the linear layers, or of a mixture's expert weights, that get an adapter (default: all linear layers "
+        "of attention and MLP)",
         "training",
         metavar="NAME",
     )

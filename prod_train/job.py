@@ -96,6 +96,7 @@ def prepare(config: Config) -> Job:
         ProdError: every mistake in configuration and data.
     """
     config.validate()
+    expect_all_processes()
     _check_output(config)
     tokenizer = tokenizer_of(config.model)
     forget, retain, holdout = read_sets(config, tokenizer)
@@ -111,6 +112,29 @@ def prepare(config: Config) -> Job:
         choices=len(refusals),
     )
     return job.guarded_by(config.blocklist) if config.blocklist else job
+
+
+def expect_all_processes() -> None:
+    """Refuse to be one of several processes that do not know of each other: each would do the whole run.
+
+    torchrun and `accelerate launch --cpu` start such ones where there is no GPU, or fewer than processes.
+
+    Raises:
+        ProdError: more processes were started than work together.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import get_int_from_env, parse_flag_from_env
+
+    started = get_int_from_env(("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE"), 1)
+    if started == 1:
+        return
+    together = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes
+    if together != started:
+        raise ProdError(
+            f"expected {started} processes to work together, as WORLD_SIZE says, got {together}: each would do the "
+            "whole run, into one output: start one, or use accelerate launch --multi_gpu (on CPUs torchrun, with "
+            "ACCELERATE_USE_CPU=true set)"
+        )
 
 
 def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], list[Row]]:

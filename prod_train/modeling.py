@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prod_decode.errors import ProdError
 from prod_decode.models import BUNDLED, bundled_model, in_hub_format, load_model, load_tokenizer
-from prod_train.config import ADAPTER, BASE, Config
+from prod_train.config import ADAPTER, BASE, Config, flag
 from prod_train.data import Row, collate
 from prod_train.objective import Encoder, Pass
 
@@ -203,11 +203,13 @@ def add_adapter(model: Any, config: Config) -> Any:
         expect_lora(adapted, config.model)
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
+    experts = _expert_targets(model, config)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
+        target_modules=[name for name in targets if name not in experts],
+        target_parameters=experts or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -276,8 +278,44 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
     return adapted
 
 
+def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights with a dimension for the experts of a mixture, by name: transformers keeps them so, and not as layers."""
+    return {
+        f"{owner}.{name}": weight
+        for owner, module in model.named_modules()
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3 and any(part.isdigit() for part in owner.split("."))
+    }
+
+
+def _expert_targets(model: nn.Module, config: Config) -> list[str]:
+    """Those of `--lora-targets` that are weights of experts; says so, if some get no adapter.
+
+    Raises:
+        ProdError: they cannot be adapted with these settings.
+    """
+    weights = expert_weights(model)
+    wanted = [name for name in config.lora_targets if any(key.endswith(f".{name}") for key in weights)]
+    for option in ("lora_dropout", "lora_init"):
+        if wanted and getattr(config, option) != getattr(Config, option):
+            raise ProdError(f"{flag(option)}: does not fit {wanted[0]} of --lora-targets, a weight of experts: drop it")
+    left = {key: weight for key, weight in weights.items() if not any(key.endswith(f".{name}") for name in wanted)}
+    if left:
+        share = sum(weight.numel() for weight in left.values()) / sum(weight.numel() for weight in model.parameters())
+        names = sorted({".".join(key.split(".")[-2:]) for key in left})
+        _log.warning(
+            "%.0f %% of the model's weights are those of experts (%s), which get no adapter, so that what they know "
+            "stays in them: name them with --lora-targets, beside the linear layers (not every engine loads such ones; "
+            "all load a merged model)",
+            100 * share,
+            ", ".join(names),
+        )
+    return wanted
+
+
 def lora_targets(model: Any, config: Config) -> list[str]:
-    """The names of the layers that get an adapter: those given, or every linear layer inside the decoder's blocks.
+    """The names of what gets an adapter: those given, or every linear layer inside the decoder's blocks.
 
     Raises:
         ProdError: as `add_adapter`.
@@ -298,7 +336,10 @@ def lora_targets(model: Any, config: Config) -> list[str]:
         if not linear:
             raise ProdError(f"{type(model).__name__}: found no linear layers to adapt: name them with --lora-targets")
         return sorted(linear)
+    experts = expert_weights(model)
     for wanted in config.lora_targets:
+        if any(key.endswith(f".{wanted}") for key in experts):
+            continue
         chosen = [module for name, module in layers.items() if name == wanted or name.endswith(f".{wanted}")]
         if head in chosen:
             raise ProdError(
@@ -308,6 +349,7 @@ def lora_targets(model: Any, config: Config) -> list[str]:
         if not chosen:
             raise ProdError(
                 f"--lora-targets: no linear layer is called {wanted}, expected some of {', '.join(sorted(names))}"
+                + (", or " + ", ".join(sorted({key.rpartition(".")[2] for key in experts})) if experts else "")
             )
     return list(config.lora_targets)
 
