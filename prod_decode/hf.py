@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import LogitsProcessor
 
 from prod_decode.blocklist import Blocklist
 from prod_decode.errors import ProdError
+from prod_decode.hf_call import check_history, check_text, end_ids_of, find_call
 from prod_decode.masking import (
     check_width,
     mask_padding_,
@@ -72,7 +74,12 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
     - Put it last in `logits_processor`: a later one may raise what this one masked. Temperature, top-k and top-p, which
       transformers applies afterwards, cannot.
     - Continuous batching (`generate_batch`) drops the processor with no more than a warning: nothing is enforced there.
-    - With `inputs_embeds` alone the prompt is not known, so a pattern may begin in it and end in the output.
+    - A user must see the text of the ids. A `TextGenerationPipeline` that cleans up spaces, and a streamer or pipeline
+      that drops some which the blocklist compares, are refused. What a streamer of your own shows is not known.
+    - The whole text must be among the ids. A cache that holds more tokens than `generate` is given ids is refused, and
+      so are `inputs_embeds` alone. A cache of a model without attention layers does not say how much it holds.
+    - These and the ids at which `generate` stops are read from its stack frame. A loop of your own shows none of it:
+      pass all the ids and `eos_token_id`. With `generate(eos_token_id=None)` nothing ends a row but its length.
     - An assistant with a tokenizer of its own is unsupported: transformers passes the processor the assistant's ids.
     - Gemma 4 assistants are not passed the processor. That is safe, since what they draft is verified, except with
       `assistant_ensemble_weight`, which accepts drafts that the verification gives probability 0.
@@ -109,7 +116,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             top_p: for `prod`: the nucleus, as for `prod_distribution`; 1 keeps every token.
             max_n: for `prod`: the most tokens in the nucleus; None is no limit.
             temperature: for `prod`: None is 1. That of `generate` applies besides.
-            eos_token_id: what ends a row without a token left: special tokens; default: those of the vocabulary.
+            eos_token_id: what ends a row without a token left: special tokens; default: those at which `generate`
+                stops, and in another loop those of the vocabulary.
             on_ban: called at each step that counts in `fired`, before the scores are masked.
 
         Raises:
@@ -117,7 +125,11 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 no EOS token.
         """
         self.matcher = _bind(source, tokenizer)
-        self.eos_ids = self.matcher.end_ids(eos_token_id)
+        self._own_ends = self.matcher.end_ids(eos_token_id)
+        self._ends_given = eos_token_id is not None
+        # What ends a row in the call of `generate` under way, and that call's configuration.
+        self.eos_ids = self._own_ends
+        self._config: Any = None
         if mode not in ("mask", "prod"):
             raise ProdError(f"mode: expected 'mask' or 'prod', got {mode!r}")
         if mode == "mask" and (top_p, max_n, temperature) != (1.0, None, None):
@@ -147,11 +159,13 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             [B, V] of the same dtype and device: new, or `scores` itself where nothing changes.
 
         Raises:
-            ProdError: `scores` is of another shape than the vocabulary and `input_ids` allow, or every row has a token
-                without known bytes. Where other rows are sound, a row with such a token ends: beam sampling carries on
+            ProdError: `scores` is of another shape than the vocabulary and `input_ids` allow; `generate` hides a part
+                of the text, shows another one, or stops at no id that ends a row; or every row has a token without
+                known bytes. Where other rows are sound, a row with such a token ends: beam sampling carries on
                 rows of probability 0 when it runs out of others, and never returns them.
         """
         self._check_shapes(input_ids, scores)
+        self._heed(input_ids.shape[1], scores.shape[1])
         ends = [token for token in self.eos_ids if token < scores.shape[1]]
         self._follow(input_ids)
         self.steps += int((~self._over).sum())
@@ -178,7 +192,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but the memory of the last call, which may be on a device."""
-        return {**self.__dict__, "_ids": None}
+        return {**self.__dict__, "_ids": None, "_config": None, "eos_ids": self._own_ends}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProdLogitsProcessor:
         """A processor with counts of its own and the same matcher, which nothing changes."""
@@ -195,6 +209,20 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         width, known = scores.shape[1], len(self.matcher)
         remedy = "bind the blocklist to the model's own tokenizer, and use no assistant with another one"
         check_width(width, known, "the matcher's tokenizer", remedy, eos_ids=self.eos_ids)
+
+    def _heed(self, shown: int, width: int) -> None:
+        """Once for each call of `generate`: check what it shows of its text and to whom, and take its EOS ids."""
+        call = find_call(sys._getframe(2))
+        config = None if call is None else call.config
+        if config is self._config:
+            return
+        # Left behind by an error: the next step must check again.
+        self._config, self.eos_ids = None, self._own_ends
+        if call is not None:
+            check_history(call, shown)
+            check_text(call, self.matcher)
+            self.eos_ids = end_ids_of(call, self._own_ends, self.matcher.vocabulary, width, given=self._ends_given)
+        self._config = config
 
     def _forget(self) -> None:
         self._ids: Tensor | None = None

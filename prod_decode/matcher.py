@@ -60,6 +60,7 @@ class Matcher:
         entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
     ) -> None:
         self.vocabulary = vocabulary
+        self.normalization = normalization
         self._entries_of = entries_of
         self.automaton = automaton
         self.table = vocabulary.table(normalization)

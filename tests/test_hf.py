@@ -15,8 +15,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    TextStreamer,
+    pipeline,
+)
 
 from prod_decode import Blocklist, Entry, Matcher, ProdError, ProdLogitsProcessor, Vocabulary
 from prod_decode.automaton import Automaton
@@ -599,6 +608,235 @@ def test_a_row_with_an_unknown_token_ends_and_the_others_go_on() -> None:
         ProdError, match=r"token id 5 has no known bytes .* use the tokenizer that belongs to the model"
     ):
         processor(ids([0, 5]), scores[:1])
+
+
+# ---- what only the callers know ------------------------------------------------------------------------------------
+
+
+def metaspace(scheme: str) -> Any:
+    """A Unigram tokenizer, after which transformers cleans up; `first` also drops the space before a text."""
+    pieces = [*map(chr, range(33, 127)), "\n", "\t", "\r", "\u2581", "do", "\u2581n't", "\u2581do", "\u2581import"]
+    pieces += ["\u2581os", "yaml", ".load", "\u2581.load", "\u2581(", "\u2581=", "\u2581x"]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -2.0) for piece in pieces)]
+    inner = Tokenizer(models.Unigram(vocab, unk_id=0))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    inner.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+
+
+class Wants(LogitsProcessor):  # type: ignore[misc]
+    """What a model writes that wants one text: its next token is far above the others, then EOS."""
+
+    def __init__(self, tokenizer: Any, *tokens: str, after: int) -> None:
+        self.ids = [*tokenizer.convert_tokens_to_ids(list(tokens)), tokenizer.eos_token_id]
+        assert None not in self.ids
+        self.after = after
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        wanted = scores.clone()
+        wanted[:, self.ids[min(input_ids.shape[1] - self.after, len(self.ids) - 1)]] += 100
+        return wanted
+
+
+def small_model(tokenizer: Any) -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ids)).eval()
+
+
+def phrase(text: str, normalize: Any) -> Blocklist:
+    return Blocklist.compile([Entry(text, id=text, boundary="none")], normalize=normalize)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(
+    ("text", "normalize", "prompt", "tokens"),
+    [("don't do", "code", "do", ["\u2581n't", "\u2581do"]), ("yaml.load(", "none", "x", ["yaml", "\u2581.load", "("])],
+)
+def test_a_pipeline_that_cleans_up_is_refused(
+    several: bool, text: str, normalize: str, prompt: str, tokens: list[str]
+) -> None:
+    tokenizer = metaspace("never")
+    pipe = pipeline("text-generation", model=small_model(tokenizer), tokenizer=tokenizer)
+    blocked = phrase(text, normalize)
+    wants = Wants(tokenizer, *tokens, after=len(tokenizer(prompt).input_ids))
+
+    def write(*guards: ProdLogitsProcessor, **options: Any) -> str:
+        processors = LogitsProcessorList([wants, *guards])
+        inputs = [prompt] * 2 if several else prompt
+        answers = pipe(inputs, logits_processor=processors, max_new_tokens=8, do_sample=False, **options)
+        last = answers[-1][0] if several else answers[0]
+        return str(last["generated_text"])
+
+    assert list(blocked.scan(write()))
+    guard = ProdLogitsProcessor(blocked, tokenizer)
+    # Refused each time, not the first time alone.
+    for _ in range(2):
+        with pytest.raises(ProdError, match=r"TextGenerationPipeline with clean_up_.*: pass clean_up_.*=False to the"):
+            write(guard)
+    shown = write(guard, clean_up_tokenization_spaces=False)
+    assert shown == prompt + "".join(tokens).replace("\u2581", " ")
+    assert not list(blocked.scan(shown))
+    pipe = pipeline("text-generation", model=pipe.model, tokenizer=tokenizer, clean_up_tokenization_spaces=False)
+    assert write(guard) == shown
+
+
+def test_a_pipeline_that_cleans_nothing_up_works(tmp_path: Path) -> None:
+    # transformers 5 does not clean up after byte-level BPE.
+    model, tokenizer = load_model(save_tiny_model(tmp_path), dtype="float32")
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    for normalize in ("code", "none"):
+        guard = ProdLogitsProcessor(phrase("yaml.load(", normalize), tokenizer)
+        assert pipe("x", logits_processor=[guard], max_new_tokens=2)[0]["generated_text"].startswith("x")
+        assert guard.steps == 2
+
+
+class Shown(TextStreamer):  # type: ignore[misc]
+    """What a `TextStreamer` shows."""
+
+    def __init__(self, tokenizer: Any, **options: Any) -> None:
+        super().__init__(tokenizer, **options)
+        self.text = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+        self.text += text
+
+
+def stream(tokenizer: Any, prompt: str, tokens: list[str], guard: Any, **options: Any) -> str:
+    streamer = Shown(tokenizer, skip_special_tokens=True, **options)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
+    wants = Wants(tokenizer, *tokens, after=inputs.input_ids.shape[1])
+    small_model(tokenizer).generate(
+        **inputs, logits_processor=[wants, *guard], streamer=streamer, max_new_tokens=8, do_sample=False
+    )
+    return streamer.text
+
+
+def test_a_streamer_that_drops_spaces_is_refused() -> None:
+    tokenizer = metaspace("first")
+    text, tokens = "\nimport os", ["\n", "\u2581import", "\u2581os"]
+    blocked = phrase(text, "none")
+    assert list(blocked.scan(stream(tokenizer, "x", tokens, [])))
+    with pytest.raises(ProdError, match=r"Shown, which drops a space .* the blocklist with normalize='code'"):
+        stream(tokenizer, "x", tokens, [ProdLogitsProcessor(blocked, tokenizer)])
+    # Where spaces that are dropped make no difference, the phrase itself is kept out.
+    code = phrase("=import os", "code")
+    shown = stream(tokenizer, "x", ["=", *tokens], [ProdLogitsProcessor(code, tokenizer)])
+    assert shown.startswith("x=\nimport")
+    assert not list(code.scan(shown))
+    # This one drops none.
+    kept = metaspace("never")
+    assert stream(kept, "x", tokens, [ProdLogitsProcessor(blocked, kept)]) == "x\n import os"
+    with pytest.raises(ProdError, match=r"got Shown\(..., clean_up_tokenization_spaces=True\), which removes spaces"):
+        stream(kept, "x", tokens, [ProdLogitsProcessor(code, kept)], clean_up_tokenization_spaces=True)
+
+
+def test_a_pipeline_that_drops_the_space_before_the_output_is_refused() -> None:
+    tokenizer = metaspace("first")
+    blocked = phrase("yaml.load(", "none")
+    pipe = pipeline(
+        "text-generation", model=small_model(tokenizer), tokenizer=tokenizer, clean_up_tokenization_spaces=False
+    )
+    wants = Wants(tokenizer, "\u2581(", after=len(tokenizer("yaml.load").input_ids))
+
+    def write(*guards: ProdLogitsProcessor, **options: Any) -> str:
+        processors = LogitsProcessorList([wants, *guards])
+        answers = pipe("yaml.load", logits_processor=processors, max_new_tokens=4, do_sample=False, **options)
+        return str(answers[0]["generated_text"])
+
+    assert write() == "yaml.load("
+    with pytest.raises(ProdError, match=r"drops the space between prompt and output .* pass return_full_text=False"):
+        write(ProdLogitsProcessor(blocked, tokenizer))
+    assert write(ProdLogitsProcessor(blocked, tokenizer), return_full_text=False) == "("
+    assert write(ProdLogitsProcessor(phrase("yaml.load(", "code"), tokenizer)) != "yaml.load("
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+def test_a_history_that_is_in_the_cache_alone_is_refused(options: dict[str, Any]) -> None:
+    model = tiny_model()
+    processor = ProdLogitsProcessor(blocklist({b"yaml.load"}), VOCABULARY)
+    first = run([PROMPTS[0]], processor, max_new_tokens=3, return_dict_in_generate=True, suppress_tokens=[EOS])
+    whole = torch.cat([first.sequences, ids(encode(b"x = "))], 1)
+
+    def go_on(text: Tensor, **more: Any) -> Tensor:
+        cache = copy.deepcopy(first.past_key_values)
+        if "num_beams" in options:
+            cache.batch_repeat_interleave(2)
+        more = {"max_new_tokens": 3, "do_sample": False, "past_key_values": cache, **options, **more}
+        return model.generate(text, logits_processor=[processor], **more)
+
+    assert go_on(whole).shape[1] == whole.shape[1] + 3
+    new = whole[:, first.past_key_values.get_seq_length() :]
+    hidden = rf"got {new.shape[1]} of them for a cache of {whole.shape[1]} tokens.*; pass generate all the ids"
+    for _ in range(2):
+        with pytest.raises(ProdError, match=hidden):
+            go_on(new, attention_mask=torch.ones_like(whole))
+    if not options:
+        with pytest.raises(ProdError, match=r"got \d+ of them for a cache of \d+ tokens"):
+            go_on(new, attention_mask=torch.ones_like(whole), prompt_lookup_num_tokens=2)
+
+
+def test_embeddings_without_their_ids_are_refused() -> None:
+    model = tiny_model()
+    processor = ProdLogitsProcessor(blocklist({b"yaml.load"}), VOCABULARY)
+    text = ids(PROMPTS[0])
+    options = {
+        "inputs_embeds": model.get_input_embeddings()(text).detach(),
+        "attention_mask": torch.ones_like(text),
+        "logits_processor": [processor],
+        "max_new_tokens": 2,
+    }
+    with pytest.raises(ProdError, match=rf"got 0 of them for a cache of {text.shape[1]} tokens"):
+        model.generate(**options)
+    assert processor.steps == 0
+    model.generate(input_ids=text, **options)
+    assert processor.steps == 2
+
+
+class OnlyBanned(LogitsProcessor):  # type: ignore[misc]
+    """A grammar, say, that leaves one token, which is prohibited."""
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        left = torch.full_like(scores, -INF)
+        left[:, TOKENS.index(b"(")] = 1.0
+        return left
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
+@pytest.mark.parametrize("given", [None, [BOS, EOS]])
+def test_a_row_without_a_token_left_ends_where_generate_stops(options: dict[str, Any], given: list[int] | None) -> None:
+    processor = ProdLogitsProcessor(blocklist({b"eval("}), VOCABULARY, eos_token_id=given)
+    text = ids(encode(b"x = eval"))
+
+    def write(**more: Any) -> list[int]:
+        return (
+            tiny_model()
+            .generate(
+                text, logits_processor=[OnlyBanned(), processor], max_new_tokens=6, do_sample=False, **options, **more
+            )[0, text.shape[1] :]
+            .tolist()
+        )
+
+    # The tokenizer's own EOS is 2. One that adds text, or that the tokenizer lacks, is no way to end.
+    stops = [TOKENS.index(b"a"), 9999, BOS]
+    assert write(eos_token_id=stops) == [BOS]
+    assert write() == [EOS]
+    for wrong in ([TOKENS.index(b"a")], [HOLE, 9999]):
+        whose = r"the processor's eos_token_id is \[1, 2\]" if given else r"the tokenizer's special EOS is \[2\]"
+        with pytest.raises(ProdError, match=rf"generate stops at \[.*\] and {whose}; pass generate\(eos_token_id="):
+            write(eos_token_id=wrong)
+    # A copy takes none of it along.
+    assert copy.deepcopy(processor).eos_ids == (given or [EOS])
+    assert processor(text, torch.full((1, len(TOKENS)), -INF)).argmax() in (given or [EOS])
+    assert pickle.loads(pickle.dumps(processor)).eos_ids == (given or [EOS])
+
+
+def test_eos_ids_that_were_chosen_are_not_added_to() -> None:
+    processor = ProdLogitsProcessor(blocklist({b"eval("}), VOCABULARY, eos_token_id=[EOS])
+    with pytest.raises(ProdError, match=r"generate stops at \[1\] and the processor's eos_token_id is \[2\]; pass"):
+        run([PROMPTS[0]], processor, eos_token_id=[BOS])
 
 
 # ---- the object ----------------------------------------------------------------------------------------------------
