@@ -12,50 +12,117 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
+from prod_decode.vocabulary import SPECIAL
+
+# An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
+_MOST_ENDS = 2
+
+_REMEMBERED = 1024
 
 
 class Guard:
-    """Masks one row of logits after one text, given whole: nothing is remembered, so nothing can be out of date.
+    """Masks one row of logits after one text, given whole: nothing of it is remembered, so nothing can be out of date.
 
     A text whose last tokens are not known ends with EOS, and so does one whose every token is banned.
     """
 
-    def __init__(self, matchers: Sequence[Matcher]) -> None:
+    def __init__(
+        self, matchers: Sequence[Matcher], eos_token_id: int | Sequence[int] | None = None, *, must_end: bool = True
+    ) -> None:
         """Check that there is something to enforce.
 
         Args:
-            matchers: one for each blocklist, bound to one vocabulary that has an EOS token.
+            matchers: one for each blocklist, bound to one vocabulary.
+            eos_token_id: what ends a text: special tokens at which the engine stops; default: the vocabulary's EOS.
+            must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
 
         Raises:
-            ProdError: none, different vocabularies, or no EOS token.
+            ProdError: no matcher, different vocabularies, or no EOS token.
         """
         if not matchers:
             raise ProdError("expected at least one matcher, got none: pass blocklist.bind(tokenizer)")
-        vocabulary = matchers[0].vocabulary
-        if any(matcher.vocabulary is not vocabulary for matcher in matchers):
+        self.vocabulary = matchers[0].vocabulary
+        if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
             raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")
-        if not vocabulary.eos_ids:
-            raise ProdError("expected an EOS token to end rows whose every token is banned, got none in the tokenizer")
         self.matchers = list(matchers)
-        self._known = len(vocabulary)
-        self._ends = list(vocabulary.eos_ids)
+        self._known = len(self.vocabulary)
+        self._ends = matchers[0].end_ids(eos_token_id)
+        self._must_end = must_end
+        # By the hash of a text that was ended: how many EOS in a row that makes.
+        self._ended: dict[int, int] = {}
 
-    def mask_(self, row: Tensor, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> Tensor:
-        """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
+    def check_width(self, width: int) -> None:
+        """Refuse logits that are not those of the vocabulary.
 
         Raises:
-            ProdError: the row is not of the vocabulary's size, but for padding.
+            ProdError: the sizes differ by more than padding, or no EOS token has a column.
         """
+        check_width(
+            width, self._known, "the tokenizer", "bind the blocklist to the model's own tokenizer", eos_ids=self._ends
+        )
+
+    def mask_(
+        self,
+        row: Tensor,
+        token_ids: Sequence[int] | NDArray[np.integer[Any]],
+        *,
+        stops: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
+
+        Args:
+            row: the logits.
+            token_ids: the text.
+            stops: all ids at which the engine stops here, where it says so: those that add no text end the row.
+
+        Raises:
+            ProdError: the row is not of the vocabulary's size, but for padding, or the engine does not stop at EOS.
+        """
+        if row.ndim != 1:
+            raise ProdError(f"expected one row of logits [V], got {list(row.shape)}: pass each row with its own text")
         text = np.asarray(token_ids, np.int64)
         width = row.shape[0]
-        remedy = "bind the blocklist to the model's own tokenizer"
-        check_width(width, self._known, "the tokenizer", remedy, eos_ids=self._ends)
+        self.check_width(width)
         try:
             banned = np.concatenate([matcher.banned(matcher.state_of(text)) for matcher in self.matchers])
         except ProdError:
-            banned = np.arange(width, dtype=np.int32)
+            return self.end_(row, text, stops=stops)
         banned = banned[banned < width]
         mask_padding_(row, self._known)
-        return mask_prohibited_(
-            row, np.zeros(len(banned), np.int64), banned, fallback=[token for token in self._ends if token < width]
-        )
+        mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
+        return row if bool((row > -np.inf).any()) else self.end_(row, text, stops=stops)
+
+    def end_(self, row: Tensor, text: NDArray[np.int64] | None = None, *, stops: Sequence[int] | None = None) -> Tensor:
+        """Leave `row`, floats [V], nothing but EOS, in place.
+
+        Args:
+            row: the logits.
+            text: int64 [T], to notice that it goes on all the same.
+            stops: as for `mask_`.
+
+        Raises:
+            ProdError: it has gone on before, although it was ended.
+        """
+        width = row.shape[0]
+        ends = [token for token in self._ends_among(stops) if token < width]
+        if text is not None and self._must_end:
+            self._note_end(text, ends)
+        nothing = np.zeros(0, np.int64)
+        return mask_prohibited_(mask_padding_(row, 0), nothing, nothing, fallback=ends)
+
+    def _ends_among(self, stops: Sequence[int] | None) -> list[int]:
+        inside = [token for token in stops or () if 0 <= token < self._known]
+        return [token for token in inside if self.vocabulary.kinds[token] == SPECIAL] or self._ends
+
+    def _note_end(self, text: NDArray[np.int64], ends: list[int]) -> None:
+        ended = 1
+        if len(text) and text[-1] in ends:
+            ended += self._ended.get(hash(text[:-1].tobytes()), 0)
+        if ended > _MOST_ENDS:
+            raise ProdError(
+                f"expected the engine to stop at the ids {ends}, which end a text without a token left, but it "
+                "goes on; pass eos_token_id=... with ids at which it stops"
+            )
+        if len(self._ended) >= _REMEMBERED:
+            self._ended.clear()
+        self._ended[hash(text.tobytes())] = ended

@@ -8,34 +8,61 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prod_decode.errors import ProdError
 from prod_decode.guard import Guard
 from prod_decode.matcher import Matcher
 
 
 class ProdLogitsProcessors(list[Any]):
-    """For llama-cpp-python: `llm(prompt, logits_processor=ProdLogitsProcessors(matcher))`.
+    """For llama-cpp-python: `llm(prompt, logits_processor=ProdLogitsProcessors(matcher, llama=llm))`.
 
-    A list, as `llama_cpp.LogitsProcessorList` is, with this one processor; others may be put before it.
-    `draft_model` is not supported: the processor is then shown drafts beyond the position that it is asked for.
+    A list, as `llama_cpp.LogitsProcessorList` is, with this one processor; others may be put before it. A text without
+    a token left ends with the EOS of `llama`.
+
+    llama.cpp calls processors from C, where an error is printed and no more. So what can be wrong is refused here, and
+    a step that fails all the same, or is interrupted, writes EOS.
     """
 
-    def __init__(self, *matchers: Matcher) -> None:
-        super().__init__([_ProdLogitsProcessor(Guard(matchers))])
+    def __init__(self, *matchers: Matcher, llama: Any) -> None:
+        """Check the model.
+
+        Args:
+            matchers: one for each blocklist, bound to one vocabulary: the model's.
+            llama: the `llama_cpp.Llama` that these are for.
+
+        Raises:
+            ProdError: it has a `draft_model`, since processors are then shown drafts beyond the position that they are
+                asked for; its vocabulary is another one, or its EOS is no special token there.
+        """
+        if llama.draft_model is not None:
+            raise ProdError(
+                "expected a model without draft_model, which shows processors drafts in place of the text, got one: "
+                "leave draft_model out"
+            )
+        guard = Guard(matchers, llama.token_eos(), must_end=False)
+        guard.check_width(llama.n_vocab())
+        super().__init__([_ProdLogitsProcessor(guard, llama)])
 
     def extend(self, others: Any) -> Any:
-        """Put others first and return the list: llama-cpp-python 0.3 takes what `extend` returns.
+        """A list with others first, for this request: llama-cpp-python 0.3 takes what `extend` returns.
 
-        It does so when a request has `logit_bias`; with a plain list that is None, and nothing would be enforced.
+        It does so when a request has `logit_bias`; with a plain list that is None, and nothing would be enforced. This
+        list stays as it is, so that the next request has no bias of this one.
         """
-        self[:0] = list(others)
-        return self
+        extended: ProdLogitsProcessors = ProdLogitsProcessors.__new__(ProdLogitsProcessors)
+        extended[:] = [*others, *self]
+        return extended
 
 
 class _ProdLogitsProcessor:
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, llama: Any) -> None:
         self.guard = guard
+        self.llama = llama
 
     def __call__(self, input_ids: NDArray[np.intc], scores: NDArray[np.single]) -> NDArray[np.single]:
-        """A masked copy of `scores`, float32 [V]."""
-        masked: NDArray[np.single] = self.guard.mask_(torch.tensor(scores), input_ids).numpy()
-        return masked
+        """A masked copy of `scores`, float32 [V], which are left with nothing but EOS."""
+        row = torch.tensor(scores)
+        # What llama.cpp goes on with if the next line raises.
+        self.guard.end_(torch.from_numpy(scores))
+        masked = self.guard.end_(row) if self.llama.draft_model is not None else self.guard.mask_(row, input_ids)
+        return np.asarray(masked.numpy(), np.single)

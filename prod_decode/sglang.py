@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 from functools import lru_cache
@@ -19,6 +20,8 @@ from prod_decode.tokenizer_bytes import vocabulary_of
 
 _NOT_A_TOKEN = -1
 
+_log = logging.getLogger(__name__)
+
 
 class ProdLogitsProcessor:
     """For SGLang, on the operator's side.
@@ -30,7 +33,8 @@ class ProdLogitsProcessor:
     SGLang takes the class from each request, as a pickle. So a gateway of the operator's must put
     `custom_logit_processor=ProdLogitsProcessor.to_str()` and `custom_params={}` into every request, and must not take
     the former from a client. `custom_params={"prod_blocklists": [...]}` adds names. A request with an unknown name, or
-    without `custom_params`, ends at once.
+    without `custom_params`, ends at once; so does one whose text does not grow by one token from step to step, since
+    some of it is hidden then. With `ignore_eos` nothing ends a request: it writes EOS up to its length.
     """
 
     @classmethod
@@ -52,14 +56,44 @@ class ProdLogitsProcessor:
                 names = _settings().names(arguments)
             except ProdError:
                 request = None
-            if request is None:
+            if request is None or not _grows(request):
                 # What no one can check ends; raising would end the server, for every client.
                 names, text = tuple(_settings().files), [_NOT_A_TOKEN]
             else:
                 text = [*request.origin_input_ids, *request.output_ids]
             if names:
-                _guard_of(names).mask_(row, text)
+                _guard_of(names).mask_(row, text, stops=_stops_of(request))
         return logits
+
+
+def _grows(request: Any) -> bool:
+    """Whether the text is one token longer than at the last step; what is remembered goes with the request."""
+    length = len(request.origin_input_ids) + len(request.output_ids)
+    before = getattr(request, "_prod_length", None)
+    if before is not None and length != before + 1:
+        _log.error(
+            "expected the text of a request to have grown by one token, got %d after %d, so it ends: start the server "
+            "with --disable-overlap-schedule and without speculative decoding",
+            length,
+            before,
+        )
+        return False
+    # All but the last part of a long prompt is computed without a token to come of it.
+    if not getattr(request, "inflight_middle_chunks", 0):
+        request._prod_length = length
+    return True
+
+
+def _stops_of(request: Any) -> list[int]:
+    """The ids at which SGLang ends a request: the model's, the tokenizer's, and those that the request names."""
+    tokenizer = getattr(request, "tokenizer", None)
+    found = [
+        getattr(request, "eos_token_ids", None),
+        getattr(getattr(request, "sampling_params", None), "stop_token_ids", None),
+        getattr(tokenizer, "additional_stop_token_ids", None),
+        [getattr(tokenizer, "eos_token_id", None)],
+    ]
+    return sorted({token for ids in found for token in ids or () if token is not None})
 
 
 @lru_cache(maxsize=1)
@@ -78,4 +112,4 @@ def _matchers() -> dict[str, Matcher]:
 
 @lru_cache(maxsize=256)
 def _guard_of(names: tuple[str, ...]) -> Guard:
-    return Guard([_matchers()[name] for name in names])
+    return Guard([_matchers()[name] for name in names], must_end=False)
