@@ -38,6 +38,13 @@ class Call:
     loop: FrameType
 
 
+def list_of(frame: FrameType) -> Any:
+    """The list of processors in which a processor is called: `generate` makes one for each call. None: no list."""
+    if frame.f_code.co_name == "__call__" and _is_of("transformers.generation", frame):
+        return frame.f_locals.get("self")
+    return None
+
+
 def find_call(frame: FrameType | None) -> Call | None:
     """The innermost call of `generate` above a frame, assistants' calls left out; None: there is none."""
     below = frame
