@@ -216,7 +216,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         """Once for each call of `generate`: check what it shows of its text and to whom, and take its EOS ids."""
         frame = sys._getframe(2)
         processors = list_of(frame)
-        # Looking for the list takes 1 us and for the call 30, as often as there are steps.
+        # At every step: looking for the list takes under a third of the time that looking for the call does.
         if processors is not None and self._list is not None and self._list() is processors:
             return
         call = find_call(frame)
