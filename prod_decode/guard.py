@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
+from prod_decode.tracker import PromptEdge
 from prod_decode.vocabulary import SPECIAL
 
 # An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
@@ -19,21 +21,33 @@ _MOST_ENDS = 2
 
 _REMEMBERED = 1024
 
+# Texts whose prompts are remembered: those that an engine asks about in turn.
+_TEXTS = 64
+
+_WORD_CHARACTERS = string.ascii_letters + string.digits + "_"
+
 
 class Guard:
-    """Masks one row of logits after one text, given whole: nothing of it is remembered, so nothing can be out of date.
+    """Masks one row of logits after one text, given whole: it is read anew each time, so nothing can be out of date.
 
     A text whose last tokens are not known ends with EOS, and so does one whose every token is banned.
     """
 
     def __init__(
-        self, matchers: Sequence[Matcher], eos_token_id: int | Sequence[int] | None = None, *, must_end: bool = True
+        self,
+        matchers: Sequence[Matcher],
+        eos_token_id: int | Sequence[int] | None = None,
+        *,
+        must_end: bool = True,
+        stop: Sequence[str] | None = None,
     ) -> None:
         """Check that there is something to enforce.
 
         Args:
             matchers: one for each blocklist, bound to one vocabulary.
             eos_token_id: what ends a text: special tokens at which the engine stops; default: the vocabulary's EOS.
+            stop: the strings at which the engine cuts the text, inside a token or not; () if there are none. None: not
+                known; then a word that an entry prohibits as a whole is also banned where it begins a longer one.
             must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
 
         Raises:
@@ -44,7 +58,10 @@ class Guard:
         self.vocabulary = matchers[0].vocabulary
         if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
             raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")
-        self.matchers = list(matchers)
+        stop = _WORD_CHARACTERS if stop is None else stop
+        self.matchers = [matcher.cut_by(stop) for matcher in matchers]
+        self._trackers = [matcher.track() for matcher in self.matchers]
+        self._edges: list[PromptEdge] = []
         self._known = len(self.vocabulary)
         self._ends = matchers[0].end_ids(eos_token_id)
         self._must_end = must_end
@@ -66,6 +83,7 @@ class Guard:
         row: Tensor,
         token_ids: Sequence[int] | NDArray[np.integer[Any]],
         *,
+        prompt: int | None = None,
         stops: Sequence[int] | None = None,
     ) -> Tensor:
         """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
@@ -73,6 +91,7 @@ class Guard:
         Args:
             row: the logits.
             token_ids: the text.
+            prompt: how many of them are the prompt's; None: those that the text had when it was first seen.
             stops: all ids at which the engine stops here, where it says so: those that add no text end the row.
 
         Raises:
@@ -83,14 +102,22 @@ class Guard:
         text = np.asarray(token_ids, np.int64)
         width = row.shape[0]
         self.check_width(width)
-        try:
-            banned = np.concatenate([matcher.banned(matcher.state_of(text)) for matcher in self.matchers])
-        except ProdError:
-            return self.end_(row, text, stops=stops)
+        prompts = np.array([self._prompt_of(text) if prompt is None else prompt])
+        for tracker in self._trackers:
+            tracker.read(np.arange(1), [text], prompts)
+        banned = np.concatenate([tracker.banned()[1] for tracker in self._trackers])
         banned = banned[banned < width]
         mask_padding_(row, self._known)
         mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
         return row if bool((row > -np.inf).any()) else self.end_(row, text, stops=stops)
+
+    def _prompt_of(self, text: NDArray[np.int64]) -> int:
+        texts = text.reshape(1, -1)
+        edge = next((edge for edge in self._edges if edge.goes_on(texts)), None)
+        if edge is None:
+            edge = PromptEdge()
+            self._edges = [edge, *self._edges[: _TEXTS - 1]]
+        return edge.find(texts)
 
     def end_(self, row: Tensor, text: NDArray[np.int64] | None = None, *, stops: Sequence[int] | None = None) -> Tensor:
         """Leave `row`, floats [V], nothing but EOS, in place.

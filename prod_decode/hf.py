@@ -27,6 +27,7 @@ from prod_decode.masking import (
     renormalize_log_probs_,
 )
 from prod_decode.matcher import Matcher
+from prod_decode.tracker import PromptEdge
 from prod_decode.vocabulary import SPECIAL
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
@@ -145,6 +146,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self.on_ban = on_ban
         self.fired: Counter[str] = Counter()
         self.steps = 0
+        self._edge = PromptEdge()
         self._forget()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -200,6 +202,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         """A processor with counts of its own and the same matcher, which nothing changes."""
         twin = copy.copy(self)
         twin.fired = self.fired.copy()
+        twin._edge = PromptEdge()
+        twin._forget()
         return twin
 
     def _check_shapes(self, input_ids: Tensor, scores: Tensor) -> None:
@@ -223,6 +227,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         config = None if call is None else call.config
         if call is not None and config is self._config:
             return
+        self._edge.forget()
         # Left behind by an error: the next step must check again.
         self._list, self._config, self.eos_ids = None, None, self._own_ends
         if call is not None:
@@ -234,27 +239,24 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
 
     def _forget(self) -> None:
         self._ids: Tensor | None = None
-        self._states = np.zeros(0, np.int64)
+        self._tracker = self.matcher.track()
         # Rows that have nothing more to say, for the counts alone: ended with EOS and padded since, or unreadable.
         self._over = np.zeros(0, np.bool_)
-        self._unreadable = np.zeros(0, np.int64)
 
     def _follow(self, input_ids: Tensor) -> None:
-        """Bring the states up to `input_ids`: by the newest column if that is all that is new, else from the start."""
+        """Bring the tracker up to `input_ids`: by the newest column if that is all that is new, else from the start."""
         newest = self._newest(input_ids)
         if newest is not None:
-            try:
-                self._states = self.matcher.advance_all(self._states, newest)
-            except ProdError:
-                newest = None
-        if newest is not None:
+            self._tracker.advance(newest)
+        if newest is None or self._tracker.closed.any():
+            self._read(input_ids.cpu().numpy().astype(np.int64))
+        else:
+            self._edge.grow(input_ids.shape[1])
             padded = self.matcher.vocabulary.kinds[newest] == SPECIAL
             ended = (newest[:, None] == self.eos_ids).any(1)
             self._over = ended | (self._over & padded)
-        else:
-            self._read(input_ids.cpu().numpy().astype(np.int64))
         # Kept as a clone: transformers may write to what it passed.
-        self._ids = None if len(self._unreadable) else input_ids.clone()
+        self._ids = None if self._tracker.closed.any() else input_ids.clone()
 
     def _newest(self, input_ids: Tensor) -> NDArray[np.int64] | None:
         """The last column, int64 [B], if the columns before it are those of the last call."""
@@ -264,31 +266,23 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         return _last_column(before, input_ids) if before.device.type == "cpu" else _fetched_column(before, input_ids)
 
     def _read(self, token_ids: NDArray[np.int64]) -> None:
-        """Compute the states from whole texts, int64 [B, T]."""
+        """Read whole texts, int64 [B, T]."""
         self._forget()
-        self._over = np.zeros(len(token_ids), np.bool_)
-        try:
-            self._states = self.matcher.states_of(token_ids)
-        except ProdError:
-            self._states = np.full(len(token_ids), self.matcher.start(), np.int64)
-            for row, text in enumerate(token_ids):
-                try:
-                    self._states[row] = self.matcher.state_of(text)
-                except ProdError:
-                    self._over[row] = True
-            if self._over.all():
-                raise
-            self._unreadable = np.flatnonzero(self._over)
+        prompts = np.full(len(token_ids), self._edge.find(token_ids), np.int64)
+        self._tracker.read(np.arange(len(token_ids)), list(token_ids), prompts)
+        self._over = self._tracker.closed
+        if len(self._over) and self._over.all():
+            self.matcher.states_of(token_ids)  # raises: it names the token
+            raise ProdError(
+                "expected texts in fewer readings: the special tokens of a prompt are parts of many entries"
+            )
 
     def _banned(self, width: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Sparse pairs (rows, tokens), both int32 [n], ascending by row except for those of unreadable rows."""
-        rows, tokens = self.matcher.banned_all(self._states)
+        """Sparse pairs (rows, tokens), both int32 [n], ascending by row."""
+        rows, tokens = self._tracker.banned()
         if width < len(self.matcher):
             inside = tokens < width
             rows, tokens = rows[inside], tokens[inside]
-        if len(self._unreadable):
-            rows = np.concatenate([rows, np.repeat(self._unreadable, width).astype(np.int32)])
-            tokens = np.concatenate([tokens, np.tile(np.arange(width, dtype=np.int32), len(self._unreadable))])
         return rows, tokens
 
     def _count(
@@ -314,7 +308,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             # A tie with a token that is not banned, or a row that rates no token above another.
             if token_id not in out or bool((probs == probs[token_id]).all()):
                 continue
-            entries = tuple(self.matcher.blame(int(self._states[row]), token_id))
+            entries = tuple(self._tracker.blame(row, token_id))
             # An id without known bytes is banned, but no entry is to blame.
             if not entries:
                 continue

@@ -36,6 +36,9 @@ from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _CACHED_STATES = 1 << 16
 
+# Sets of stop strings that a matcher is kept for; requests name them.
+_CUTS = 64
+
 
 class Matcher:
     """Tracks text token by token and tells which tokens are banned next.
@@ -103,6 +106,8 @@ class Matcher:
         if not symbols or not (self.automaton.patterns & 1).any():
             return self
         if symbols not in self._cut_by:
+            if len(self._cut_by) >= _CUTS:
+                self._cut_by.clear()
             twin = Matcher(self.automaton, self.normalization, self.vocabulary, self._entries_of)
             twin._ends = self._ends.copy()
             twin._ends[list(symbols)] = True

@@ -23,18 +23,24 @@ class ProdLogitsProcessor:
     `input_embeddings` and no prompt mlx-lm asks for the first token without any processor.
     """
 
-    def __init__(self, *matchers: Matcher, eos_token_id: int | Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        *matchers: Matcher,
+        eos_token_id: int | Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> None:
         """Check that there is something to enforce.
 
         Args:
             matchers: one for each blocklist, bound to one vocabulary.
             eos_token_id: special tokens at which mlx-lm stops, such as one of `tokenizer.eos_token_ids`; default: the
                 vocabulary's EOS.
+            stop: the strings at which you cut the text, () if there are none; as for `guard.Guard`.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
-        self.guard = Guard(matchers, eos_token_id)
+        self.guard = Guard(matchers, eos_token_id, stop=stop)
 
     def __call__(self, tokens: Any, logits: Any) -> Any:
         """Masked logits [1, V], float32, of the type of `logits`, an `mx.array`.

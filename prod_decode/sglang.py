@@ -62,7 +62,9 @@ class ProdLogitsProcessor:
             else:
                 text = [*request.origin_input_ids, *request.output_ids]
             if names:
-                _guard_of(names).mask_(row, text, stops=_stops_of(request))
+                _guard_of(names, _stop_strings_of(request)).mask_(
+                    row, text, prompt=len(request.origin_input_ids) if request else 0, stops=_stops_of(request)
+                )
         return logits
 
 
@@ -82,6 +84,12 @@ def _grows(request: Any) -> bool:
     if not getattr(request, "inflight_middle_chunks", 0):
         request._prod_length = length
     return True
+
+
+def _stop_strings_of(request: Any) -> tuple[str, ...]:
+    """The strings at which SGLang cuts the text of a request."""
+    strings = getattr(getattr(request, "sampling_params", None), "stop_strs", None) or ()
+    return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 def _stops_of(request: Any) -> list[int]:
@@ -111,5 +119,5 @@ def _matchers() -> dict[str, Matcher]:
 
 
 @lru_cache(maxsize=256)
-def _guard_of(names: tuple[str, ...]) -> Guard:
-    return Guard([_matchers()[name] for name in names], must_end=False)
+def _guard_of(names: tuple[str, ...], stop: tuple[str, ...]) -> Guard:
+    return Guard([_matchers()[name] for name in names], must_end=False, stop=stop)

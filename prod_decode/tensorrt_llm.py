@@ -24,18 +24,25 @@ class ProdLogitsProcessor:
     from step to step is refused.
     """
 
-    def __init__(self, *matchers: Matcher, eos_token_id: int | Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        *matchers: Matcher,
+        eos_token_id: int | Sequence[int] | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> None:
         """Check that there is something to enforce.
 
         Args:
             matchers: one for each blocklist, bound to one vocabulary.
             eos_token_id: special tokens at which the engine stops: `SamplingParams.end_id`; default: the vocabulary's.
+            stop: `SamplingParams.stop`, () if there are none; as for `guard.Guard`.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
-        self.guard = Guard(matchers, eos_token_id)
-        self._lengths: dict[int, int] = {}
+        self.guard = Guard(matchers, eos_token_id, stop=stop)
+        # Of every request, the length of its text at first, which is the prompt's, and at the last step.
+        self._lengths: dict[int, tuple[int, int]] = {}
 
     def __call__(
         self, req_id: int, logits: Tensor, token_ids: list[list[int]], stream_ptr: int | None, client_id: int | None
@@ -52,15 +59,16 @@ class ProdLogitsProcessor:
                 f"expected a row of logits for each of {len(token_ids)} texts, got {list(logits.shape)}: turn "
                 "speculative decoding off"
             )
-        self._check_growth(req_id, len(token_ids[0]))
+        prompt = self._check_growth(req_id, len(token_ids[0]))
         on = nullcontext() if stream_ptr is None else torch.cuda.stream(torch.cuda.ExternalStream(stream_ptr))  # type: ignore[no-untyped-call]
         with on:
             for row, text in zip(logits.view(len(token_ids), -1), token_ids, strict=True):
-                self.guard.mask_(row, text)
+                self.guard.mask_(row, text, prompt=prompt)
 
-    def _check_growth(self, req_id: int, length: int) -> None:
-        before = self._lengths.pop(req_id, None)
-        if before is not None and length != before + 1:
+    def _check_growth(self, req_id: int, length: int) -> int:
+        """The length of the prompt."""
+        prompt, before = self._lengths.pop(req_id, (length, length - 1))
+        if length != before + 1:
             raise ProdError(
                 f"expected the text of request {req_id} to have grown by one token, got {length} after {before}: some "
                 "are hidden; start with disable_overlap_scheduler=True and enable_chunked_prefill=False, without "
@@ -69,4 +77,5 @@ class ProdLogitsProcessor:
         if len(self._lengths) >= _REQUESTS:
             # The one that has not been asked about for the longest time.
             del self._lengths[next(iter(self._lengths))]
-        self._lengths[req_id] = length
+        self._lengths[req_id] = prompt, length
+        return prompt

@@ -157,7 +157,8 @@ class PromptEdge:
     """Where the prompts of a batch end, for engines that do not say: where its texts ended when they were first seen.
 
     Texts that go on from there, or go back no further than to there, are the same call's. A call whose prompts begin as
-    those of the last one did, and are no longer than its texts, cannot be told from it; `forget` before it.
+    those of the last one did, and are at most one token longer than its texts, cannot be told from it: `forget` before
+    it.
     """
 
     def __init__(self) -> None:
@@ -174,19 +175,21 @@ class PromptEdge:
 
     def find(self, texts: NDArray[np.int64]) -> int:
         """How many columns of `texts`, int64 [B, T], are prompts."""
-        rows, length = texts.shape
+        if self._prompts is None or not self.goes_on(texts):
+            self.forget()
+            self._prompts = texts.copy()
+        self.grow(texts.shape[1])
+        return int(self._prompts.shape[1])
+
+    def goes_on(self, texts: NDArray[np.int64]) -> bool:
+        """Whether these are the texts of the same call."""
         prompts = self._prompts
-        goes_on = (
+        return (
             prompts is not None
-            and len(prompts) == rows
-            and prompts.shape[1] <= length <= self._longest + 1
+            and len(prompts) == len(texts)
+            and prompts.shape[1] <= texts.shape[1] <= self._longest + 1
             and np.array_equal(prompts, texts[:, : prompts.shape[1]])
         )
-        if prompts is None or not goes_on:
-            self._prompts = prompts = texts.copy()
-            self._longest = 0
-        self.grow(length)
-        return int(prompts.shape[1])
 
 
 @inline
