@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("cli.md")
 
 def sections(parser: argparse.ArgumentParser, about: str | None) -> Iterator[str]:
     """The options of a parser and of all its sub-commands, as Markdown."""
-    yield f"## {parser.prog}\n\n{about}\n\n{_table(parser)}"
+    yield f"## {parser.prog}\n\n{about}\n\n{_table(parser)}{_statuses(parser)}"
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help for choice in action._choices_actions}
@@ -38,6 +38,12 @@ def _table(parser: argparse.ArgumentParser) -> str:
         if _is_documented(action)
     ]
     return "\n".join(["| option | meaning |", "|---|---|", *rows]) + "\n" if rows else ""
+
+
+def _statuses(parser: argparse.ArgumentParser) -> str:
+    statuses = parser.statuses if isinstance(parser, prod_decode.cli.Parser) else {}
+    rows = [f"| {status} | {meaning} |" for status, meaning in statuses.items()]
+    return "\n".join(["", "| exit status | meaning |", "|---|---|", *rows]) + "\n" if rows else ""
 
 
 def _is_documented(action: argparse.Action) -> bool:

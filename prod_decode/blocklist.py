@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
 
 
+_T = TypeVar("_T")
 _LAYOUT = LAYOUT | {
     "owner_starts": (np.dtype("<i8"), 1),
     "owners": (np.dtype("<i4"), 1),
@@ -89,6 +91,7 @@ class Blocklist:
         jobs: int = 1,
         costs: Costs | None = None,
         parts: str | os.PathLike[str] | None = None,
+        skipped: Callable[[str], object] | None = None,
     ) -> Blocklist:
         """Compile entries.
 
@@ -103,23 +106,37 @@ class Blocklist:
             costs: for documents without costs of their own; see `costs.ModelCosts`.
             parts: a directory in which the patterns of every two megabytes of entries are kept as soon as they are
                 found. A compile that was stopped goes on from there, and one with more entries begins there.
+            skipped: told of every entry that cannot be guarded, and why: a phrase that is too short, broken characters.
+                It is left out, and not in the blocklist's records. Without, it is an error.
 
         Raises:
-            ProdError: an entry that prohibits nothing or would prohibit everything, two entries with one id, or a
-                directory that cannot be written.
+            ProdError: no entries, or none that prohibits anything; an entry that cannot be guarded; two entries with
+                one id; something else than entries and texts; or a directory that cannot be written.
         """
-        if jobs < 1:
-            raise ProdError(f"expected jobs as a number above 0, got {jobs}: leave it out to use one process")
+        if not isinstance(jobs, int) or jobs < 1:
+            raise ProdError(f"expected jobs as a number above 0, got {jobs!r}: leave it out to use one process")
+        entries = _each(entries, Entry, "entries", "pass [Entry({})]")
         normalization = Normalization(normalize, ignore_case)
-        free = FreeCode(normalization.code_points(text) for text in allow)
+        free = FreeCode(
+            normalization.code_points(text) for text in _each(allow, str, "allow", "pass their texts, as [{}]")
+        )
         records, collected = Records(), Collected()
         counts = {"phrase": 0, "quote": 0}
         too_short: list[str] = []
         waived: list[tuple[str, int, int]] = []
+        refused = 0
         prepare = Preparing(normalization, free, allow_short)
         for portion in prepare_all(entries, prepare, jobs=jobs, costs=costs, parts=parts):
+            for _, why in portion.refused:
+                if skipped is None:
+                    raise ProdError(why)
+                skipped(why)
+            refused += len(portion.refused)
+            left_out = {place for place, _ in portion.refused}
             numbers = np.full(len(portion.infos), -1, np.int64)
             for place, info in enumerate(portion.infos):
+                if place in left_out:
+                    continue
                 number, is_new = records.add(info)
                 if is_new:
                     numbers[place] = number
@@ -129,7 +146,10 @@ class Blocklist:
             too_short += [portion.infos[place].id for place in new]
             waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
         report = Report(counts["phrase"], counts["quote"], too_short, waived)
-        return cls._assemble(collected, records, normalization, report)
+        blocklist = cls._assemble(collected, records, normalization, report)
+        if not len(blocklist.automaton.patterns):
+            raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
+        return blocklist
 
     @classmethod
     def merge(cls, blocklists: Sequence[Blocklist]) -> Blocklist:
@@ -139,6 +159,7 @@ class Blocklist:
             ProdError: nothing to merge, different normalisations, one id for two different entries, or patterns that
                 fill the machine's memory.
         """
+        blocklists = list(_each(blocklists, Blocklist, "blocklists", "pass [Blocklist.load({})]"))
         if not blocklists:
             raise ProdError("expected at least one blocklist to merge, got none")
         normalization = blocklists[0].normalization
@@ -256,6 +277,10 @@ class Blocklist:
         """What is kept of every entry."""
         return map(self.entry, range(len(self)))
 
+    def ineffective(self) -> list[str]:
+        """The ids of entries that prohibit nothing: documents shorter than `max_quote`, or free code all over."""
+        return [self._id(number) for number in np.setdiff1d(np.arange(len(self)), self._owners).tolist()]
+
     def entries_of(self, pattern: int) -> list[str]:
         """The ids of the entries that prohibit a pattern, given by its index."""
         return [self._id(number) for number in self._owner_numbers(pattern)]
@@ -279,7 +304,12 @@ class Blocklist:
         """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
 
         Of a `quote` entry these are its anchors: where one stands, `max_quote` characters of the document may.
+
+        Raises:
+            ProdError: `text` is no string.
         """
+        if not isinstance(text, str):
+            raise ProdError(f"expected text as a string, got {type(text).__name__}: decode bytes, read files first")
         codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
         normalization = self.normalization
         symbols, marks = normalization.fold(codes)
@@ -355,6 +385,42 @@ def _require_memory(blocklist: Blocklist) -> None:
 
 def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _each(items: Iterable[_T], kind: type[_T], name: str, remedy: str) -> Iterator[_T]:
+    """The items, checked one by one. A string is a sequence too, and not meant as one.
+
+    Args:
+        items: what should hold instances of `kind`.
+        kind: what is expected.
+        name: what messages call them.
+        remedy: what to do about something else, which stands in it as `{}`.
+    """
+
+    def refuse(expected: str, got: object) -> ProdError:
+        shown = f" {reprlib.repr(got)}" if isinstance(got, (str, bytes)) else ""
+        advice = "pass a list of it" if isinstance(got, kind) else remedy.format(shown.strip() or "...")
+        return ProdError(f"{name}: expected {expected}, got {type(got).__name__}{shown}: {advice}")
+
+    if isinstance(items, (str, bytes, kind)) or not isinstance(items, Iterable):
+        raise refuse(f"a list of {kind.__name__}", items)
+    for item in items:
+        if not isinstance(item, kind):
+            raise refuse(f"{kind.__name__} alone in the list", item)
+        yield item
+
+
+def _no_patterns(entries: int, too_short: int, refused: int) -> str:
+    """What to say of entries none of which prohibits anything."""
+    if not entries + refused:
+        return "expected at least one entry, got none: a blocklist that prohibits nothing would guard nothing"
+    reasons = {
+        "cannot be guarded": refused,
+        "shorter than max_quote: lower it": too_short,
+        "free code all over": entries - too_short,
+    }
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f"expected an entry that prohibits something, got {entries + refused} that prohibit nothing ({told})"
 
 
 def _members(starts: NDArray[np.int64], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

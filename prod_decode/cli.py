@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import math
@@ -10,25 +12,46 @@ import os
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from prod_decode import __version__
 from prod_decode.errors import ProdError
 
 if TYPE_CHECKING:
     from prod_decode.blocklist import Blocklist, Match
+    from prod_decode.entries import Entry
     from prod_decode.generation import Generation
     from prod_decode.portions import Costs
 
 _T = TypeVar("_T")
 
-FOUND, USAGE = 1, 2
+_READ = (
+    "Below a directory, hidden files are read too and links are followed; left out are directories named `.git`, "
+    "`.hg`, `.svn`, `__pycache__`, `.mypy_cache`, `.pytest_cache` and `.ruff_cache`, and FIFOs, sockets and devices "
+    "are not opened. Text is UTF-8, UTF-16 or UTF-32 with a byte order mark, or Latin-1"
+)
+
+FOUND, USAGE, UNCOVERED = 1, 2, 3
+
+STATUSES = {
+    0: "done, and everything that was named is covered",
+    FOUND: "`scan` found something, whether or not everything was covered",
+    USAGE: "a mistake, told in one line; nothing was written",
+    UNCOVERED: "done, but not everything was covered: what is left out, and why, stands on stderr",
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and whose help ends with the meaning of each exit status."""
+
+    def __init__(self, *, statuses: Mapping[int, str] | None = None, **options: Any) -> None:
+        self.statuses = statuses or {}
+        if statuses:
+            options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+            options["epilog"] = "\n".join(["exit status:", *(f"  {status}  {statuses[status]}" for status in statuses)])
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to read more, and exit with status 2."""
@@ -36,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if `scan` found something, 2 for a mistake of the user."""
+    """Run the command line; returns one of `STATUSES`."""
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     return exit_status(f"prod-decode {options.command}", lambda: options.run(options))
@@ -45,12 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_status(program: str, run: Callable[[], int]) -> int:
     """Run a command; a mistake of the user becomes one line on stderr and status 2.
 
+    A reader of the output that goes away, as `| head` does, changes nothing but that the rest is not printed.
+
     Args:
         program: what the line begins with.
         run: returns the exit status.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
     try:
-        return run()
+        with contextlib.redirect_stdout(_Stdout(sys.stdout) if sys.stdout else None):
+            try:
+                return run()
+            finally:
+                if sys.stdout:
+                    sys.stdout.flush()
     except ProdError as error:
         # Every process of `accelerate launch` finds the same mistake; one of them says so.
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -58,15 +90,51 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
         return USAGE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+class _Stdout:
+    """Standard output that swallows what nobody reads any more, so that the exit status is that of the work."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.is_gone = False
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            # What is buffered would fail again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise ProdError(f"cannot write to the standard output: {error.strerror}") from None
+            self.is_gone = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def to_json(value: object) -> str:
+    """One line of JSON, with other characters than ASCII where the standard output can carry them."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every sub-command; `docs/cli.md` is made from it."""
-    parser = Parser(prog="prod-decode", description="Keep a code model from emitting prohibited code.")
+    parser = Parser(
+        prog="prod-decode", description="Keep a code model from emitting prohibited code.", statuses=STATUSES
+    )
     parser.add_argument("--version", action="version", version=f"prod-decode {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -75,17 +143,17 @@ def build_parser() -> argparse.ArgumentParser:
         "sources",
         nargs="+",
         metavar="SRC",
-        help="a .jsonl file (one entry a line), a .txt file (one phrase a line), a source file or a directory (each "
-        "file one document that may not be quoted)",
+        help="a .jsonl or .ndjson file (one entry per line), a .txt file (one phrase per line), any other file (a "
+        f"document that may not be quoted) or a directory (each file in it such a document). {_READ}",
     )
     add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add.add_argument(
         "--normalize",
         choices=["code", "none"],
         default="code",
-        help="`code` ignores whitespace that does not separate words",
+        help="`code` ignores ASCII whitespace that does not separate words",
     )
-    add.add_argument("--ignore-case", action="store_true", help="fold ASCII letters")
+    add.add_argument("--ignore-case", action="store_true", help="fold ASCII letters; others are compared as they are")
     add.add_argument(
         "--max-quote",
         type=int,
@@ -95,7 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--boundary",
         choices=["start", "both", "none"],
-        help="at which ends a phrase must be a whole word, for entries that do not say (default: start)",
+        help="at which ends a phrase must be a whole word, for entries that do not say (default: start); with "
+        "--normalize code, at an end with whitespace it must be one anyway: `return ` is not in `returned`",
     )
     add.add_argument(
         "--allow",
@@ -124,6 +193,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="keep in DIR what is finished of every two megabytes of entries, and use what is there: run the same "
         "command again, and a compile that was stopped goes on",
     )
+    _add_coverage(
+        add,
+        "refuse what cannot be guarded or read, and documents of which nothing is prohibited, and write nothing",
+    )
     add.set_defaults(run=_compile)
 
     add = commands.add_parser("merge", help="make one blocklist of several")
@@ -139,9 +212,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("scan", help="find prohibited code in files; exit status 1 if there is any")
     add.add_argument("file", metavar="FILE", help="a compiled blocklist")
-    add.add_argument("paths", nargs="+", metavar="PATH", help="files or directories; `-` is standard input")
+    add.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help=f"files or directories; `-` is standard input. {_READ}; what is none of it is looked "
+        "through byte by byte, and listed as not covered",
+    )
     add.add_argument("--json", action="store_true", help="one JSON object a match")
     add.add_argument("--verify", action="store_true", help="count again with pyahocorasick and compare")
+    _add_coverage(add, "stop at the first file that cannot be read as text")
     add.set_defaults(run=_scan)
 
     add = commands.add_parser("generate", help="continue a prompt and show where the blocklist stepped in")
@@ -154,8 +234,10 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--temperature", type=_positive(float, zero=True), default=0.0, metavar="T", help="0 (default) is greedy"
     )
-    add.add_argument("--top-p", type=_positive(float), default=1.0, metavar="P", help="nucleus; default 1")
-    add.add_argument("--seed", type=int, default=0, help="of sampling; default 0")
+    add.add_argument(
+        "--top-p", type=_positive(float, most=1), default=1.0, metavar="P", help="nucleus, up to 1; default 1"
+    )
+    add.add_argument("--seed", type=_positive(int, zero=True, most=2**64 - 1), default=0, help="of sampling; default 0")
     add.add_argument(
         "--mode", choices=["mask", "prod"], default="mask", help="`prod`: the whole PROD distribution, nucleus included"
     )
@@ -172,11 +254,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(kind: type[int] | type[float], *, zero: bool = False) -> type[int] | type[float]:
+def _add_coverage(parser: argparse.ArgumentParser, strict: str) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--strict", action="store_true", help=f"{strict}: status {USAGE}")
+    group.add_argument(
+        "--accept-uncovered",
+        action="store_true",
+        help=f"status 0, not {UNCOVERED}, where not everything was covered; it is listed all the same",
+    )
+
+
+def _positive(kind: type[int] | type[float], *, zero: bool = False, most: float = math.inf) -> type[int] | type[float]:
     def parse(text: str) -> float:
         value = kind(text)
-        if not 0 <= value < math.inf or (value == 0 and not zero):
-            raise argparse.ArgumentTypeError(f"expected a number {'of at least' if zero else 'above'} 0, got {text}")
+        if not 0 <= value <= most or value == math.inf or (value == 0 and not zero):
+            limit = "" if most == math.inf else f", {most} at most"
+            raise argparse.ArgumentTypeError(
+                f"expected a number {'of at least' if zero else 'above'} 0{limit}, got {text}"
+            )
         return value
 
     parse.__name__ = kind.__name__  # argparse names the type in its message
@@ -187,34 +282,78 @@ def _note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+class _Uncovered:
+    """What a command did not cover: listed as it is found, and what it means for the exit status."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._strict, self._accepted = options.strict, options.accept_uncovered
+        self.count = 0
+
+    def __call__(self, why: str) -> None:
+        """One thing, and why; raises with `--strict`."""
+        if self._strict:
+            raise ProdError(why)
+        self.count += 1
+        _note(f"not covered: {why}")
+
+    def add_ineffective(self, blocklist: Blocklist) -> None:
+        """The entries that prohibit nothing, which `info --json` lists too."""
+        too_short = set(blocklist.report.too_short)
+        names = blocklist.ineffective()
+        for name in names[:10]:
+            self(f"{name!r}: {'shorter than max_quote' if name in too_short else 'free code all over'}")
+        if len(names) > 10:
+            self.count += len(names) - 10
+            _note(f"not covered: {len(names) - 10} more like these; `prod-decode info --json` lists them all")
+
+    @property
+    def status(self) -> int:
+        """The exit status, if nothing else is the matter."""
+        return UNCOVERED if self.count and not self._accepted else 0
+
+
 def _compile(options: argparse.Namespace) -> int:
     from prod_decode.artifact import require_output
     from prod_decode.blocklist import Blocklist
     from prod_decode.sources import read_entries, read_texts
 
     require_output(options.output, [*options.sources, *options.allow])
-
-    def skipped(path: Path, why: str) -> None:
-        del path
-        _note(f"skipped: {why}")
-
-    entries = read_entries(options.sources, max_quote=options.max_quote, boundary=options.boundary, skipped=skipped)
+    uncovered = _Uncovered(options)
+    entries = read_entries(
+        options.sources,
+        max_quote=options.max_quote,
+        boundary=options.boundary,
+        skipped=uncovered,
+        leave_out=[options.output],
+    )
+    unfolded: list[str] = []
     blocklist = Blocklist.compile(
-        _progress(entries, "entries"),
+        _progress(_watch_case(entries, unfolded) if options.ignore_case else entries, "entries"),
         normalize=options.normalize,
         ignore_case=options.ignore_case,
-        allow=(text for _, text in read_texts(options.allow, skipped=skipped)),
+        allow=(text for _, text in read_texts(options.allow, skipped=uncovered)),
         allow_short=options.allow_short,
         jobs=options.jobs,
         costs=_costs_of(options.model) if options.model else None,
         parts=options.parts,
+        skipped=uncovered,
     )
-    if not len(blocklist):
-        raise ProdError(f"no entries in {', '.join(options.sources)}: expected at least one phrase or document")
+    uncovered.add_ineffective(blocklist)
     blocklist.save(options.output)
     print(f"{options.output}: {_summary(blocklist, options.output)}")
+    if unfolded:
+        more = f" and {len(unfolded) - 1} more" if len(unfolded) > 1 else ""
+        _note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
     _print_waived(blocklist)
-    return 0
+    return uncovered.status
+
+
+def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry]:
+    """The entries; the labels of those in which a letter has another case that is not ASCII go into `unfolded`."""
+    for entry in entries:
+        if not entry.text.isascii() and any(c > "\x7f" and c.lower() != c.upper() for c in entry.text):
+            unfolded.append(entry.label)
+        yield entry
 
 
 def _costs_of(model_name: str) -> Costs:
@@ -248,8 +387,6 @@ def _summary(blocklist: Blocklist, path: str) -> str:
 
 def _print_waived(blocklist: Blocklist) -> None:
     report = blocklist.report
-    if report.too_short:
-        _note(f"{len(report.too_short)} documents are shorter than max_quote: nothing of them is prohibited")
     for entry_id, start, end in report.waived[:10]:
         _note(f"waived: characters {start}-{end} of {entry_id} (normalised) are free code and may be quoted")
     if len(report.waived) > 10:
@@ -261,18 +398,24 @@ def _merge(options: argparse.Namespace) -> int:
     from prod_decode.blocklist import Blocklist
 
     require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
-    merged = Blocklist.merge([Blocklist.load(file) for file in options.files])
+    merged = Blocklist.merge([_load(file) for file in options.files])
     merged.save(options.output)
     print(f"{options.output}: {_summary(merged, options.output)}")
     return 0
 
 
+def _load(file: str) -> Blocklist:
+    from prod_decode.blocklist import Blocklist
+    from prod_decode.sources import require_file
+
+    require_file(file, "a compiled blocklist")
+    return Blocklist.load(file)
+
+
 def _info(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from prod_decode.blocklist import Blocklist
-
-    blocklist = Blocklist.load(options.file)
+    blocklist = _load(options.file)
     automaton, report = blocklist.automaton, blocklist.report
     facts = {
         "file": options.file,
@@ -290,7 +433,7 @@ def _info(options: argparse.Namespace) -> int:
     if options.entries:
         facts["entries"] = [asdict(info) for info in blocklist.entries()]
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(to_json(facts))
         return 0
     for key in (
         "file",
@@ -315,12 +458,12 @@ def _info(options: argparse.Namespace) -> int:
 
 def _scan(options: argparse.Namespace) -> int:
     from prod_decode.audit import Auditor
-    from prod_decode.blocklist import Blocklist
 
-    blocklist = Blocklist.load(options.file)
+    blocklist = _load(options.file)
     auditor = Auditor(blocklist) if options.verify else None
+    uncovered = _Uncovered(options)
     total = files = 0
-    for path, text in _inputs(options.paths):
+    for path, text in _inputs(options.paths, uncovered, options.file):
         files += 1
         matches = list(blocklist.scan(text))
         total += len(matches)
@@ -329,20 +472,28 @@ def _scan(options: argparse.Namespace) -> int:
             _print_match(path, text, ends, match, as_json=options.json)
         if auditor and (difference := auditor.compare(text, (match.entry_id for match in matches))):
             raise ProdError(f"{path}: {difference}; please report this as a bug")
+        if getattr(sys.stdout, "is_gone", False):
+            return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
-    _note(f"prohibited places: {total}, files: {files}{verified}")
-    return FOUND if total else 0
+    left = f", not covered: {uncovered.count}" if uncovered.count else ""
+    _note(f"prohibited places: {total}, files: {files}{left}{verified}")
+    return FOUND if total else uncovered.status
 
 
-def _inputs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    from prod_decode.sources import decode_text, read_texts
+def _inputs(paths: Sequence[str], uncovered: _Uncovered, blocklist: str) -> Iterator[tuple[str, str]]:
+    from prod_decode.sources import decode_loosely, read_texts
 
     for path in paths:
         if path == "-":
-            yield "-", decode_text(sys.stdin.buffer.read(), "the standard input")
-        else:
-            for file, text in read_texts([path], skipped=lambda _, why: _note(f"skipped: {why}")):
+            name = "the standard input"
+            yield "-", decode_loosely(sys.stdin.buffer.read(), name, uncovered, binary=True)
+            continue
+        try:
+            # The blocklist has its own phrases in it.
+            for file, text in read_texts([path], skipped=uncovered, binary=True, leave_out=[blocklist]):
                 yield str(file), text
+        except ProdError as error:
+            uncovered(str(error))
 
 
 def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_json: bool) -> None:
@@ -361,17 +512,16 @@ def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_
             "entry": match.entry_id,
             "text": found,
         }
-        print(json.dumps(record, ensure_ascii=False))
+        print(to_json(record))
     else:
         shown = " ".join(found.split())
         print(f"{path}:{line}:{column}: {match.entry_id}: {shown if len(shown) <= 80 else shown[:77] + '...'}")
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from prod_decode.blocklist import Blocklist
     from prod_decode.sources import decode_text, read_text
 
-    blocklist = Blocklist.load(options.blocklist)
+    blocklist = _load(options.blocklist)
     prompt = options.prompt
     if prompt == "-":
         prompt = decode_text(sys.stdin.buffer.read(), "the standard input")
@@ -379,6 +529,8 @@ def _generate(options: argparse.Namespace) -> int:
         prompt = read_text(prompt[1:])
     if not prompt:
         raise ProdError("expected a prompt of at least one token, got an empty one")
+    if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise ProdError("--prompt is not UTF-8 text: convert it first, or set a UTF-8 locale")
 
     from prod_decode.generation import generate
     from prod_decode.models import load_model
@@ -401,7 +553,7 @@ def _generate(options: argparse.Namespace) -> int:
                 mode=options.mode,
             )
     if options.json:
-        print(json.dumps({name: _record(run, blocklist) for name, run in runs.items()}, ensure_ascii=False))
+        print(to_json({name: _record(run, blocklist) for name, run in runs.items()}))
         return 0
     for name, run in runs.items():
         if options.compare:
@@ -436,7 +588,8 @@ def _record(run: Generation, blocklist: Blocklist) -> dict[str, object]:
             if refused is not None
         ],
         "fired": dict(run.fired),
-        "matches": [match._asdict() for match in blocklist.scan(run.text)],
+        # A match that ends in the prompt is the user's own.
+        "matches": [match._asdict() for match in blocklist.scan(run.text) if match.end > len(run.prompt)],
         "tokens": len(run.pieces),
         "seconds": run.seconds,
     }

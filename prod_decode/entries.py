@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,9 @@ class Entry:
     """One thing prohibited.
 
     Attributes:
-        text: a string (`phrase`) or a document (`quote`).
+        text: a string (`phrase`) or a document (`quote`). Where whitespace is ignored, a phrase of `return` and a blank
+            is found only where that word ends, and one that begins with a blank and a word only where the word begins,
+            whatever `boundary` says.
         id: its name in reports; default: the text of a short phrase, else the policy and a hash of the text.
         source: where it comes from, for people: a URL, a licence, a ticket.
         policy: `phrase`: the string may not be completed. `quote`: no verbatim run of `max_quote` normalised characters
@@ -51,10 +54,15 @@ class Entry:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ProdError(f"expected text to be a string, got {type(self.text).__name__}")
+        for name, value in (("id", self.id), ("source", self.source)):
+            if not isinstance(value, (str, type(None))):
+                raise ProdError(f"expected {name} to be a string, got {reprlib.repr(value)}")
         if self.policy not in ("phrase", "quote"):
-            raise ProdError(f"{self.label}: expected policy 'phrase' or 'quote', got {self.policy!r}")
+            raise ProdError(f"{self.label}: expected policy 'phrase' or 'quote', got {reprlib.repr(self.policy)}")
         if self.boundary not in (None, "start", "both", "none"):
-            raise ProdError(f"{self.label}: expected boundary 'start', 'both' or 'none', got {self.boundary!r}")
+            raise ProdError(
+                f"{self.label}: expected boundary 'start', 'both' or 'none', got {reprlib.repr(self.boundary)}"
+            )
         if self.policy == "phrase" and self.max_quote is not None:
             raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
         if self.policy == "quote" and self.boundary is not None:
@@ -62,7 +70,7 @@ class Entry:
         if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < SHORTEST_QUOTE):
             raise ProdError(
                 f"{self.label}: expected max_quote to be a whole number of at least {SHORTEST_QUOTE} "
-                f"characters, got {self.max_quote!r}"
+                f"characters, got {reprlib.repr(self.max_quote)}"
             )
         if self.cost is not None:
             self._check_cost(self.cost)

@@ -143,7 +143,7 @@ def _encode(text: str, encoding: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ProdError(
             f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which UTF-8 "
-            "cannot carry: remove it, or read the file with errors='replace'"
+            "cannot carry: remove it, or read the source with its right encoding"
         ) from None
 
 

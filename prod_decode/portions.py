@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +33,13 @@ from prod_decode.trie import concatenate
 # Characters of entries that a process takes at a time; fewer altogether are not worth starting one.
 _PORTION = 2_000_000
 
-_MAGIC = b"PRODPRT\x01"
+# Another number wherever the patterns of an entry, or what is kept of them, become others.
+_MAGIC = b"PRODPRT\x02"
+
+_BLANKS = " \t\n\r\f\v"
+
+# U+FFFD, which stands for broken bytes, and lone surrogates, which no UTF-8 has.
+_BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 
 _LAYOUT: dict[str, tuple[Any, int]] = {
     "data": (np.dtype("u1"), 1),
@@ -63,12 +71,14 @@ class Portion:
         collected: their patterns; owners are places in `infos`.
         too_short: places in `infos` of documents that have no patterns.
         waived: (place, start, end) of the runs that may be quoted.
+        refused: (place, why) of entries that cannot be guarded; they have no patterns.
     """
 
     infos: list[EntryInfo] = field(default_factory=list)
     collected: Collected = field(default_factory=Collected)
     too_short: list[int] = field(default_factory=list)
     waived: list[tuple[int, int, int]] = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,26 +96,28 @@ class Preparing:
     allow_short: bool
 
     def __call__(self, entries: Iterable[Entry]) -> Portion:
-        """The patterns of some entries.
-
-        Raises:
-            ProdError: an entry that prohibits nothing or would prohibit everything.
-        """
+        """The patterns of some entries."""
         portion = Portion()
         for place, entry in enumerate(entries):
-            info = EntryInfo.of(entry)
-            portion.infos.append(info)
-            if info.max_quote is None:
-                portion.collected.add(_phrase(entry, self.normalization, self.allow_short), place)
-                continue
-            patterns, waived = _anchors(entry, info.max_quote, self.normalization, self.free)
-            if patterns is None:
-                portion.too_short.append(place)
-                continue
-            for pattern in patterns:
-                portion.collected.add(pattern, place)
-            portion.waived += [(place, start, end) for start, end in waived]
+            portion.infos.append(EntryInfo.of(entry))
+            try:
+                self._add(portion, entry, place)
+            except ProdError as error:
+                portion.refused.append((place, str(error)))
         return portion
+
+    def _add(self, portion: Portion, entry: Entry, place: int) -> None:
+        max_quote = portion.infos[place].max_quote
+        if max_quote is None:
+            portion.collected.add(_phrase(entry, self.normalization, self.allow_short), place)
+            return
+        patterns, waived = _anchors(entry, max_quote, self.normalization, self.free)
+        if patterns is None:
+            portion.too_short.append(place)
+            return
+        for pattern in patterns:
+            portion.collected.add(pattern, place)
+        portion.waived += [(place, start, end) for start, end in waived]
 
     def fingerprint(self, entries: Sequence[Entry], costs: Costs | None) -> str:
         """A hash of all that the patterns of these entries depend on."""
@@ -145,7 +157,7 @@ def prepare_all(
             are not made again.
 
     Raises:
-        ProdError: an entry that prohibits nothing or would prohibit everything, or `parts` cannot be written.
+        ProdError: `parts` cannot be written.
     """
     store = None if parts is None else _Store(Path(parts))
     portions = _portions(entries)
@@ -195,10 +207,7 @@ def _begin(
     if store is not None and (kept := store.get(key)) is not None:
         return lambda: kept
     if costs is not None:
-        entries = [
-            replace(entry, cost=costs(entry.text)) if entry.policy == "quote" and entry.cost is None else entry
-            for entry in entries
-        ]
+        entries = [replace(entry, cost=costs(entry.text)) if _lacks_costs(entry) else entry for entry in entries]
     wait = submit(entries)
 
     def finish() -> Portion:
@@ -208,6 +217,11 @@ def _begin(
         return portion
 
     return finish
+
+
+def _lacks_costs(entry: Entry) -> bool:
+    """Whether it is a document without costs, whose text a tokenizer can read."""
+    return entry.policy == "quote" and entry.cost is None and not _BROKEN.search(entry.text)
 
 
 class _Store:
@@ -243,7 +257,8 @@ class _Store:
         except ProdError:
             return None
         collected = Collected.of({name: arrays[name] for name in ("data", "ends", "flags", "owners")})
-        return Portion(infos, collected, meta["too_short"], [(place, a, b) for place, a, b in meta["waived"]])
+        waived = [(place, a, b) for place, a, b in meta["waived"]]
+        return Portion(infos, collected, meta["too_short"], waived, [(place, why) for place, why in meta["refused"]])
 
     def put(self, key: str, portion: Portion) -> None:
         """Keep a portion.
@@ -253,7 +268,7 @@ class _Store:
         """
         packed = [pack(info) for info in portion.infos]
         records, starts = concatenate(packed)
-        meta = {"too_short": portion.too_short, "waived": portion.waived}
+        meta = {"too_short": portion.too_short, "waived": portion.waived, "refused": portion.refused}
         arrays = {**portion.collected.arrays(), "records": records, "record_starts": starts}
         write_artifact(self._path(key), meta, arrays, magic=_MAGIC)
 
@@ -296,7 +311,7 @@ def _portions(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pattern:
     symbols = _symbols(entry, normalization)
     if not symbols:
-        raise ProdError(f"{entry.label}: expected some text to prohibit, got {entry.text!r}")
+        raise ProdError(f"{entry.label}: expected some text to prohibit, got {_nothing(entry.text)}")
     if len(symbols) < SHORTEST_PATTERN and not allow_short:
         raise ProdError(
             f"{entry.label}: {symbols.decode('utf-8', 'replace')!r} is {len(symbols)} normalised bytes, expected "
@@ -304,10 +319,22 @@ def _phrase(entry: Entry, normalization: Normalization, allow_short: bool) -> Pa
             "(allow_short=True)"
         )
     boundary = entry.boundary or "start"
+    # Whitespace that is dropped at an edge still says that no word goes on there: `return ` is not `returned`.
+    blank_before = normalization.is_code and entry.text[0] in _BLANKS
+    blank_behind = normalization.is_code and entry.text[-1] in _BLANKS
     return Pattern(
-        bound=boundary != "none" and bool(CLASSES[symbols[0]] == WORD),
+        bound=(blank_before or boundary != "none") and bool(CLASSES[symbols[0]] == WORD),
         symbols=symbols,
-        whole=boundary == "both" and bool(CLASSES[symbols[-1]] == WORD),
+        whole=(blank_behind or boundary == "both") and bool(CLASSES[symbols[-1]] == WORD),
+    )
+
+
+def _nothing(text: str) -> str:
+    if not text:
+        return "an empty text"
+    return (
+        f"{reprlib.repr(text)}, whitespace, which the mode `code` ignores: remove it, or compile with "
+        "--normalize none (normalize='none')"
     )
 
 
@@ -315,7 +342,7 @@ def _anchors(
     entry: Entry, max_quote: int, normalization: Normalization, free: FreeCode
 ) -> tuple[list[Pattern] | None, list[tuple[int, int]]]:
     if not _symbols(entry, normalization):
-        raise ProdError(f"{entry.label}: expected a document to protect, got an empty one")
+        raise ProdError(f"{entry.label}: expected a document to protect, got {_nothing(entry.text)}")
     text, origins = normalization.trace(entry.text)
     if len(text) < max_quote:
         return None, []

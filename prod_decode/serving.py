@@ -96,7 +96,7 @@ class Settings:
             )
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProdError(f"{ENVIRONMENT}: expected JSON such as {_EXAMPLE}, got {text!r} ({error})") from None
         return cls.parse(value, ENVIRONMENT)
 

@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode import __version__
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import USAGE, Parser, exit_status, to_json
 from prod_decode.errors import ProdError
 from prod_train.config import Config, flag, make_config, plain_type, saved_config
 
 NOT_REACHED = 1
+
+STATUSES = {
+    0: "done",
+    NOT_REACHED: "trained, but no checkpoint that is left obeys the stop rules",
+    USAGE: "a mistake, told in one line",
+}
 
 _GROUPS = {
     "what": "what to train",
@@ -30,7 +36,7 @@ _GROUPS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if no checkpoint obeys the stop rules, 2 for a mistake."""
+    """Run the command line; returns one of `STATUSES`."""
     options, unknown = build_parser().parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("prod_train").setLevel(logging.INFO)
@@ -39,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every sub-command; the fields of `Config` are its flags."""
-    parser = Parser(prog="prod-train", description="Train a code model to forget prohibited code.", allow_abbrev=False)
+    parser = Parser(
+        prog="prod-train",
+        description="Train a code model to forget prohibited code.",
+        statuses=STATUSES,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"prod-train {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, function in (
@@ -174,7 +185,7 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     plan = check(config)
     if options.json:
-        print(json.dumps(dataclasses.asdict(plan), ensure_ascii=False))
+        print(to_json(dataclasses.asdict(plan)))
         return 0
     for key, value in plan.config.items():
         print(f"{key:24} {value}")
@@ -207,7 +218,7 @@ def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from prod_train.merge import merge
 
     adapter = options.adapter
-    if adapter.endswith((".yaml", ".yml")):
+    if adapter.lower().endswith((".yaml", ".yml")):
         adapter = saved_config(Path(adapter)).output
     print(
         merge(

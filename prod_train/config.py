@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -439,7 +440,7 @@ class Config:
                 found.append(f"{flag(name)}: expected a file, {value} does not exist")
         for name in ("forget", "retain", "holdout"):
             value = getattr(self, name)
-            if value and Path(value).suffix in DATA_FILES and not Path(value).is_file():
+            if value and Path(value).suffix.lower() in DATA_FILES and not Path(value).is_file():
                 found.append(f"{flag(name)}: cannot read {value}: no such file")
         if self.resume not in (None, "latest") and not Path(str(self.resume), "trainer.pt").is_file():
             found.append(f"--resume: expected 'latest' or a checkpoint's directory, {self.resume} is none")
@@ -544,9 +545,11 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
     from prod_decode.sources import read_text
 
+    text = read_text(file)
     try:
-        values = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(text)
+    # A number of 5,000 digits or a date that does not exist is a ValueError, deep nesting a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ProdError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -585,11 +588,11 @@ def _convert(raw: Any, annotation: Any) -> Any:
         # YAML reads 3e-4 as a string.
         try:
             number = float(raw)
-        except ValueError:
+        except (ValueError, OverflowError):  # a whole number may be too large for a float
             number = math.nan
         if kind is float and not math.isnan(number):
             return number
         if kind is int and number == number // 1:
             return int(number)
     names = {tuple: "a list of names", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-    raise ValueError(f"expected {names[kind]}, got {raw!r}")
+    raise ValueError(f"expected {names[kind]}, got {reprlib.repr(raw)}")

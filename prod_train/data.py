@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _KEYS = ("prompt", "completion", "canonical_solution", "text", "spans")
 _SLIP = 0.85
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 
 
@@ -190,7 +192,7 @@ def read_records(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     from prod_decode.sources import read_json_lines
 
     path = Path(name)
-    if path.suffix in JSON_FILES:
+    if path.suffix.lower() in JSON_FILES:
         yield from read_json_lines(path)
         return
     for number, record in enumerate(_load_dataset(name, path)):
@@ -206,11 +208,11 @@ def _load_dataset(name: str, path: Path) -> Any:
     try:
         if path.is_dir():
             data = datasets.load_from_disk(name)
-        elif path.suffix == ".parquet":
+        elif path.suffix.lower() == ".parquet":
             if not path.is_file():
                 raise ProdError(f"cannot read {name}: no such file")
             data = datasets.Dataset.from_parquet(name)
-        elif path.exists() or path.suffix in _FILES or not _HUB_NAME.fullmatch(name):
+        elif path.exists() or path.suffix.lower() in _FILES or not _HUB_NAME.fullmatch(name):
             reason = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
             raise ProdError(f"cannot read {name}: {reason if path.exists() else 'no such file'}")
         else:
@@ -310,6 +312,11 @@ def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
     for name, value in (("prompt", prompt), (present[0], completion)):
         if not isinstance(value, str):
             raise ProdError(f"{place}: expected {name!r} to be a string, got {type(value).__name__}")
+        if broken := _SURROGATE.search(value):
+            raise ProdError(
+                f"{place}: {name!r} has the lone surrogate U+{ord(broken[0]):04X} at character {broken.start()}, which "
+                "no tokenizer reads: remove it, or read the source with its right encoding"
+            )
     if not completion.strip():
         raise ProdError(f"{place}: expected {present[0]!r} to hold text, it is empty: drop the row")
     return str(prompt), str(completion)
@@ -320,7 +327,7 @@ def _spans(record: Mapping[str, Any], place: str, text: str) -> list[tuple[int, 
     if spans is None:
         return None
     if not isinstance(spans, (list, tuple)):
-        raise ProdError(f"{place}: expected 'spans' to be a list of [start, end], got {spans!r}")
+        raise ProdError(f"{place}: expected 'spans' to be a list of [start, end], got {reprlib.repr(spans)}")
     for span in spans:
         whole = (
             isinstance(span, (list, tuple))
@@ -330,7 +337,7 @@ def _spans(record: Mapping[str, Any], place: str, text: str) -> list[tuple[int, 
         if not whole or not 0 <= span[0] < span[1] <= len(text):
             raise ProdError(
                 f"{place}: expected spans [start, end] with 0 <= start < end <= {len(text)}, in characters of the "
-                f"completion or text, got {span!r}"
+                f"completion or text, got {reprlib.repr(span)}"
             )
     if not spans:
         raise ProdError(f"{place}: expected at least one span, got none: drop the key to supervise everything")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from prod_train.objective import Encoder
 from prod_train.schedule import Schedule
 from prod_train.surgical import choose_blocklist
 from prod_train.targets import Recipe, ReferenceStore, model_digest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,6 +125,10 @@ def _identity(digest: str, config: Config) -> str:
     return f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
 
 
+def _not_read(why: str) -> None:
+    _log.warning("--allow: not read, and so not free: %s", why)
+
+
 def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
     """The job with a matcher of the anchors that the reference model can do without; they are in `ANCHORS`."""
     config = job.config
@@ -135,7 +142,7 @@ def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Jo
             vocabulary_of(job.tokenizer),
             max_quote=config.max_quote,
             opening=config.opening,
-            allow=(text for _, text in read_texts([config.allow])) if config.allow else (),
+            allow=(text for _, text in read_texts([config.allow], skipped=_not_read)) if config.allow else (),
             pad=job.pad,
             batch_size=config.eval_batch_size,
         ).save(path)

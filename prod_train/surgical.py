@@ -6,6 +6,7 @@ A processor with the same blocklist enforces exactly what the weights are taught
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def choose_blocklist(
         batch_size: rows a forward pass.
 
     Raises:
-        ProdError: the supervised parts have no text.
+        ProdError: the supervised parts have no text, or are free to use all over.
     """
     allowed = list(allow)
     # Anchors are kept out of free code where they are compiled; the phrases of an opening are not.
@@ -62,10 +63,10 @@ def choose_blocklist(
         for row, costs in zip(rows, _costs(model, encoder, rows, pad, batch_size), strict=True)
         for entry in _entries(row, costs, vocabulary, max_quote, opening, free)
     )
-    blocklist = Blocklist.compile(entries, normalize="code", allow=allowed, allow_short=True)
-    if not len(blocklist):
+    first = next(entries, None)
+    if first is None:
         raise ProdError(f"expected text in what {len(rows)} rows supervise, got whitespace: there is nothing to forget")
-    return blocklist
+    return Blocklist.compile(chain([first], entries), normalize="code", allow=allowed, allow_short=True)
 
 
 @torch.no_grad()

@@ -41,6 +41,9 @@ def compile_like(normalization: Normalization, entries: list[Entry], **options: 
     [
         ({"text": b"yaml.load("}, "expected text to be a string, got bytes"),
         ({"text": None}, "expected text to be a string, got NoneType"),
+        ({"id": 7}, "expected id to be a string, got 7"),
+        ({"source": ["s"]}, "expected source to be a string, got ['s']"),
+        ({"policy": [[]] * 99}, "entry 'e': expected policy 'phrase' or 'quote', got [[], [], [], [], [], [], ...]"),
         ({"policy": "regex"}, "entry 'e': expected policy 'phrase' or 'quote', got 'regex'"),
         ({"boundary": "word"}, "entry 'e': expected boundary 'start', 'both' or 'none', got 'word'"),
         ({"max_quote": 50}, "entry 'e': max_quote belongs to policy 'quote', this is a 'phrase': drop one"),
@@ -65,10 +68,17 @@ def test_entries_are_checked(fields: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (Entry("", id="e"), "entry 'e': expected some text to prohibit, got ''"),
-        (Entry(" \n\t", id="e"), r"entry 'e': expected some text to prohibit, got ' \n\t'"),
-        (Entry("", id="e", policy="quote"), "entry 'e': expected a document to protect, got an empty one"),
-        (Entry(" \n", id="e", policy="quote"), "entry 'e': expected a document to protect, got an empty one"),
+        (Entry("", id="e"), "entry 'e': expected some text to prohibit, got an empty text"),
+        (
+            Entry(" \n\t", id="e"),
+            r"entry 'e': expected some text to prohibit, got ' \n\t', whitespace, which the mode `code` ignores: "
+            "remove it, or compile with --normalize none (normalize='none')",
+        ),
+        (Entry("", id="e", policy="quote"), "entry 'e': expected a document to protect, got an empty text"),
+        (
+            Entry(" \n", id="e", policy="quote"),
+            r"entry 'e': expected a document to protect, got ' \n', whitespace, which the mode `code` ignores",
+        ),
         (
             Entry(" a\n( ", id="e"),
             "entry 'e': 'a(' is 2 normalised bytes, expected at least 3: it would ban a great deal; make it longer "
@@ -83,7 +93,7 @@ def test_entries_are_checked(fields: dict[str, Any], message: str) -> None:
         (
             Entry("abc\udc80", id="e"),
             "entry 'e': text has the lone surrogate U+DC80 at character 3, which UTF-8 cannot carry: remove it, or "
-            "read the file with errors='replace'",
+            "read the source with its right encoding",
         ),
         (Entry("abc\ud800", id="e", policy="quote"), "entry 'e': text has the lone surrogate U+D800 at character 3"),
     ],
@@ -91,6 +101,74 @@ def test_entries_are_checked(fields: dict[str, Any], message: str) -> None:
 def test_compile_refuses(entry: Entry, message: str) -> None:
     with pytest.raises(ProdError, match=f"^{re.escape(message)}"):
         Blocklist.compile([Entry("good one"), entry])
+    told: list[str] = []
+    blocklist = Blocklist.compile([Entry("good one"), entry, Entry("good two")], skipped=told.append)
+    assert [why.startswith(message) for why in told] == [True]
+    assert [info.id for info in blocklist.entries()] == ["good one", "good two"]
+    assert [match.entry_id for match in blocklist.scan("good two good one")] == ["good two", "good one"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: Blocklist.compile("yaml.load("),
+            "entries: expected a list of Entry, got str 'yaml.load(': pass [Entry('yaml.load(')]",
+        ),
+        (
+            lambda: Blocklist.compile(["yaml.load("]),
+            "entries: expected Entry alone in the list, got str 'yaml.load(': pass [Entry('yaml.load(')]",
+        ),
+        (
+            lambda: Blocklist.compile(Entry("abc")),
+            "entries: expected a list of Entry, got Entry: pass a list of it",
+        ),
+        (lambda: Blocklist.compile(None), "entries: expected a list of Entry, got NoneType: pass [Entry(...)]"),
+        (
+            lambda: Blocklist.compile([Entry("abc")], allow="text"),
+            "allow: expected a list of str, got str 'text': pass a list of it",
+        ),
+        (
+            lambda: Blocklist.compile([Entry("abc")], allow=[Path("a.py")]),
+            "allow: expected str alone in the list, got PosixPath: pass their texts, as [...]",
+        ),
+        (lambda: Blocklist.compile([Entry("abc")], jobs="2"), "expected jobs as a number above 0, got '2'"),
+        (
+            lambda: Blocklist.merge(Blocklist.compile([Entry("abc")])),
+            "blocklists: expected a list of Blocklist, got Blocklist: pass a list of it",
+        ),
+        (
+            lambda: Blocklist.merge(["a.prod"]),
+            "blocklists: expected Blocklist alone in the list, got str 'a.prod': pass [Blocklist.load('a.prod')]",
+        ),
+        (
+            lambda: list(Blocklist.compile([Entry("abc")]).scan(b"abc")),
+            "expected text as a string, got bytes: decode bytes, read files first",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_refused_whole(call: Any, message: str) -> None:
+    with pytest.raises(ProdError, match=f"^{re.escape(message)}"):
+        call()
+
+
+def test_a_list_that_prohibits_nothing_is_refused() -> None:
+    with pytest.raises(ProdError, match=r"^expected at least one entry, got none: a blocklist"):
+        Blocklist.compile([])
+    short, free = Entry(LINES, id="s", policy="quote"), Entry(LINES, id="f", policy="quote", max_quote=20)
+    with pytest.raises(
+        ProdError,
+        match=r"^expected an entry that prohibits something, got 3 that prohibit nothing \(1 cannot be guarded, "
+        r"1 shorter than max_quote: lower it, 1 free code all over\)$",
+    ):
+        Blocklist.compile([short, free, Entry("\ufffd")], allow=[LINES], skipped=print)
+
+
+def test_entries_that_prohibit_nothing_are_named() -> None:
+    short, free = Entry(LINES, id="s", policy="quote"), Entry(LINES, id="f", policy="quote", max_quote=20)
+    blocklist = Blocklist.compile([Entry("abc"), short, Entry("abc", id="2"), free], allow=[LINES])
+    assert blocklist.ineffective() == ["s", "f"]
+    assert Blocklist.compile([Entry("abc"), free]).ineffective() == []
 
 
 def test_names_and_labels() -> None:
@@ -133,7 +211,7 @@ def test_one_id_for_two_entries_is_refused(other: Entry, normalize: Any) -> None
     with pytest.raises(ProdError, match=message):
         Blocklist.compile([entry, other], normalize=normalize)
     with pytest.raises(ProdError, match=message):
-        Blocklist.merge([Blocklist.compile([e], normalize=normalize) for e in (entry, other)])
+        Blocklist.merge([Blocklist.compile([e, Entry("zebra")], normalize=normalize) for e in (entry, other)])
 
 
 def test_merging_nothing_is_refused() -> None:
@@ -169,6 +247,17 @@ def test_merging_what_normalises_differently_is_refused(options: dict[str, Any])
         ),
         (Entry("gets"), {}, ["gets_s("], ["fgets("]),
         (Entry("((x", boundary="both"), {}, ["f((x)", "( ( x"], ["((xy", "((x1"]),
+        (Entry("return "), {}, ["return x", "return(", "return", "x\treturn\n"], ["returned", "return_", "xreturn "]),
+        (
+            Entry(" load\n", boundary="none"),
+            {},
+            ["x.load()", "load", "a load b"],
+            ["yload", "y load_all", "loads", "2load"],
+        ),
+        (Entry("\tf(\n", boundary="none"), {"allow_short": True}, ["f(x", "( f (x"], ["af(x", "_f ("]),
+        (Entry(" = \n xx "), {}, ["a=xx", "a = xx.y"], ["a=xxy", "a = xx1"]),
+        (Entry("return "), {"normalize": "none"}, ["return x", "return "], ["return", "return(", "return\tx"]),
+        (Entry("return\u00a0"), {}, ["return\u00a0x"], ["return x"]),
         (Entry(".load("), {}, ["yaml.load(", "x . load ("], [".loads("]),
         (Entry("yaml . load("), {}, ["yaml.load(f)", "yaml\n.\tload  (", "yaml.load("], ["ya ml.load(", "yaml.lo ad("]),
         (Entry("goto fail"), {}, ["goto\n\tfail;"], ["gotofail", "goto.fail", "agoto fail"]),
@@ -240,15 +329,17 @@ def phrases(draw: st.DrawFn, normalization: Normalization) -> list[Entry]:
         Entry(text[:5], id=str(i), boundary=boundary)
         for i, (text, boundary) in enumerate(wanted)
         if "\ufffd" not in text[:5] and oracle.normalize_text(text[:5], normalization)
-    ]
+    ] or [Entry("zebra", id="0")]
 
 
 def pattern_of(entry: Entry, normalization: Normalization) -> Pattern:
     symbols = oracle.normalize_text(entry.text, normalization).encode()
+    before, behind = re.search(r"\A[ \t\n\r\f\v]", entry.text), re.search(r"[ \t\n\r\f\v]\Z", entry.text)
     return Pattern(
-        entry.boundary != "none" and oracle.is_word(symbols, 0),
+        (entry.boundary != "none" or (normalization.is_code and before is not None)) and oracle.is_word(symbols, 0),
         symbols,
-        entry.boundary == "both" and oracle.is_word(symbols, len(symbols) - 1),
+        (entry.boundary == "both" or (normalization.is_code and behind is not None))
+        and oracle.is_word(symbols, len(symbols) - 1),
     )
 
 
@@ -309,7 +400,8 @@ def test_a_quote_is_hit_or_waived_and_free_code_is_neither(
     entry = Entry(document, id="doc", policy="quote", max_quote=max_quote)
     if not protected:
         return
-    blocklist = compile_like(normalization, [entry], allow=allow)
+    # A list that prohibits nothing is refused.
+    blocklist = compile_like(normalization, [entry, Entry("\u00ff\u00ff", id="other")], allow=allow)
 
     free = [oracle.normalize_text(known, normalization) for known in allow]
     windows = set(oracle.windows(protected, max_quote))
@@ -343,9 +435,9 @@ def test_every_shortest_quote_is_hit_and_no_shorter_one_must_be(max_quote: int) 
 
 
 def test_documents_shorter_than_a_quote_prohibit_nothing_and_are_reported() -> None:
-    blocklist = Blocklist.compile([Entry(LINES, id="doc", policy="quote", max_quote=38)])
+    blocklist = Blocklist.compile([Entry("zebra"), Entry(LINES, id="doc", policy="quote", max_quote=38)])
     assert not hits(blocklist, LINES * 3)
-    assert blocklist.report == Report(phrases=0, documents=1, too_short=["doc"], waived=[])
+    assert blocklist.report == Report(phrases=1, documents=1, too_short=["doc"], waived=[])
 
 
 # ---- merging, duplicates, records ----------------------------------------------------------------------------------
@@ -449,6 +541,7 @@ any_text = st.one_of(
     )
 )
 def test_records_survive_the_file(entries: list[Entry]) -> None:
+    entries = [*entries, Entry("zebra", id="one that prohibits something")]
     compiled = Blocklist.compile(entries, allow=["return x + 1"])
     with tempfile.TemporaryDirectory() as folder:
         compiled.save(Path(folder) / "block.prod")

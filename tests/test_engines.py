@@ -71,9 +71,9 @@ def test_what_a_guard_refuses() -> None:
         Guard([])
     other = Vocabulary.from_bytes(TOKENS, eos_ids=[0])
     with pytest.raises(ProdError, match="expected matchers of one vocabulary, got several"):
-        Guard([matcher("ab"), Blocklist.compile([]).bind(other)])
+        Guard([matcher("ab"), Blocklist.compile([Entry("abc")]).bind(other)])
     with pytest.raises(ProdError, match=r"expected an EOS token .* got none in the tokenizer"):
-        Guard([Blocklist.compile([]).bind(Vocabulary.from_bytes([b"a"]))])
+        Guard([Blocklist.compile([Entry("abc")]).bind(Vocabulary.from_bytes([b"a"]))])
     for width in (0, len(TOKENS) + MOST_PADDING + 1):
         with pytest.raises(ProdError, match=f"the model scores {width} tokens but the tokenizer has {len(TOKENS)}"):
             Guard([matcher("ab")]).mask_(torch.zeros(width), [6])

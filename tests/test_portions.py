@@ -94,7 +94,7 @@ def test_several_processes_compile_what_one_does(monkeypatch: pytest.MonkeyPatch
     report = Blocklist.load(tmp_path / "out.prod").report
     assert report.waived
     assert report.too_short == ["short"]
-    with pytest.raises(ProdError, match=r"entry 'bad': expected a document to protect, got an empty one"):
+    with pytest.raises(ProdError, match=r"entry 'bad': expected a document to protect, got ' ', whitespace"):
         saved(tmp_path, [*ENTRIES, Entry(" ", id="bad", policy="quote")], jobs=2)
 
 
@@ -171,6 +171,22 @@ def test_parts_of_other_settings_are_not_used(tmp_path: Path, options: dict[str,
     saved(tmp_path, DOCUMENTS, parts=tmp_path / "parts", costs=Counted("four", 9.0))
     saved(tmp_path, DOCUMENTS, parts=tmp_path / "parts")
     assert saved(tmp_path, **settings, parts=tmp_path / "parts") == saved(tmp_path, **settings)
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_what_cannot_be_guarded_is_told_again_and_has_no_costs(tmp_path: Path, prepared: list[int]) -> None:
+    broken = [Entry("ab", id="1"), Entry("x" * 200 + "\ud800", id="2", policy="quote")]
+    entries = [*DOCUMENTS[:3], *broken, *DOCUMENTS[3:]]
+    files = []
+    for _ in range(2):
+        told: list[str] = []
+        costs = Counted()
+        files.append(saved(tmp_path, entries, parts=tmp_path / "parts", costs=costs, skipped=told.append))
+        assert [why[:9] for why in told] == ["entry '1'", "entry '2'"]
+        assert costs.asked == (len(DOCUMENTS) if len(files) == 1 else 0)
+    assert files == [saved(tmp_path, DOCUMENTS, costs=Counted())] * 2
+    with pytest.raises(ProdError, match=r"entry '1'.*expected at least 3"):
+        saved(tmp_path, entries, parts=tmp_path / "parts", costs=Counted())
 
 
 def test_short_phrases_are_refused_with_parts_of_a_compile_that_allowed_them(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_broken_yaml_is_one_line(tmp_path):
     assert "expected YAML" in message(str(file))
     file.write_text("- 1")
     assert "expected keys and values, got list" in message(str(file))
+    for text in ("a: " + "[" * 5000, "a: " + "1" * 5000, "a: 2023-13-45"):
+        file.write_text(text)
+        assert message(str(file)).startswith(f"{file}: expected YAML, got ")
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size"])
+def test_numbers_of_any_length_are_one_short_line(name, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{name}: {'1' * 4000}\nmodel: m\nforget: f\noutput: {tmp_path}/o\n")
+    assert message(str(file)).startswith(f"{flag(name)}: expected a")
+    assert len(message(str(file))) < 200
 
 
 @given(

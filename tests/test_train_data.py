@@ -128,6 +128,22 @@ def test_long_rows_are_counted_or_cut(tmp_path, tokenizer):
         load_rows(file, tokenizer, max_length=10, truncate=True)
 
 
+def test_a_lone_surrogate_is_named(tmp_path, tokenizer):
+    file = tmp_path / "f.jsonl"
+    file.write_text('{"prompt": "a", "completion": "bc\\ud800"}')
+    with pytest.raises(
+        ProdError, match=r"f\.jsonl:1: 'completion' has the lone surrogate U\+D800 at character 2, which"
+    ):
+        load_rows(str(file), tokenizer, max_length=10)
+
+
+def test_capitals_in_a_suffix_make_no_difference(tmp_path, tokenizer):
+    file = write_jsonl(tmp_path / "F.JSONL", [{"prompt": "a", "completion": "b"}])
+    assert [row.place for row in load_rows(file, tokenizer, max_length=10)] == [f"{file}:1"]
+    with pytest.raises(ProdError, match=r"cannot read .*n\.PARQUET: no such file"):
+        load_rows(str(tmp_path / "n.PARQUET"), tokenizer, max_length=10)
+
+
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
     from transformers import AutoTokenizer
 
