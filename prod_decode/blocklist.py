@@ -92,6 +92,7 @@ class Blocklist:
         costs: Costs | None = None,
         parts: str | os.PathLike[str] | None = None,
         skipped: Callable[[str], object] | None = None,
+        allow_empty: bool = False,
     ) -> Blocklist:
         """Compile entries.
 
@@ -108,10 +109,12 @@ class Blocklist:
                 found. A compile that was stopped goes on from there, and one with more entries begins there.
             skipped: told of every entry that cannot be guarded, and why: a phrase that is too short, broken characters.
                 It is left out, and not in the blocklist's records. Without, it is an error.
+            allow_empty: accept a list that prohibits nothing: something to compare others with, and no protection.
 
         Raises:
-            ProdError: no entries, or none that prohibits anything; an entry that cannot be guarded; two entries with
-                one id; something else than entries and texts; or a directory that cannot be written.
+            ProdError: no entries, or none that prohibits anything, without `allow_empty`; an entry that cannot be
+                guarded; two entries with one id; something else than entries and texts; or a directory that cannot be
+                written.
         """
         if not isinstance(jobs, int) or jobs < 1:
             raise ProdError(f"expected jobs as a number above 0, got {jobs!r}: leave it out to use one process")
@@ -147,7 +150,7 @@ class Blocklist:
             waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
         report = Report(counts["phrase"], counts["quote"], too_short, waived)
         blocklist = cls._assemble(collected, records, normalization, report)
-        if not len(blocklist.automaton.patterns):
+        if not len(blocklist.automaton.patterns) and not allow_empty:
             raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
         return blocklist
 

@@ -155,6 +155,7 @@ def test_arguments_of_another_type_are_refused_whole(call: Any, message: str) ->
 def test_a_list_that_prohibits_nothing_is_refused() -> None:
     with pytest.raises(ProdError, match=r"^expected at least one entry, got none: a blocklist"):
         Blocklist.compile([])
+    assert hits(Blocklist.compile([], allow_empty=True), LINES) == set()
     short, free = Entry(LINES, id="s", policy="quote"), Entry(LINES, id="f", policy="quote", max_quote=20)
     with pytest.raises(
         ProdError,

@@ -112,7 +112,7 @@ def blocklists(plain: Plain) -> dict[str, Blocklist]:
     """What the model wrote: half of it each in `main` and `extra`."""
     texts = [text for outputs in [*plain.greedy, *plain.mixed] for text, _ in outputs]
     return {
-        "empty": compile_phrases([]),
+        "empty": compile_phrases([], allow_empty=True),
         "main": compile_phrases(phrases_of(texts[::2], 9, 11)),
         "extra": compile_phrases(phrases_of(texts[1::2], 6, 29), normalize="none", ignore_case=True),
     }

@@ -96,10 +96,11 @@ class Serving(RuleBasedStateMachine):
         boundary=st.sampled_from(["none", "start", "both"]),
     )
     def start(self, one: list[str], two: list[str], three: list[str], default: set[str], boundary: Any) -> None:
+        options: dict[str, Any] = {"allow_short": True, "allow_empty": True}
         self.blocklists = {
-            "one": Blocklist.compile([Entry(p, boundary=boundary) for p in one], allow_short=True),
-            "two": Blocklist.compile([Entry(p, boundary="none") for p in two], normalize="none", allow_short=True),
-            "three": Blocklist.compile([Entry(p) for p in three], allow_short=True, ignore_case=True),
+            "one": Blocklist.compile([Entry(p, boundary=boundary) for p in one], **options),
+            "two": Blocklist.compile([Entry(p, boundary="none") for p in two], normalize="none", **options),
+            "three": Blocklist.compile([Entry(p) for p in three], ignore_case=True, **options),
         }
         self.default = default
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
@@ -360,7 +361,7 @@ def test_padding_is_masked_where_nothing_else_is(files: dict[str, str], monkeypa
     # Only tokens with all of `ab` inside are banned, and ids without a token.
     banned = [i for i, token in enumerate(known) if b"ab" in token]
     assert (masked[0] == -INF).nonzero().flatten().tolist() == [*banned, *range(len(known), WIDTH)]
-    empty = save(Path(files["one"]).parent, "empty", [])
+    empty = save(Path(files["one"]).parent, "empty", [], allow_empty=True)
     processor = ProdLogitsProcessor(config({"blocklists": {"empty": empty}}), torch.device("cpu"), False)
     processor.update_state(added((params(), [known.index(b"b")], [])))
     masked = processor.apply(torch.zeros(1, WIDTH))
@@ -496,7 +497,7 @@ def test_v2_equals_the_oracle(
 ) -> None:
     """Texts in slots, drafts of speculative decoding after them; a slot is taken again by another text."""
     blocklists = {
-        name: Blocklist.compile([Entry(p, boundary="none") for p in entries], allow_short=True)
+        name: Blocklist.compile([Entry(p, boundary="none") for p in entries], allow_short=True, allow_empty=True)
         for name, entries in zip(("one", "two", "three"), lists, strict=True)
     }
     states = request_states(4)
