@@ -11,11 +11,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from bench.overhead import bind, gather, numbers
 from prod_decode import automaton, follow, matcher
+from prod_decode._jit import jit
 from prod_decode.cli import Parser, exit_status
 from prod_decode.matcher import Matcher
 from prod_decode.normalize import WORD_ENDS
@@ -88,7 +88,7 @@ def states_along(bound: Matcher, tokens: Sequence[int]) -> list[int]:
     return states
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@jit
 def _chase(following: NDArray[np.int64], steps: int) -> int:
     place = 0
     for _ in range(steps):

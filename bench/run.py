@@ -134,7 +134,8 @@ def _log_progress() -> None:
     from prod_decode.models import quiet
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("bench").setLevel(logging.INFO)
+    for package in ("bench", "prod_decode"):
+        logging.getLogger(package).setLevel(logging.INFO)
     quiet()
 
 

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns one of `STATUSES`."""
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if sys.stderr.isatty():
+        logging.getLogger("prod_decode").setLevel(logging.INFO)  # that the first start compiles, and why it takes long
     return exit_status(f"prod-decode {options.command}", lambda: options.run(options))
 
 

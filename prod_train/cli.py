@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns one of `STATUSES`."""
     options, unknown = build_parser().parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("prod_train").setLevel(logging.INFO)
+    for package in ("prod_train", "prod_decode"):
+        logging.getLogger(package).setLevel(logging.INFO)
     return exit_status(f"prod-train {options.command}", lambda: options.run(options, unknown))
 
 

@@ -1,15 +1,12 @@
-"""One Hypothesis profile, the same examples on every run; and no machine code older than its source."""
+"""One Hypothesis profile, the same examples on every run; and what belongs to no single file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-import prod_decode
 
 # Triton decides when it is imported whether kernels are compiled for a GPU or interpreted on the CPU. To test on a GPU:
 # TRITON_INTERPRET=0 python -m pytest tests/test_device.py
@@ -21,17 +18,6 @@ settings.register_profile(
 settings.register_profile("fast", parent=settings.get_profile("fixed"), max_examples=30)
 settings.register_profile("deep", parent=settings.get_profile("fixed"), max_examples=3000)
 settings.load_profile("fixed")
-
-
-def pytest_configure() -> None:
-    """Delete numba's cache if any source is newer: it misses edits to functions inlined from another file."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    package = Path(prod_decode.__file__).parent
-    newest = max(source.stat().st_mtime for source in package.glob("*.py"))
-    for cached in (package / "__pycache__").glob("*.nb?"):
-        if cached.stat().st_mtime < newest:
-            cached.unlink()
 
 
 @pytest.hookimpl(trylast=True)
