@@ -6,7 +6,8 @@ the harness, an empty working directory in memory, and limits on time, memory, o
 Two ways keep it from everything else:
 
 `namespaces` (preferred): its own processes, mounts, network, IPC and users. It sees a file system of read-only system
-    directories and `/tmp`, which is gone afterwards; no `/proc`, no home, no network, not even loopback. Its process 1
+    directories and `/tmp`, which is gone afterwards and empty (but for the way to an interpreter or to `packages` that
+    lie below it, which is read-only); no `/proc`, no home, no network, not even loopback. Its process 1
     ends with the warden, and the kernel ends every process of the namespace with process 1, whatever its session,
     signal handling or number of forks. Started by root, it runs as a user of its own without capabilities, since the
     limit on processes does not bind root; otherwise it needs unprivileged user namespaces. A filter of system calls
@@ -167,8 +168,11 @@ def _run(
 ) -> Outcome:
     _require_linux()
     nonce = secrets.token_hex(32)
-    # Of a virtual environment, the interpreter that it was made from.
-    interpreter = str(Path(sys.executable).resolve())
+    # Of a virtual environment, the interpreter that it was made from, also where it has a copy and not a link.
+    interpreter = str(Path(getattr(sys, "_base_executable", "") or sys.executable).resolve())
+    imported = str(Path(packages).resolve()) if packages else None
+    # An interpreter may name its libraries by the path that it was built for, which may lead through a link.
+    visible = [interpreter, str(Path(sys.base_prefix).resolve()), sys.base_prefix, *([imported] if imported else [])]
     with tempfile.TemporaryDirectory(prefix="prod-sandbox-") as root:
         config = {
             "namespaces": isolation == "namespaces",
@@ -180,8 +184,8 @@ def _run(
             "limits": asdict(limits),
             "root": root,
             "interpreter": interpreter,
-            "prefix": str(Path(sys.base_prefix).resolve()),
-            "packages": packages,
+            "visible": list(dict.fromkeys(visible)),
+            "packages": imported,
         }
         request = json.dumps(config).encode()
         warden = subprocess.Popen(
@@ -207,7 +211,8 @@ def _run(
         raise ProdError(f"the sandbox broke: {last}; please report this as a bug")
     found: dict[str, Any] = json.loads(answer)
     if "error" in found:
-        raise ProdError(f"cannot isolate programs with {isolation}: {found['error']}; {_REMEDY}")
+        remedy = "" if "chmod" in found["error"] else f"; {_REMEDY}"
+        raise ProdError(f"cannot isolate programs with {isolation}: {found['error']}{remedy}")
     return _judge(found, nonce, limits)
 
 
@@ -265,9 +270,11 @@ def _require(isolation: Isolation) -> None:
     _require_linux()
     limits = Limits(processes=8)
     with tempfile.TemporaryDirectory(prefix="prod-probe-") as folder:
-        places = ["/", "/usr", "/etc", "/tmp", folder, str(Path.home()), str(Path.cwd()), sys.prefix, sys.base_prefix]
+        # A user without an entry in /etc/passwd and without HOME has no home, and `~` stays as it is.
+        home = os.path.expanduser("~")  # noqa: PTH111
+        places = ["/", "/usr", "/etc", "/tmp", folder, home, str(Path.cwd()), sys.prefix, sys.base_prefix]
         if isolation == "namespaces":
-            places.remove("/tmp")  # its own
+            places = [place for place in places if place != "/tmp"]  # its own
         probe = _PROBE.format(
             places=places, parent=os.getpid(), processes=limits.processes, memory=limits.memory, folder=folder
         )

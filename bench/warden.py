@@ -54,7 +54,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    encoded = [text.encode() if text is not None else None for text in (source, target, kind, data)]
+    encoded = [os.fsencode(text) if text is not None else None for text in (source, target, kind, data)]
     _call("mount", encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
 
 
@@ -65,7 +65,7 @@ def _restrict_mount(path: str, attributes: int) -> None:
         "syscall",
         ctypes.c_long(SYS_MOUNT_SETATTR),
         ctypes.c_int(AT_FDCWD),
-        path.encode(),
+        os.fsencode(path),
         ctypes.c_uint(AT_RECURSIVE),
         wanted,
         ctypes.c_size_t(32),
@@ -213,27 +213,35 @@ def _may_become(uid: int) -> bool:
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in map(str.split, lines))
 
 
-def build_root(root: str, interpreter: str, prefix: str, packages: str | None, limits: dict[str, Any]) -> None:
+def build_root(root: str, visible: Sequence[str], limits: dict[str, Any]) -> None:
     """Make a new root file system in memory, with a read-only view of what an interpreter needs, and change to it.
 
     Args:
         root: an empty directory.
-        interpreter: path of the Python to run.
-        prefix: the directory tree it belongs to.
-        packages: a directory to import from, or None.
+        visible: what the program may read besides system directories: absolute paths of files and directories.
         limits: see `bench.sandbox.Limits`.
     """
     # Process 1 alone: in mounts that it shares with the warden, the change of root would be the warden's too.
     _call("unshare", ctypes.c_int(CLONE_NEWNS))
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,nr_inodes=2048,mode=755")
-    for path in dict.fromkeys([*_VISIBLE, prefix, interpreter, *([packages] if packages else [])]):
+    # What is visible may lie below /tmp, which is the program's own here. A program that could rename a directory on
+    # the way there could put files of its own in the place of those that the tests import; a mount cannot be renamed.
+    outside = [path for path in visible if path.startswith("/tmp/")]
+    names = {path.split("/")[2] for path in outside}
+    size = f"size={limits['disk']},nr_inodes={limits['files'] + len(names)},mode=1777"
+    Path(root, "tmp").mkdir()
+    _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, size)
+    ways = [f"{root}/tmp/{name}" for name in names if f"/tmp/{name}" not in outside]
+    for way in ways:
+        Path(way).mkdir()
+        _mount("tmpfs", way, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=256,mode=755")
+    for path in [*_VISIBLE, *sorted(visible, key=len)]:  # a directory before what is in it
         _show(root, path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
     for path in _DEVICES:
         _show(root, path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC)
-    Path(root, "tmp").mkdir()
-    size = f"size={limits['disk']},nr_inodes={limits['files']},mode=1777"
-    _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, size)
+    for way in ways:
+        _restrict_mount(way, ATTR_RDONLY)
     os.chdir(root)
     _call("pivot_root", b".", b".")
     _call("umount2", b".", MNT_DETACH)
@@ -276,6 +284,14 @@ def drop_privileges(uid: int | None, capabilities: int) -> None:
     header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
     _call("capset", header, ctypes.create_string_buffer(24))
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _require_readable(interpreter: str, packages: str | None) -> None:
+    """Say so where root installed under a umask of 077: the program would fail for a reason that is not its own."""
+    entries = [entry.path for entry in os.scandir(packages) if entry.is_dir()] if packages else []
+    for path in (interpreter, *([packages] if packages else []), *entries):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError(f"its user may not read {path}: chmod -R go+rX {packages or interpreter}")
 
 
 def set_limits(limits: dict[str, Any], processes: int | None) -> None:
@@ -337,6 +353,7 @@ def _become(config: dict[str, Any], role: str, fds: Sequence[int], uid: int | No
     # Without namespaces all that the user runs would count, and the filter refuses new processes anyway.
     set_limits(config["limits"], processes)
     drop_privileges(uid, capabilities)
+    _require_readable(config["interpreter"], config["packages"])
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if config["namespaces"]:
         install_filter(system_call_filter(platform.machine(), alone=False))
@@ -357,7 +374,7 @@ def _be_init(config: dict[str, Any], pipes: tuple[int, int, int], setup: int, ui
     _prctl(PR_SET_DUMPABLE, 0)
     capabilities = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii")) + 1
     if config["namespaces"]:
-        build_root(config["root"], config["interpreter"], config["prefix"], config["packages"], config["limits"])
+        build_root(config["root"], config["visible"], config["limits"])
 
     def start(role: str, *fds: int) -> int:
         process = os.fork()

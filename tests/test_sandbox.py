@@ -6,16 +6,18 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
+import tempfile
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -773,10 +775,143 @@ def test_packages_are_there_only_where_they_are_asked_for(isolation: Isolation) 
     """NumPy, as a package with native code; it can be read and not written."""
     program = "import numpy\nassert numpy.ones(3).sum() == 3\n"
     limits = Limits(seconds=60, memory=2 << 30)
-    packages = sysconfig.get_path("purelib")
+    packages = str(Path(np.__file__).parents[1])  # purelib has none in an environment on top of another
     assert run(program, limits=limits, packages=packages, isolation=isolation).passed
     missing = run(program, limits=limits, isolation=isolation)
     assert "No module named 'numpy'" in missing.detail
     write = f"open({str(Path(packages) / 'prod_written_by_a_test.py')!r}, 'w')"
     assert not run(write, limits=limits, packages=packages, isolation=isolation).passed
     assert not (Path(packages) / "prod_written_by_a_test.py").exists()
+
+
+# ---- any place ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def below_tmp() -> Iterator[Path]:
+    """Where the sandbox has a folder of its own, wherever the temporary folder of this machine is."""
+    with tempfile.TemporaryDirectory(prefix="prod-test-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("name", ["", "a b/it's \u65e5", os.fsdecode(b"not UTF-8 \xe9/x")])
+@pytest.mark.parametrize("link", [False, True])
+def test_packages_may_lie_anywhere_below_tmp(below_tmp: Path, name: str, link: bool, isolation: Isolation) -> None:
+    packages = below_tmp / name
+    packages.mkdir(parents=True, exist_ok=True)
+    (packages / "lent.py").write_text("NUMBER = 42")
+    if link:
+        (packages / "link").symlink_to(packages)
+        packages /= "link"
+    outcome = run("from lent import NUMBER", "assert NUMBER == 42", packages=str(packages), isolation=isolation)
+    assert (outcome.passed, outcome.output) == (True, "")
+
+
+@needs_namespaces
+@pytest.mark.parametrize("name", ["", "deep/er"])
+def test_what_lies_below_tmp_cannot_be_replaced(below_tmp: Path, name: str) -> None:
+    """The tests import from there in a process of their own, while the program has /tmp to write."""
+    packages = below_tmp / name
+    packages.mkdir(parents=True, exist_ok=True)
+    (packages / "lent.py").write_text("NUMBER = 42")
+    (packages / "other").mkdir()
+    program = f"""
+import os
+def attempts():
+    found = []
+    ways = [{str(packages)!r}]
+    while ways[-1] != "/tmp":
+        ways.append(os.path.dirname(ways[-1]))
+    for way in ways[:-1]:
+        for action in (lambda: os.rename(way, way + "-old"), lambda: os.rmdir(way), lambda: os.mkdir(way + "/new"),
+                       lambda: os.chmod(way, 0o777), lambda: os.symlink("/usr", way + "/link"),
+                       lambda: open(way + "/lent.py", "w")):
+            try:
+                action()
+                found.append(way)
+            except OSError:
+                pass
+    open("/tmp/mine", "x").close()
+    return found, os.listdir("/tmp")
+"""
+    tests = f"""
+found, names = attempts()
+assert (found, sorted(names)) == ([], ["mine", {below_tmp.name!r}]), (found, names)
+from lent import NUMBER
+assert NUMBER == 42
+"""
+    outcome = run(program, tests, SMALL, function="attempts", packages=str(packages), isolation="namespaces")
+    assert outcome.passed, outcome
+
+
+@needs_namespaces
+def test_the_way_to_packages_costs_the_program_no_files(below_tmp: Path) -> None:
+    (below_tmp / "packages").mkdir()
+    count = """
+made = 0
+try:
+    while True:
+        open(f"f{made}", "x").close()
+        made += 1
+except OSError:
+    print(made)
+"""
+    outcome = run(count, limits=SMALL, packages=str(below_tmp / "packages"), isolation="namespaces")
+    assert outcome.output == f"{SMALL.files - 1}\n"
+
+
+@pytest.mark.parametrize("place", ["/tmp", "with space", "link"])
+def test_the_temporary_and_the_current_folder_may_be_anywhere(
+    below_tmp: Path, place: str, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe's too: /tmp as the current directory or as HOME is not what a program may write there."""
+    (below_tmp / "with space").mkdir()
+    (below_tmp / "link").symlink_to("with space")
+    folder = str(below_tmp / place)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setenv("HOME", folder)
+    monkeypatch.chdir(folder)
+    sandbox._require.cache_clear()
+    try:
+        assert run("x = 1", isolation=isolation).passed
+    finally:
+        sandbox._require.cache_clear()
+
+
+def test_a_user_without_a_home_runs_programs(isolation: Isolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    sandbox._require.cache_clear()
+    try:
+        assert run("x = 1", isolation=isolation).passed
+    finally:
+        sandbox._require.cache_clear()
+
+
+def test_what_was_installed_for_root_alone_is_read_or_refused_with_the_remedy(
+    below_tmp: Path, isolation: Isolation
+) -> None:
+    """Root's programs run as another user. They must not fail as if that were their fault."""
+    packages = below_tmp / "packages"
+    (packages / "lent").mkdir(parents=True)
+    (packages / "lent" / "__init__.py").write_text("NUMBER = 42")
+    (packages / "lent").chmod(0o700)
+    program = "from lent import NUMBER"
+    if isolation == "filter" or os.geteuid() != 0:
+        assert run(program, packages=str(packages), isolation=isolation).passed
+        return
+    with pytest.raises(ProdError, match=rf"may not read {packages}/lent: chmod -R go\+rX {packages}$"):
+        run(program, packages=str(packages), isolation=isolation)
+    (packages / "lent").chmod(0o755)
+    assert run(program, packages=str(packages), isolation=isolation).passed
+
+
+def test_an_environment_may_have_a_copy_of_the_interpreter(
+    below_tmp: Path, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m venv --copies` makes; it finds its library by a file beside it, which programs do not see."""
+    copy = below_tmp / "bin" / "python"
+    copy.parent.mkdir()
+    shutil.copy(sys.executable, copy)
+    monkeypatch.setattr(sys, "executable", str(copy))
+    assert run("x = 1", isolation=isolation).passed
