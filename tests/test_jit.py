@@ -186,8 +186,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def python(code: str, folder: Path, **environment: str) -> str:
     """What a program prints that imports the package from a folder."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "PYTHON", "XDG"))}
-    own |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA", "XDG"))}
+    own |= {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]]), "PYTHONDONTWRITEBYTECODE": "1", **environment}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=own, cwd=folder
     )

@@ -552,8 +552,8 @@ def fill(name):
 print(fill("a"), os.path.getsize("a"))
 for i in range(5):
     why = fill(str(i))
-print(why, sum(os.path.getsize(name) for name in os.listdir()) <= LIMIT)
-for name in os.listdir():
+print(why, sum(os.path.getsize(name) for name in filter(os.path.isfile, os.listdir())) <= LIMIT)
+for name in filter(os.path.isfile, os.listdir()):
     os.remove(name)
 made = 0
 try:
@@ -601,7 +601,7 @@ with tempfile.NamedTemporaryFile("w+") as file:
     file.write("text")
     file.seek(0)
     assert file.read() == "text"
-assert os.listdir(".") == [] and os.getcwd() == "/tmp"
+assert not any(map(os.path.isfile, os.listdir("."))) and os.getcwd() == "/tmp"
 assert subprocess.run(["/bin/echo", "hello"], capture_output=True, text=True).stdout == "hello\\\\n"
 assert (os.getuid() != 0) and os.environ["HOME"] == "/tmp"
 """.replace("\\\\", "\\")
@@ -837,7 +837,7 @@ def attempts():
 """
     tests = f"""
 found, names = attempts()
-assert (found, sorted(names)) == ([], ["mine", {below_tmp.name!r}]), (found, names)
+assert found == [] and {{"mine", {below_tmp.name!r}}} <= set(names), (found, names)
 from lent import NUMBER
 assert NUMBER == 42
 """
