@@ -317,7 +317,11 @@ def test_adapters_that_get_no_gradient_are_noticed(world, tmp_path, monkeypatch)
         model.disable_input_require_grads()  # transformers 5 does it by itself, older ones and other code do not
 
     monkeypatch.setattr(session_module, "enable_checkpointing", forgetful)
-    with pytest.raises(ProdError, match=r"14 of 14 trained layers get no gradient.*enable_input_require_grads"):
+    message = r"14 of 14 trained layers get no gradient.*enable_input_require_grads"
+    with (
+        pytest.warns(UserWarning, match="None of the inputs have requires_grad"),
+        pytest.raises(ProdError, match=message),
+    ):
         run(make(world, tmp_path / "o", gradient_checkpointing=True))
     assert not (tmp_path / "o" / "report.json").exists()
 
