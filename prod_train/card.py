@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from prod_train.session import Session
     from prod_train.trainer import Report
 
-FORGET = ("recitation", "verbatim", "verbatim_run", "exact_memorisation", "extraction_strength", "probability")
+FORGET = (
+    "recitation",
+    "verbatim",
+    "verbatim_run",
+    "exact_memorisation",
+    "extraction_strength",
+    "probability",
+    "empty_output",
+)
 HOLDOUT = ("loss", "kl", "agreement")
 
 
@@ -36,10 +44,13 @@ def model_card(session: Session, report: Report) -> str:
         + (f"; stopped: {report.stopped}" if report.stopped else "")
         + ".",
         "",
+        *([f"**{report.collapsed}.**", ""] if report.collapsed else []),
         table(report.before, report.after),
         "",
         "Intervals are 95 % bootstrap intervals over rows. Agreement and KL are with the starting model.",
         "",
+        *(f"- {note}" for note in report.notes),
+        *([""] if report.notes else []),
         "| | rows | hash of the tokens |",
         "|---|---|---|",
     ]
@@ -57,8 +68,14 @@ def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
             first = (before.get(group) or {}).get(name)
             second = ((after or {}).get(group) or {}).get(name)
             if first:
-                rows.append(f"| {group} {name.replace('_', ' ')} | {_cell(first)} | {_cell(second)} | {first['n']} |")
+                rows.append(f"| {group} {name.replace('_', ' ')} | {_cell(first)} | {_cell(second)} | {_rows(first)} |")
     return "\n".join(rows)
+
+
+def _rows(metric: dict[str, Any]) -> str:
+    """The number of rows, and of those that were left out, by reason."""
+    left_out = (f"{count} left out: {reason}" for reason, count in metric.get("left_out", {}).items())
+    return "; ".join([str(metric["n"]), *left_out])
 
 
 def _cell(metric: dict[str, Any] | None) -> str:

@@ -38,6 +38,7 @@ class Plan:
         step_loss: loss of one step, in nats.
         step_seconds: its time.
         peak: bytes: the highest that was allocated on the GPU, or None.
+        notes: what makes the evidence weaker, a line each.
     """
 
     config: dict[str, Any]
@@ -51,6 +52,7 @@ class Plan:
     step_loss: float
     step_seconds: float
     peak: int | None
+    notes: tuple[str, ...]
 
 
 def check(config: Config) -> Plan:
@@ -92,6 +94,7 @@ def check(config: Config) -> Plan:
         loss,
         seconds,
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        job.notes,
     )
 
 

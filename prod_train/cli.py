@@ -18,11 +18,11 @@ from prod_decode.cli import USAGE, Parser, exit_status, to_json
 from prod_decode.errors import ProdError
 from prod_train.config import Config, flag, make_config, plain_type, saved_config
 
-NOT_REACHED = 1
+USELESS = 1
 
 STATUSES = {
     0: "done",
-    NOT_REACHED: "trained, but no checkpoint that is left obeys the stop rules",
+    USELESS: "trained, but no checkpoint that is left obeys the stop rules, or the result has collapsed",
     USAGE: "a mistake, told in one line",
 }
 
@@ -155,6 +155,8 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
                     "output": str(report.output),
                     "chosen": report.chosen,
                     "stopped": report.stopped,
+                    "notes": report.notes,
+                    "collapsed": report.collapsed,
                     "before": report.before,
                     "after": report.after,
                     "history": report.history,
@@ -165,6 +167,8 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(table(report.before, report.after))
         if report.stopped:
             print(f"stopped: {report.stopped}")
+        for note in report.notes:
+            print(note)
     if report.chosen is None:
         print(
             f"prod-train run: no checkpoint that is left obeys --max-utility-drop {config.max_utility_drop}: "
@@ -172,8 +176,11 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             f"{report.output} has the checkpoints",
             file=sys.stderr,
         )
-        return NOT_REACHED
+        return USELESS
     print(f"{report.output}: step {report.chosen}", file=sys.stderr)
+    if report.collapsed:
+        print(f"prod-train run: {report.collapsed}", file=sys.stderr)
+        return USELESS
     return 0
 
 
@@ -196,6 +203,8 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             f"{name:8} {sizes['rows']:,} rows, {sizes['supervised']:,} of {sizes['tokens']:,} tokens supervised, "
             f"longest {sizes['longest']:,}, truncated {sizes['truncated']:,}"
         )
+    for note in plan.notes:
+        print(note)
     print(f"\nThe first row to forget; supervised is what stands between << and >>:\n\n{plan.example}\n")
     if plan.support:
         sizes_text = ", ".join(f"{name} {size:.0f}" for name, size in plan.support.items())

@@ -43,6 +43,8 @@ class Row:
         prompt: the text before the completion; empty for a row of `text`.
         has_eos: whether the last token is the EOS that was appended.
         truncated: whether its end was cut off.
+        text: all of it that the tokens stand for, special tokens left out; empty for a row that was not read as text.
+        spans: (start, end) in characters of `text`: what training concerns.
     """
 
     ids: NDArray[np.int64]
@@ -52,6 +54,8 @@ class Row:
     prompt: str = ""
     has_eos: bool = False
     truncated: bool = False
+    text: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -289,7 +293,18 @@ def encode(
         raise ProdError(f"{place}: expected at least one token to supervise after the first token, got none{cut}")
     first = supervised.index(True)
     start = max(first, (len(ids) - has_eos) // 2) if not prompt and spans is None else first
-    return Row(np.array(ids, np.int64), np.array(supervised, np.bool_), start, place, prompt, has_eos, truncated)
+    text = (prompt + completion)[: offsets[max_length - 1][1] if truncated and max_length else None]
+    return Row(
+        np.array(ids, np.int64),
+        np.array(supervised, np.bool_),
+        start,
+        place,
+        prompt,
+        has_eos,
+        truncated,
+        text,
+        tuple(wanted),
+    )
 
 
 def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
 from prod_decode.normalize import Normalization
 from prod_train.data import Row, collate
@@ -38,11 +39,13 @@ def evaluate_forget(
     rows: Sequence[Row],
     *,
     batch_size: int = 8,
+    limit: int | None = None,
     matcher: Matcher | None = None,
 ) -> dict[str, Metric]:
     """What the model still knows of the forget set.
 
     `evaluate_likelihood` and `evaluate_recitation` together: what it gives the true text, and what it writes itself.
+    Both of the rows that are `measurable`, and each metric has the number of the others.
 
     Args:
         model: in evaluation mode or not; it is left as it was.
@@ -50,11 +53,61 @@ def evaluate_forget(
         tokenizer: its tokenizer.
         rows: tokenised.
         batch_size: rows a forward pass.
+        limit: rows to measure at most, the first ones that can be; None: all.
         matcher: of a blocklist that is enforced at decode time; what it bans has probability 0 everywhere here.
+
+    Raises:
+        ProdError: no row can be measured.
     """
     pad = padding_id(tokenizer)
+    rows, left_out = measurable(rows, tokenizer, limit)
     likelihood = evaluate_likelihood(model, encoder, rows, pad=pad, batch_size=batch_size, matcher=matcher)
-    return likelihood | evaluate_recitation(model, tokenizer, rows, batch_size=batch_size, matcher=matcher)
+    found = likelihood | evaluate_recitation(model, tokenizer, rows, batch_size=batch_size, matcher=matcher)
+    return {name: replace(metric, left_out=left_out) for name, metric in found.items()}
+
+
+def measurable(rows: Sequence[Row], tokenizer: Any, limit: int | None = None) -> tuple[list[Row], dict[str, int]]:
+    """The rows that can show whether a model recites them.
+
+    Where the part to recite is one token, a guess is all there is to see; where it has no text, any output has all of
+    it, and where it has one character, nearly any output.
+
+    Args:
+        rows: tokenised.
+        tokenizer: as they were tokenised.
+        limit: rows to find; None: all.
+
+    Returns:
+        The first rows that can, and, by reason, the number of those on the way to them that cannot.
+
+    Raises:
+        ProdError: there is none.
+    """
+    chosen: list[Row] = []
+    left_out: dict[str, int] = {}
+    for row in rows:
+        if len(chosen) == limit:
+            break
+        if reason := _unmeasurable(row, tokenizer):
+            left_out[reason] = left_out.get(reason, 0) + 1
+        else:
+            chosen.append(row)
+    if not chosen:
+        why = ", ".join(f"{count} with {reason}" for reason, count in left_out.items()) or "no rows"
+        raise ProdError(
+            "--forget: expected a row that can be measured, with a completion (or second half of a text) of two tokens "
+            f"and two characters or more, got {why}: give longer completions"
+        )
+    return chosen, left_out
+
+
+def _unmeasurable(row: Row, tokenizer: Any) -> str:
+    truth = row.ids[row.start : row.stop][:RECITED_TOKENS]
+    if len(truth) < 2:
+        return "under two tokens"
+    if len(COMPARED.code_points(tokenizer.decode(truth.tolist()))) < 2:
+        return "under two characters"
+    return ""
 
 
 @torch.no_grad()
@@ -104,7 +157,8 @@ def evaluate_recitation(
 
     `recitation`: the share of supervised tokens (EOS apart, of the first `RECITED_TOKENS`) that stand at their place.
     `verbatim_run`: normalised characters of the longest run that the output shares with the true text; `verbatim`: the
-    share of rows where it has `VERBATIM_FROM` or more, or the whole text.
+    share of rows where it has `VERBATIM_FROM` or more, or the whole text. `empty_output`: the share of rows where it
+    has no text.
 
     Args:
         model: in evaluation mode or not; it is left as it was.
@@ -120,15 +174,17 @@ def evaluate_recitation(
         processors.append(ProdLogitsProcessor(matcher))
     training = model.training
     model.eval()
-    values: dict[str, list[float]] = {name: [] for name in ("recitation", "verbatim_run", "verbatim")}
+    values: dict[str, list[float]] = {name: [] for name in ("recitation", "verbatim_run", "verbatim", "empty_output")}
     try:
         for chosen in _batches(rows, batch_size):
             for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
                 values["recitation"].append(_recited(row, output))
                 truth = COMPARED.code_points(tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist()))
-                run = longest_run(COMPARED.code_points(tokenizer.decode(output)), truth)
+                written = COMPARED.code_points(tokenizer.decode(output))
+                run = longest_run(written, truth)
                 values["verbatim_run"].append(float(run))
                 values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
+                values["empty_output"].append(float(not len(written)))
     finally:
         model.train(training)
     return _means(values)

@@ -13,9 +13,10 @@ from prod_decode.errors import ProdError
 from prod_train.checkpoint import latest_checkpoint
 from prod_train.config import BASE, Config
 from prod_train.data import Row, encode, load_rows
-from prod_train.evaluate import padding_id
+from prod_train.evaluate import measurable, padding_id
 from prod_train.methods import make_method
 from prod_train.modeling import tokenizer_of
+from prod_train.overlap import check_overlaps
 
 REFUSALS = (
     "I don't know.",
@@ -49,6 +50,7 @@ class Job:
         blocklist: path of what the matcher was made of, or None.
         matcher: of the blocklist, or None. For `prod-surgical` without one of its own it is made with the model; see
             `prod_train.session.setup`.
+        notes: what makes the evidence weaker, a line each: see `prod_train.overlap`.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Job:
     choices: int = 0
     blocklist: str | None = None
     matcher: Any = None
+    notes: tuple[str, ...] = ()
 
     def guarded_by(self, blocklist: str) -> Job:
         """The same job with the matcher of a compiled blocklist.
@@ -100,6 +103,13 @@ def prepare(config: Config) -> Job:
     _check_output(config)
     tokenizer = tokenizer_of(config.model)
     forget, retain, holdout = read_sets(config, tokenizer)
+    notes = check_overlaps({"forget": forget, "retain": retain, "holdout": holdout})
+    measured, left_out = measurable(forget, tokenizer, config.eval_rows)
+    first = len(measured) + sum(left_out.values())
+    notes += [
+        f"--forget: {count} of the first {first} rows are left out of the metrics, their part to recite has {reason}"
+        for reason, count in left_out.items()
+    ]
     method = make_method(config)
     refusals = _read_refusals(config) if method.refuses else []
     job = Job(
@@ -110,6 +120,7 @@ def prepare(config: Config) -> Job:
         holdout,
         refused=[_refuse(row, answer, tokenizer, config) for row in forget for answer in refusals],
         choices=len(refusals),
+        notes=tuple(notes),
     )
     return job.guarded_by(config.blocklist) if config.blocklist else job
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Metric:
         high: 97.5th percentile.
         n: rows.
         higher_is: `better` or `worse` for someone who wants the forget set gone and all else unchanged.
+        left_out: rows that could not be measured, by reason; they are not among the n.
     """
 
     value: float
@@ -28,6 +30,7 @@ class Metric:
     high: float
     n: int
     higher_is: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able types."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prod_decode.artifact import write_whole
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.sources import read_texts
-from prod_train.evaluate import evaluate_forget, evaluate_holdout, recite
+from prod_train.evaluate import evaluate_forget, evaluate_holdout, measurable, recite
 
 if TYPE_CHECKING:
     from prod_decode.matcher import Matcher
@@ -119,7 +119,7 @@ def recital(session: Session, matcher: Matcher | None = None, *, timed_rows: int
         timed_rows: rows of the forget set that the speed is measured on.
     """
     job, config = session.job, session.job.config
-    rows = job.forget[: config.eval_rows]
+    rows, _ = measurable(job.forget, job.tokenizer, config.eval_rows)
     size = config.eval_batch_size
     forget = evaluate_forget(session.model, session.encoder, job.tokenizer, rows, batch_size=size, matcher=matcher)
     held = job.holdout[: config.eval_rows]

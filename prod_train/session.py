@@ -230,7 +230,12 @@ def evaluate(session: Session) -> dict[str, Any]:
     """Metrics of the model as it is: {"forget": {name: metric}, "holdout": {name: metric} or None}."""
     job, config, model = session.job, session.job.config, session.model
     forget = evaluate_forget(
-        model, session.encoder, job.tokenizer, job.forget[: config.eval_rows], batch_size=config.eval_batch_size
+        model,
+        session.encoder,
+        job.tokenizer,
+        job.forget,
+        batch_size=config.eval_batch_size,
+        limit=config.eval_rows,
     )
     found: dict[str, Any] = {"forget": _plain(forget), "holdout": None}
     if "holdout" in session.stores:

@@ -7,6 +7,10 @@ from typing import Any
 
 from prod_train.config import Config
 
+# In the table of docs/training.md three measurements are below 1/3, at 4.0 to 6.9 nats of KL; the next is at .37.
+COLLAPSED_AGREEMENT = 1 / 3
+COLLAPSED_SILENCE = 0.5
+
 
 def forgotten(metrics: dict[str, Any]) -> float:
     """1 - greedy recitation: what `--stop-at-forget` looks at."""
@@ -16,6 +20,32 @@ def forgotten(metrics: dict[str, Any]) -> float:
 def utility_drop(metrics: dict[str, Any]) -> float:
     """1 - top-1 agreement with the starting model on held-out code: what `--max-utility-drop` looks at."""
     return 1 - float(metrics["holdout"]["agreement"]["value"]) if metrics["holdout"] else 0.0
+
+
+def collapse(before: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """What shows that a model has become useless, and the remedy; or "".
+
+    Args:
+        before: metrics of the starting model, which may have little to say after these prompts itself.
+        metrics: of the model.
+    """
+    signs = []
+    agreement = 1 - utility_drop(metrics)
+    if agreement < COLLAPSED_AGREEMENT:
+        signs.append(
+            f"it agrees with the starting model on {agreement:.3f} of the held-out tokens, less than "
+            f"{COLLAPSED_AGREEMENT:.3f}"
+        )
+    first, last = (record["forget"].get("empty_output", {"value": 0.0, "n": 0}) for record in (before, metrics))
+    if last["value"] - first["value"] >= COLLAPSED_SILENCE:
+        silent = [round(metric["value"] * metric["n"]) for metric in (last, first)]
+        signs.append(f"{silent[0]} of {last['n']} outputs have no text, before it were {silent[1]}")
+    if not signs:
+        return ""
+    return (
+        f"collapsed: {'; '.join(signs)}: train again with a lower --learning-rate or fewer --epochs, or keep an "
+        "earlier checkpoint with --max-utility-drop"
+    )
 
 
 def stop_reason(config: Config, metrics: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ from prod_train.modeling import trainable
 from prod_train.objective import Pass
 from prod_train.schedule import learning_rate
 from prod_train.session import Session, evaluate, seed_torch, setup
-from prod_train.stopping import choose, forgotten, stop_reason
+from prod_train.stopping import choose, collapse, forgotten, stop_reason
 from prod_train.targets import rows_digest
 
 _log = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ def fit(session: Session, *, progress: bool = False) -> State:
             state.history.append(record)
             if accelerator.is_main_process:
                 _log.info("%s", _summary(record, schedule.steps))
+                if collapsed := collapse(session.before, metrics):
+                    _log.warning("%s", collapsed)
             if tracked:
                 accelerator.log(_flat(metrics), step=state.step)
             state.stopped = stop_reason(config, metrics)
@@ -116,12 +118,9 @@ def fit(session: Session, *, progress: bool = False) -> State:
 
 def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     """Names such as `forget/recitation`, as trackers group them."""
-    return {
-        f"{group}/{name}": metric["value"]
-        for group, found in metrics.items()
-        if found
-        for name, metric in found.items()
-    }
+    found = {f"{group}/{name}": metric for group, of in metrics.items() if of for name, metric in of.items()}
+    left_out = {f"{name}/left_out": sum(metric["left_out"].values()) for name, metric in found.items()}
+    return {name: metric["value"] for name, metric in found.items()} | {name: n for name, n in left_out.items() if n}
 
 
 def _summary(record: dict[str, Any], steps: int) -> str:
@@ -129,6 +128,9 @@ def _summary(record: dict[str, Any], steps: int) -> str:
     values = {**record["forget"], **(record["holdout"] or {})}
     shown = ("recitation", "extraction_strength", "loss", "kl", "agreement")
     metrics = ", ".join(f"{name.replace('_', ' ')} {values[name]['value']:.3f}" for name in shown if name in values)
+    left_out = sum(record["forget"]["recitation"]["left_out"].values())
+    if left_out:
+        metrics += f"; {left_out} forget rows left out"
     return (
         f"step {record['step']} of {steps}, epoch {record['epoch']:g}: training loss {record['loss']:.4f}, "
         f"{record['seconds']:.0f} s; {metrics}"
@@ -268,6 +270,8 @@ class Report:
         after: metrics of the result, or None.
         history: a record an evaluation.
         stopped: why training ended early, or "".
+        notes: what makes the evidence weaker, a line each.
+        collapsed: why the result is useless, or "".
     """
 
     output: Path
@@ -276,6 +280,8 @@ class Report:
     after: dict[str, Any] | None
     history: list[dict[str, Any]]
     stopped: str
+    notes: tuple[str, ...] = ()
+    collapsed: str = ""
 
 
 def finish(session: Session, state: State) -> Report:
@@ -289,7 +295,9 @@ def finish(session: Session, state: State) -> Report:
         kept = checkpoints(resumed.parent) | kept
     chosen = choose(config, [record for record in state.history if record["step"] in kept])
     after = next((record for record in state.history if record["step"] == chosen), None)
-    report = Report(output, chosen, session.before, after, state.history, state.stopped)
+    collapsed = collapse(session.before, after) if after else ""
+    notes = session.job.notes
+    report = Report(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed)
     if session.accelerator.is_main_process:
         if chosen is not None:
             for path in kept[chosen].rglob("*"):
@@ -303,6 +311,8 @@ def finish(session: Session, state: State) -> Report:
         record = {
             "chosen": chosen,
             "stopped": state.stopped,
+            "notes": list(report.notes),
+            "collapsed": collapsed,
             "before": session.before,
             "history": state.history,
             "config": config.to_dict(),

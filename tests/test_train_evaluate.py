@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from prod_decode.blocklist import Blocklist
 from prod_decode.entries import Entry
+from prod_decode.errors import ProdError
 from prod_decode.models import load_model
+from prod_train import evaluate
 from prod_train.data import encode
-from prod_train.evaluate import continuations, evaluate_forget, evaluate_holdout, recite
+from prod_train.evaluate import continuations, evaluate_forget, evaluate_holdout, measurable, recite
 from prod_train.metric import bootstrap, extraction_strength, longest_run
 from prod_train.objective import Encoder
 from prod_train.targets import ReferenceStore
@@ -124,6 +126,36 @@ def test_a_blocklist_is_enforced_while_measuring(tiny):
         assert found[name].value < 1
 
 
+def test_rows_that_show_nothing_are_left_out_with_their_number(tiny):
+    """Whatever is written holds all of an empty text, and one token is a guess."""
+    blank = encode({"text": "x = 1" + "\n" * 9}, "", tiny.tokenizer)
+    bracket = encode({"prompt": "f(1", "completion": ")\n"}, "", tiny.tokenizer)
+    single = encode({"prompt": "f(1", "completion": ")"}, "", tiny.tokenizer)
+    last = encode({"text": "f(yaml)", "spans": [[6, 7]]}, "", tiny.tokenizer)
+    assert tiny.tokenizer.decode(blank.ids[blank.start : blank.stop].tolist()).strip() == ""
+    assert [row.stop - row.start for row in (bracket, single, last)] == [2, 1, 1]
+    mixed = [blank, tiny.rows[0], bracket, single, *tiny.rows[1:], last]
+    plain = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, tiny.rows)
+    found = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, mixed)
+    for name, metric in found.items():
+        assert metric.left_out == {"under two characters": 2, "under two tokens": 2}
+        assert (metric.n, metric.value) == (7, pytest.approx(plain[name].value))
+        assert plain[name].left_out == {}
+    few = evaluate_forget(tiny.model, tiny.encoder, tiny.tokenizer, mixed, limit=2)
+    assert few["verbatim"].n == 2
+    assert few["verbatim"].left_out == {"under two characters": 2, "under two tokens": 1}
+    with pytest.raises(ProdError, match=r"got 2 with under two tokens, 1 with under two characters: give longer"):
+        measurable([single, last, bracket], tiny.tokenizer)
+
+
+def test_an_output_without_text_is_empty(tiny, monkeypatch):
+    newline, letter = (tiny.tokenizer.encode(text)[0] for text in "\nx")
+    written = [[], [newline] * 3, [newline, letter], [letter]]
+    monkeypatch.setattr(evaluate, "recite", lambda *_: written)
+    found = evaluate.evaluate_recitation(tiny.model, tiny.tokenizer, tiny.rows[:4])
+    assert (found["empty_output"].value, found["empty_output"].n) == (0.5, 4)
+
+
 def test_holdout_metrics_against_dense_logits(tiny, tmp_path):
     store = ReferenceStore(tmp_path, "hidden", tiny.rows, "m")
     store.fill(tiny.encoder, tiny.model, pad=0, eos=0, batch_size=3)
@@ -174,7 +206,7 @@ def test_bootstrap_intervals():
     assert metric.low == pytest.approx(mean - 1.96 * error, abs=0.25 * error)
     assert metric.high == pytest.approx(mean + 1.96 * error, abs=0.25 * error)
     assert bootstrap(np.ones(3), np.ones(3), "better").to_dict() == {
-        "value": 1.0, "low": 1.0, "high": 1.0, "n": 3, "higher_is": "better"
+        "value": 1.0, "low": 1.0, "high": 1.0, "n": 3, "higher_is": "better", "left_out": {}
     }  # fmt: skip
 
 

@@ -50,8 +50,8 @@ def world(tmp_path_factory):
     return {
         "model": save_tiny_model(folder / "m"),
         "forget": write_snippets(folder / "f.jsonl"),
-        "retain": write_snippets(folder / "r.jsonl", 3, 2),
-        "holdout": write_snippets(folder / "h.jsonl", 2, 5),
+        "retain": write_snippets(folder / "r.jsonl", 3, 7),
+        "holdout": write_snippets(folder / "h.jsonl", 2, 10),
         "blocklist": str(blocklist),
     }
 

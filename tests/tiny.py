@@ -15,6 +15,14 @@ SNIPPETS = (
     ("import os\n", "os.getcwd()\n"),
     ("x = [", "1, 2, 3]\n"),
 )
+# Rows that are none of these, for sets that may not share any.
+OTHERS = (
+    ("def double(x):\n", "    return 2 * x\n"),
+    ("def last(xs):\n", "    if not xs:\n        return None\n    return xs[-1]\n"),
+    ("def floor(x):\n", "    return max(0, x)\n"),
+    ("class B:\n", "    size = 3\n"),
+    ("import sys\n", "sys.exit(1)\n"),
+)
 
 
 def tiny_world(folder: Path) -> dict[str, str]:
@@ -88,6 +96,6 @@ def write_jsonl(path: Path, records: Any) -> str:
 
 
 def write_snippets(path: Path, count: int = len(SNIPPETS), start: int = 0) -> str:
-    """`count` of the snippets as prompt and completion."""
-    chosen = SNIPPETS[start : start + count]
+    """`count` of the snippets, then of the others, as prompt and completion."""
+    chosen = (*SNIPPETS, *OTHERS)[start : start + count]
     return write_jsonl(path, ({"prompt": prompt, "completion": completion} for prompt, completion in chosen))
