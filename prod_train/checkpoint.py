@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_train.config import Config
 from prod_train.modeling import compute_dtype
+from prod_train.schedule import learning_rate
 from prod_train.stopping import choose, stop_reason
 from prod_train.targets import rows_digest
 
@@ -67,6 +69,7 @@ def save_checkpoint(session: Session, model: Any, optimizer: Any, state: State, 
         replace(config, dtype=str(compute_dtype(config)).removeprefix("torch.")).save(temporary / "config.yaml")
         kept = {
             "step": state.step,
+            "steps": session.schedule.steps,
             "history": state.history,
             "before": session.before,
             "fingerprint": fingerprint(session),
@@ -147,11 +150,17 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "holdout",
         "blocklist",
         "refusals",
+        # These two give the number of steps; see `_check_steps`.
+        "epochs",
+        "max_steps",
     )
     kept = {name: value for name, value in values.items() if name not in free}
     kept["step_rows"] = session.schedule.step_rows
     kept["teacher"] = session.digest
     kept["data"] = [rows_digest(rows) for rows in (session.job.trained, session.job.retain, session.job.refused)]
+    kept["holdout"] = rows_digest(session.job.holdout)
+    blocklist = session.job.blocklist
+    kept["blocklist"] = xxhash.xxh3_128_hexdigest(Path(blocklist).read_bytes()) if blocklist else None
     return kept
 
 
@@ -177,6 +186,7 @@ def restore_model(session: Session, source: Path) -> State:
             f"--resume: {source} belongs to another run, these differ: {', '.join(different)}: "
             "use the same settings and data, or start anew in another --output"
         )
+    _check_steps(session, source, kept["step"], kept["steps"])
     if session.job.config.tuning == "lora":
         from peft import set_peft_model_state_dict
 
@@ -196,6 +206,21 @@ def restore_model(session: Session, source: Path) -> State:
     # The stop rules may be others now.
     stopped = stop_reason(session.job.config, kept["history"][-1])
     return State(kept["step"], kept["history"], stopped)
+
+
+def _check_steps(session: Session, source: Path, done: int, before: int) -> None:
+    """A run may end later, or earlier, than it was to, if its steps so far would have been the same."""
+    config, now = session.job.config, session.schedule.steps
+    if done > now:
+        raise ProdError(f"--resume: {source} is of step {done}, expected one of the {now} of this run: raise --epochs")
+    different = [k for k in range(done) if learning_rate(config, k, before) != learning_rate(config, k, now)]
+    if different:
+        raise ProdError(
+            f"--resume: {source} was to be one of {before} steps, this run has {now}, and with --scheduler "
+            f"{config.scheduler} and --warmup {config.warmup} its learning rate would have been another from step "
+            f"{different[0] + 1} on: give the --epochs or --max-steps of that run, or train its result further, as "
+            "--model of another --output; a run with --scheduler constant and without --warmup can be made longer"
+        )
 
 
 def restore_optimizer(model: Any, optimizer: Any, source: Path) -> None:

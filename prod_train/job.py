@@ -16,6 +16,7 @@ from prod_train.data import Row, encode, load_rows
 from prod_train.evaluate import measurable, padding_id
 from prod_train.methods import make_method
 from prod_train.modeling import tokenizer_of
+from prod_train.output import LOCK, UNFINISHED, never_saved
 from prod_train.overlap import check_overlaps
 
 REFUSALS = (
@@ -100,7 +101,7 @@ def prepare(config: Config) -> Job:
     """
     config.validate()
     expect_all_processes()
-    _check_output(config)
+    config = _check_output(config)
     tokenizer = tokenizer_of(config.model)
     forget, retain, holdout = read_sets(config, tokenizer)
     notes = check_overlaps({"forget": forget, "retain": retain, "holdout": holdout})
@@ -173,15 +174,21 @@ def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], lis
     return forget, rows(config.retain), rows(config.holdout)
 
 
-def _check_output(config: Config) -> None:
+def _check_output(config: Config) -> Config:
+    """The configuration, without `--resume latest` where a run was killed before there was anything to go on from."""
     output = Path(config.output)
+    if never_saved(output):
+        return replace(config, resume=None) if config.resume == "latest" else config
     # Targets are found again by their key; what else a killed run left before it finished a checkpoint is made anew.
-    again = ("targets", BASE, ANCHORS, CONTINUED)
+    again = ("targets", BASE, ANCHORS, CONTINUED, LOCK, UNFINISHED)
     kept = [path for path in output.glob("*") if path.name not in again and not path.name.startswith(".checkpoint-")]
-    if config.resume is None and kept:
+    # A checkpoint of another directory's run would be mixed with what is here.
+    elsewhere = config.resume not in (None, "latest") and Path(str(config.resume)).resolve().parent != output.resolve()
+    if kept and (config.resume is None or elsewhere):
         raise ProdError(f"--output: {output} is not empty: name a new directory, or go on with --resume latest")
     if config.resume == "latest" and latest_checkpoint(output) is None:
         raise ProdError(f"--resume latest: {output} has no checkpoint: start without it")
+    return config
 
 
 def _read_refusals(config: Config) -> list[str]:

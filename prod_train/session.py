@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from prod_decode.artifact import write_whole
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 from prod_decode.tokenizer_bytes import vocabulary_of
+from prod_train.checkpoint import resume_from
 from prod_train.config import Config
 from prod_train.continued import continued_rows, load_continued, save_continued
 from prod_train.contrast import contrast
@@ -170,11 +172,17 @@ def with_continuations(job: Job, model: Any, accelerator: Any) -> Job:
 
 
 def _made_once(name: str, job: Job, accelerator: Any, make: Callable[[Path], None]) -> Path:
-    """A file in the output's directory, made by one process, and not again when a run goes on."""
+    """A file in the output's directory, made by one process, and not again when a run goes on, from another one too."""
     path = Path(job.config.output, name)
-    if accelerator.is_main_process and (job.config.resume is None or not path.is_file()):
+    if accelerator.is_main_process:
+        source = resume_from(job.config)
+        before = path if source is None else source.parent / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        make(path)
+        if source is None or not before.is_file():
+            make(path)
+        elif before.resolve() != path.resolve():
+            with write_whole(path) as file:
+                file.write(before.read_bytes())
     accelerator.wait_for_everyone()
     return path
 

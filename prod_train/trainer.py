@@ -37,6 +37,7 @@ from prod_train.job import prepare
 from prod_train.methods import Example, Reference, retain_loss
 from prod_train.modeling import trainable
 from prod_train.objective import Pass
+from prod_train.output import mark, only_run
 from prod_train.schedule import learning_rate
 from prod_train.session import Session, evaluate, seed_torch, setup
 from prod_train.stopping import choose, collapse, forgotten, stop_reason
@@ -329,9 +330,15 @@ def run(config: Config, *, progress: bool = False) -> Report:
     """Everything: data, targets, training, result. The function behind `prod-train run`.
 
     Raises:
-        ProdError: a mistake of the user; `output` has at most cached targets, anchors and continuations then.
+        ProdError: a mistake of the user; another run writes to `output`; or the disk does not take what is written.
+            `output` has at most complete checkpoints, cached targets, anchors and continuations then.
     """
-    job = prepare(config)
-    session = setup(job, progress=progress)
-    state = fit(session, progress=progress)
-    return finish(session, state)
+    config.validate()
+    output = Path(config.output)
+    with only_run(output):
+        job = prepare(config)
+        mark(output, unfinished=True)
+        session = setup(job, progress=progress)
+        report = finish(session, fit(session, progress=progress))
+        mark(output, unfinished=False)
+    return report

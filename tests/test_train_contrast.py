@@ -22,7 +22,7 @@ from prod_train.data import Row, collate
 from prod_train.job import prepare
 from prod_train.session import setup
 from prod_train.trainer import run
-from tests.tiny import tiny_world
+from tests.tiny import tiny_world, write_snippets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,7 +133,8 @@ def test_what_was_found_is_kept_for_runs_on_the_same_rows(
 ) -> None:
     shared = {"cache": str(tmp_path / "cache"), "lora_init": "contrast"}
     first = matrices(setup(prepare(make(world, tmp_path / "a", **shared))))
-    others = {"retain": world["forget"]}, {"forget": world["retain"]}, {"lora_rank": 5}, {"dtype": "bfloat16"}
+    new = write_snippets(tmp_path / "n.jsonl", 3, 7)
+    others = {"retain": new}, {"forget": new}, {"lora_rank": 5}, {"dtype": "bfloat16"}
     seen: list[object] = []
     plain = contrast_module._second_moments
 
