@@ -84,8 +84,8 @@ def check(config: Config) -> Plan:
     weights = sum(p.numel() for p in session.model.parameters())
     return Plan(
         config.to_dict(),
-        {name: _sizes(rows) for name, rows in job.sets.items()},
-        mark(job.forget[0], job.tokenizer),
+        {name: _sizes(rows) for name, rows in (job.sets | {"forget": job.trained}).items()},
+        mark(job.trained[0], job.tokenizer),
         _support(session),
         weights,
         sum(p.numel() for p in trainable(session.model).values()),

@@ -78,8 +78,9 @@ class Job:
 
     @cached_property
     def trained(self) -> list[Row]:
-        """The rows that the method's loss runs over: to forget, then what the model wrote itself."""
-        return [*self.forget, *self.continued]
+        """What the method's loss runs over, see `Method.trained`: rows to forget, then what the model wrote itself."""
+        method = make_method(self.config)
+        return [method.trained(row) for row in (*self.forget, *self.continued)]
 
     @property
     def sets(self) -> dict[str, list[Row]]:

@@ -1,16 +1,24 @@
 """Each method's loss and gradient against its formula, written out on dense logits in float64."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from prod_decode.errors import ProdError
+from prod_decode.models import load_model
 from prod_train.config import METHODS, Config
-from prod_train.data import Batch
+from prod_train.data import Batch, Row
+from prod_train.job import REFUSALS, prepare
 from prod_train.loss import SparseTargets
 from prod_train.methods import Example, Reference, make_method, retain_loss
+from prod_train.modeling import trainable
 from prod_train.objective import Head, Pass
+from prod_train.session import setup
+from prod_train.trainer import train_step
+from tests.tiny import SNIPPETS, save_tiny_model, write_snippets
 
 V, D = 37, 9
 DENOMINATOR = 5.0
@@ -187,3 +195,126 @@ def test_softcap_scale_and_bias_of_the_head():
 def test_unknown_methods_are_refused():
     with pytest.raises(ProdError, match="expected prod, prod-surgical, undial"):
         make_method(config_of("magic"))
+
+
+# --- what of a row the loss is read at -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    forget, retain = write_snippets(folder / "f.jsonl"), write_snippets(folder / "r.jsonl", 2, 7)
+    return {"model": save_tiny_model(folder / "m"), "forget": forget, "retain": retain}
+
+
+def positions(tokenizer, prompt, answer, *, eos, skip=0):
+    """(ids, the tokens that the loss is read at): the answer's, without its first `skip`, with its EOS or without."""
+    start, ids = len(tokenizer(prompt)["input_ids"]), tokenizer(prompt + answer)["input_ids"]
+    return [*ids, tokenizer.eos_token_id], range(start + skip, len(ids) + eos)
+
+
+def said(model, ids, places):
+    """log p, float64 [n, V], where these tokens are predicted."""
+    log_p = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    return log_p[[place - 1 for place in places]]
+
+
+def nucleus_without(log_ref, token, top_p):
+    """PROD's target, one token at a time; nothing is prohibited for None."""
+    p = log_ref.exp().clone()
+    if token is not None:
+        p[token] = 0
+    p /= p.sum()
+    kept, mass = torch.zeros_like(p), 0.0
+    for index in p.argsort(descending=True).tolist():
+        if mass > top_p:
+            break
+        kept[index], mass = p[index], mass + p[index].item()
+    return kept / kept.sum()
+
+
+def step_by_its_formula(method, tokenizer, now, before, refusals):
+    """The loss of one step over all rows, from the formulas of docs/training.md; both models in float64."""
+    ends = method in ("prod", "learn")
+    tokens, rows = [], []
+    for (prompt, answer), refusal in zip(SNIPPETS, refusals, strict=True):
+        ids, places = positions(tokenizer, prompt, answer, eos=ends, skip=method == "ce-u")
+        log_p, log_ref = said(now, ids, places), said(before, ids, places)
+        y = [ids[place] for place in places]
+        mine = log_p[range(len(y)), y]
+        ratio = (mine - log_ref[range(len(y)), y]).sum()
+        ids_r, places_r = positions(tokenizer, prompt, f"\n{refusal}\n", eos=True)
+        y_r = [ids_r[place] for place in places_r]
+        good = said(now, ids_r, places_r)[range(len(y_r)), y_r]
+        good_ratio = (good - said(before, ids_r, places_r)[range(len(y_r)), y_r]).sum()
+        for at, token in enumerate(y):
+            p, ref = log_p[at].exp(), log_ref[at].exp()
+            if method == "prod":
+                q = nucleus_without(log_ref[at], None if token == tokenizer.eos_token_id else token, 0.8)
+                tokens.append(-(q * log_p[at]).sum())
+            elif method == "undial":
+                q = ref * torch.ones_like(ref).index_fill(0, torch.tensor(token), math.exp(-10))
+                q /= q.sum()
+                tokens.append((q * (q.log() - log_p[at])).sum())
+            elif method == "ce-u":
+                tokens.append(-torch.log(1 - p[token]))
+            elif method == "learn":
+                tokens.append(-log_p[at, token])
+            else:
+                tokens.append(log_p[at, token].clamp(min=-math.log(len(p))))
+        rows.append(
+            {
+                "npo": 2 / 0.1 * torch.log(1 + (0.1 * ratio).exp()),
+                "simnpo": 2 / 2.5 * torch.log(1 + (2.5 / len(y) * mine.sum()).exp()),
+                "dpo": torch.log(1 + (-0.1 * (good_ratio - ratio)).exp()),
+                "flat": (mine.exp().mean() - 1).exp() - good.exp().mean(),
+            }.get(method)
+        )
+    return sum(tokens) / len(tokens) if rows[0] is None else sum(rows) / len(rows)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "prod-surgical"])
+def test_a_step_forgets_no_eos(world, tmp_path, method):
+    """The whole way from the text to the loss of a step, with an adapter that has moved."""
+    options = {"retain_weight": 0.0} if method == "graddiff" else {"retain": None}
+    config = Config(**{**world, "output": str(tmp_path), "method": method, "batch_size": 7, "epochs": 1, **options})
+    session = setup(prepare(config))
+    before = load_model(world["model"])[0].double().eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in session.model.named_parameters():
+            if "lora_B" in name:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    now = copy.deepcopy(session.model).double().eval()
+    chosen = np.random.default_rng([config.seed, 7, 0]).integers(0, len(REFUSALS), len(SNIPPETS))
+    with torch.no_grad():
+        refusals = [REFUSALS[i] for i in chosen]
+        want = step_by_its_formula(method, session.job.tokenizer, now, before, refusals).item()
+    optimizer = torch.optim.AdamW(trainable(session.model).values(), lr=1e-3)
+    model, optimizer = session.accelerator.prepare(session.model, optimizer)
+    assert train_step(session, model, optimizer, 0).item() == pytest.approx(want, rel=1e-4)
+
+
+def test_what_the_first_token_of_an_answer_is():
+    """CE-U leaves it alone; a span's is what must be forgotten, and an answer of one token too."""
+    ids = np.arange(6)
+
+    def row(supervised, start, prompt="p", has_eos=True):
+        return Row(ids, np.isin(ids, supervised), start, "", prompt, has_eos)
+
+    for name, given, want in (
+        ("ce-u", row([2, 3, 4, 5], 2), [3, 4]),
+        ("ce-u", row([2, 3, 4, 5], 2, has_eos=False), [3, 4, 5]),
+        ("ce-u", row([2, 4], 2, has_eos=False), [2, 4]),
+        ("ce-u", row([1, 2, 3, 4, 5], 3, prompt=""), [1, 2, 3, 4]),
+        ("ce-u", row([4, 5], 4), [4]),
+        ("ga", row([2, 3, 4, 5], 2), [2, 3, 4]),
+        ("undial", row([2, 3, 4, 5], 2), [2, 3, 4]),
+        ("prod", row([2, 3, 4, 5], 2), [2, 3, 4, 5]),
+        ("prod-surgical", row([2, 3, 4, 5], 2), [2, 3, 4, 5]),
+        ("learn", row([2, 3, 4, 5], 2), [2, 3, 4, 5]),
+    ):
+        trained = make_method(config_of(name)).trained(given)
+        assert np.flatnonzero(trained.supervised).tolist() == want, name
+        assert trained.stop == given.stop

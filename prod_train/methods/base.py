@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from prod_train.config import Config
+from prod_train.data import Row
 from prod_train.loss import SparseTargets
 from prod_train.objective import Pass
 
@@ -60,12 +62,14 @@ class Method(ABC):
         refuses: whether it also sees a refusal for every row, drawn anew each epoch.
         per_row: whether the loss is a mean over rows; else it is a mean over supervised tokens. That mean is over all
             micro-batches and processes of an optimizer step.
+        keeps_end: whether the loss is read at an appended EOS too, where it forgets nothing.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Kind | None] = None
     refuses: ClassVar[bool] = False
     per_row: ClassVar[bool] = False
+    keeps_end: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -74,6 +78,16 @@ class Method(ABC):
     def kind(self) -> Kind | None:
         """`needs`, where the settings decide."""
         return self.needs
+
+    def trained(self, row: Row) -> Row:
+        """A row to forget with the tokens supervised that the loss is read at.
+
+        The end of a text is no part of what must be forgotten: a model that is pushed away from it cannot stop. So an
+        appended EOS is left out, unless the method `keeps_end`.
+        """
+        if self.keeps_end or not row.has_eos:
+            return row
+        return replace(row, supervised=row.supervised & (np.arange(len(row.ids)) < row.stop))
 
     @abstractmethod
     def loss(self, example: Example) -> Tensor:

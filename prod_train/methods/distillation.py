@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from prod_decode.masking import prod_distribution
+from prod_train.data import Row
 from prod_train.methods.base import Example, Kind, Method, given
 
 
@@ -24,6 +28,7 @@ class PROD(Method):
 
     name = "prod"
     needs = "targets"
+    keeps_end = True
 
     def loss(self, example: Example) -> Tensor:
         """See `Method.loss`; the constant entropy of q is included."""
@@ -55,6 +60,7 @@ class UNDIAL(PROD):
     """
 
     name = "undial"
+    keeps_end = False
 
     @property
     def kind(self) -> Kind:
@@ -82,9 +88,20 @@ class CEU(Method):
         L = mean_t -sum_v q_t(v) log p(v),  q_t = softmax(z with z[y] = -inf), without gradient
 
     No reference model and no nucleus. The value reported is KL(q || p) = -log(1 - p(y)), which has the same gradient.
+    The first token of an answer is left alone, as a footnote to the paper's training settings says and the code in
+    open-unlearning does (`ignore_first_n_answer_tokens=1`). An answer is a whole completion behind a prompt; spans and
+    texts are concerned from their first token on.
     """
 
     name = "ce-u"
+
+    def trained(self, row: Row) -> Row:
+        """See `Method.trained`; without the first token of an answer, too."""
+        row = super().trained(row)
+        is_answer = bool(row.prompt) and bool(row.supervised[row.start : row.stop].all())
+        if not is_answer or row.tokens < 2:
+            return row
+        return replace(row, supervised=row.supervised & (np.arange(len(row.ids)) > row.start))
 
     def loss(self, example: Example) -> Tensor:
         """See `Method.loss`."""

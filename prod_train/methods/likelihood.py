@@ -13,6 +13,7 @@ class Learn(Method):
     """Ordinary fine-tuning: `L = mean_t -log p(y_t)`. The first half of PROD's protocol memorises the forget set so."""
 
     name = "learn"
+    keeps_end = True
 
     def loss(self, example: Example) -> Tensor:
         """See `Method.loss`."""
