@@ -35,6 +35,8 @@ def mark(output: Path, *, unfinished: bool) -> None:
     if not _is_first():
         return
     if unfinished:
+        if never_saved(output):
+            _log.info("%s: the run here ended before its first checkpoint, it begins again", output)
         (output / UNFINISHED).touch()
     else:
         (output / UNFINISHED).unlink(missing_ok=True)

@@ -151,7 +151,7 @@ def test_anchors_go_with_the_run(world: dict[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", [None, "latest"])
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
-    world: dict[str, str], tmp_path: Path, resume: str | None
+    world: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, resume: str | None
 ) -> None:
     config = make(world, tmp_path / "o", report_to="tensorboard", epochs=1)
 
@@ -162,7 +162,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     assert in_another_process(die) == -signal.SIGKILL
     assert [path for path in (tmp_path / "o").iterdir() if "targets" not in path.name and path.is_dir()]
     run(replace(config, output=str(tmp_path / "whole")))
-    run(replace(config, resume=resume))
+    with caplog.at_level("INFO", "prod_train"):
+        run(replace(config, resume=resume))
+    assert "the run here ended before its first checkpoint, it begins again" in caplog.text
     assert same_adapter(tmp_path / "whole", tmp_path / "o")
     assert not list((tmp_path / "o").glob(".*"))
     with pytest.raises(ProdError, match="is not empty"):

@@ -88,8 +88,8 @@ class CEU(Method):
         L = mean_t -sum_v q_t(v) log p(v),  q_t = softmax(z with z[y] = -inf), without gradient
 
     No reference model and no nucleus. The value reported is KL(q || p) = -log(1 - p(y)), which has the same gradient.
-    The first token of an answer is left alone, as a footnote to the paper's training settings says and the code in
-    open-unlearning does (`ignore_first_n_answer_tokens=1`). An answer is a whole completion behind a prompt; spans and
+    The first token of an answer is left alone, as the code in open-unlearning does (`ignore_first_n_answer_tokens=1`),
+    after a footnote to the paper's training settings. An answer is a whole completion behind a prompt; spans and
     texts are concerned from their first token on.
     """
 
