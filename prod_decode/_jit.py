@@ -19,6 +19,10 @@ import contextlib
 import functools
 import hashlib
 import logging
+
+# Before numba, which registers `weakref.finalize` for the end of the program. What is registered last runs first, so
+# this would wait for vLLM's engine before vLLM's finalizer has ended it: for ever.
+import multiprocessing.util  # noqa: F401
 import os
 import stat
 import tempfile

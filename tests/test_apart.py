@@ -95,3 +95,15 @@ def test_they_end_with_the_one_that_began_them(tmp_path: Path, how: signal.Signa
         assert until(lambda: not any(alive(int(file.read_text())) for file in files))
     finally:
         parent.kill()
+
+
+def test_finalizers_run_before_children_are_waited_for() -> None:
+    """As in a script with `prod_decode` imported first, whose vLLM engine is a child that a finalizer ends."""
+    script = """
+import prod_decode.matcher
+import multiprocessing, time, weakref
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+child.start()
+weakref.finalize(child, child.terminate)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
