@@ -227,7 +227,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         config = None if call is None else call.config
         if call is not None and config is self._config:
             return
-        self._edge.forget()
+        if call is not None or self._config is not None:
+            self._edge.forget()
         # Left behind by an error: the next step must check again.
         self._list, self._config, self.eos_ids = None, None, self._own_ends
         if call is not None:

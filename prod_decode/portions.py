@@ -34,7 +34,7 @@ from prod_decode.trie import concatenate
 _PORTION = 2_000_000
 
 # Another number wherever the patterns of an entry, or what is kept of them, become others.
-_MAGIC = b"PRODPRT\x02"
+MAGIC = b"PRODPRT\x02"
 
 _BLANKS = " \t\n\r\f\v"
 
@@ -245,7 +245,7 @@ class _Store:
         if not path.exists():
             return None
         try:
-            meta, arrays = read_artifact(path, magic=_MAGIC, shared=False)
+            meta, arrays = read_artifact(path, magic=MAGIC, shared=False)
             if not are_laid_out(arrays, _LAYOUT) or not are_ranges(
                 arrays["record_starts"], len(arrays["record_starts"]) - 1, len(arrays["records"])
             ):
@@ -270,7 +270,7 @@ class _Store:
         records, starts = concatenate(packed)
         meta = {"too_short": portion.too_short, "waived": portion.waived, "refused": portion.refused}
         arrays = {**portion.collected.arrays(), "records": records, "record_starts": starts}
-        write_artifact(self._path(key), meta, arrays, magic=_MAGIC)
+        write_artifact(self._path(key), meta, arrays, magic=MAGIC)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.part"

@@ -50,8 +50,8 @@ def test_a_guard_masks_what_the_naive_model_bans(data: st.DataObject) -> None:
     naive = oracle.NaiveMatcher([*tokens, b"</s>"], {*special, len(tokens)}, patterns, "code", False)
     plain = [i for i in naive.usable() if i not in naive.special]
     text = data.draw(st.lists(st.sampled_from(plain), max_size=8)) if plain else []
-    guard = Guard([Matcher(Automaton.build(patterns), Normalization("code", False), vocabulary)])
-    row = guard.mask_(torch.zeros(len(vocabulary) + EXTRA), text)
+    guard = Guard([Matcher(Automaton.build(patterns), Normalization("code", False), vocabulary)], stop=())
+    row = guard.mask_(torch.zeros(len(vocabulary) + EXTRA), text, prompt=0)
     assert allowed(row) == [i for i in range(len(vocabulary)) if i not in naive.banned(text)]
 
 
@@ -64,6 +64,30 @@ def test_a_guard_takes_several_blocklists_and_ends_what_it_cannot_read() -> None
     dead = torch.full((len(TOKENS),), -INF)
     dead[5] = 1.0
     assert allowed(guard.mask_(dead, [6])) == [0]
+
+
+def test_the_output_alone_begins_a_word() -> None:
+    tokens = [b"</s>", b"my_", b"eval", b"(", b"x"]
+    phrase = Blocklist.compile([Entry("eval(")]).bind(Vocabulary.from_bytes(tokens, eos_ids=[0]))
+    my, name, bracket = 1, 2, 3
+
+    def is_banned(guard: Guard, text: list[int], prompt: int | None = None) -> bool:
+        return bracket not in allowed(guard.mask_(torch.zeros(len(tokens)), text, prompt=prompt))
+
+    assert is_banned(Guard([phrase]), [my, name], prompt=1)
+    assert not is_banned(Guard([phrase]), [my, name], prompt=0)
+    # Where the engine does not say it: the first text is the prompt. Two texts in turn, then another call with the one.
+    guard = Guard([phrase])
+    assert [is_banned(guard, text) for text in ([my], [4, my], [my, name], [4, my, name])] == [False, False, True, True]
+    assert [is_banned(guard, text) for text in ([4], [4, my], [4, my, name])] == [False, False, False]
+
+
+def test_a_guard_that_knows_no_stop_strings_lets_words_end_anywhere() -> None:
+    tokens = [b"</s>", b"eval", b" evaluate", b" evil"]
+    phrase = Blocklist.compile([Entry("eval", boundary="both")]).bind(Vocabulary.from_bytes(tokens, eos_ids=[0]))
+    for stop, banned in ((None, [1, 2]), ((), [1]), (["uate"], [1, 2]), (["\n", "ate"], [1])):
+        row = Guard([phrase], stop=stop).mask_(torch.zeros(len(tokens)), [])
+        assert sorted({0, 1, 2, 3} - set(allowed(row))) == banned
 
 
 def test_what_a_guard_refuses() -> None:
@@ -227,7 +251,7 @@ def test_mlx_shape() -> None:
     for shape in ((2, len(TOKENS)), (len(TOKENS),), (1, 1, len(TOKENS)), (0, len(TOKENS))):
         with pytest.raises(ProdError, match=r"expected one row of logits \[1, V\] and its text, got \["):
             mlx_lm.ProdLogitsProcessor(matcher("ab"))(MlxArray([5, 1]), MlxArray(np.zeros(shape, np.float16)))
-    given = mlx_lm.ProdLogitsProcessor(Blocklist.compile([]).bind(VOCABULARY), eos_token_id=[0])
+    given = mlx_lm.ProdLogitsProcessor(Blocklist.compile([], allow_empty=True).bind(VOCABULARY), eos_token_id=[0])
     assert allowed(given(MlxArray([4]), logits)) == [0]
 
 

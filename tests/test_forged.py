@@ -24,6 +24,7 @@ from prod_decode.entries import Entry, EntryInfo
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.patterns import Collected, Pattern
+from prod_decode.portions import MAGIC as PART
 from prod_decode.portions import Portion, _Store
 from prod_decode.vocabulary import Vocabulary
 
@@ -257,7 +258,7 @@ def test_a_forged_part_is_made_again(tmp_path: Path, name: str, value: list[int]
     store.put("key", Portion([entry], collected))
     assert store.get("key") is not None
     (path,) = tmp_path.iterdir()
-    meta, arrays = read_artifact(path, magic=b"PRODPRT\x01")
+    meta, arrays = read_artifact(path, magic=PART)
     forged = {**arrays, name: np.array(value).astype(arrays[name].dtype)}
-    write_artifact(path, meta, forged, magic=b"PRODPRT\x01")
+    write_artifact(path, meta, forged, magic=PART)
     assert store.get("key") is None

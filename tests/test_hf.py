@@ -377,13 +377,40 @@ def bound(draw: st.DrawFn) -> tuple[Matcher, list[int]]:
     ]
 
 
-def plain(matcher: Matcher, input_ids: Tensor, scores: Tensor) -> Tensor:
-    """What the processor must return in mode `mask`, apart from normalising: row by row, token by token."""
+class Plain:
+    """What the processor must return in mode `mask`, apart from normalising: row by row, every text read anew."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self.matcher = matcher
+        self.prompts: list[list[int]] | None = None
+        self.longest = 0
+
+    def prompt_of(self, texts: list[list[int]]) -> int:
+        """The length that the texts had when the processor, which no `generate` calls here, first saw them."""
+        length = len(texts[0])
+        begun = self.prompts
+        if (
+            begun is None
+            or len(begun) != len(texts)
+            or not len(begun[0]) <= length <= self.longest + 1
+            or any(text[: len(prompt)] != prompt for text, prompt in zip(texts, begun, strict=True))
+        ):
+            self.prompts, self.longest = texts, 0
+        self.longest = max(self.longest, length)
+        return len(self.prompts[0]) if self.prompts else 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return plain(self.matcher, input_ids, scores, self.prompt_of(input_ids.tolist()))
+
+
+def plain(matcher: Matcher, input_ids: Tensor, scores: Tensor, prompt: int) -> Tensor:
     expected = scores.clone()
     for row, text in enumerate(input_ids.tolist()):
-        state = matcher.state_of(text)
+        tracker = matcher.track()
+        tracker.read(np.arange(1), [np.array(text, np.int64)], np.array([prompt]))
+        banned = set(tracker.banned()[1].tolist())
         for token_id in range(scores.shape[1]):
-            if token_id >= len(matcher) or token_id in matcher.banned(state):
+            if token_id >= len(matcher) or token_id in banned:
                 expected[row, token_id] = -INF
         if not bool((expected[row] > -INF).any()):
             expected[row] = -INF
@@ -433,6 +460,26 @@ def histories(draw: st.DrawFn, usable: list[int]) -> list[Tensor]:
     return texts
 
 
+def test_what_is_returned_alone_begins_a_word() -> None:
+    tokens = [b"</s>", b"ast.literal_", b"eval", b"(", b"x"]
+    entries = [Entry("eval("), Entry("ast.literal_eval(x")]
+    matcher = Blocklist.compile(entries).bind(Vocabulary.from_bytes(tokens, eos_ids=[0]))
+    processor = ProdLogitsProcessor(matcher)
+
+    def banned(*texts: list[int]) -> list[list[int]]:
+        scores = processor(torch.tensor(texts), torch.zeros(len(texts), len(tokens)))
+        return [torch.nonzero(row == -INF).flatten().tolist() for row in scores]
+
+    # A prompt that ends inside a word, also where a longer entry is under way; beams that change places.
+    assert banned([1], [4]) == [[], []]
+    assert banned([1, 2], [4, 2]) == [[3], [3]]
+    # The same words in the output.
+    assert banned([4], [4]) == [[], []]
+    assert banned([4, 1], [4, 4]) == [[], []]
+    assert banned([4, 1, 2], [4, 4, 2]) == [[], []]
+    assert banned([4, 1, 2, 3], [4, 4, 2, 3]) == [[4], []]
+
+
 # Multiples of 1/4: exact in every dtype. Above 1, so that no row looks like log-probabilities.
 SCORES = st.integers(4, 60).map(lambda i: i / 4)
 
@@ -459,11 +506,11 @@ def test_any_order_of_calls_equals_a_plain_loop(
     scene: tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype],
 ) -> None:
     matcher, calls, dtype = scene
-    processor = ProdLogitsProcessor(matcher)
+    processor, plain_loop = ProdLogitsProcessor(matcher), Plain(matcher)
     for text, scores in calls:
         given_text, given_scores = text.clone(), scores.clone()
         result = processor(text, scores)
-        expected = plain(matcher, given_text, given_scores)
+        expected = plain_loop(given_text, given_scores)
         assert torch.equal(scores, given_scores)
         assert result.dtype == dtype
         dead = (given_scores == -INF).all(-1)
@@ -479,10 +526,10 @@ def test_mode_prod_is_the_logarithm_of_the_prod_distribution(
     scene: tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype], options: dict[str, Any]
 ) -> None:
     matcher, calls, dtype = scene
-    processor = ProdLogitsProcessor(matcher, mode="prod", **options)
+    processor, plain_loop = ProdLogitsProcessor(matcher, mode="prod", **options), Plain(matcher)
     for text, scores in calls:
         result = processor(text, scores)
-        masked = plain(matcher, text, scores)
+        masked = plain_loop(text, scores)
         expected = prod_distribution(masked, masked == -INF, **options).log().to(dtype)
         assert result.dtype == dtype
         assert torch.equal(result, expected)
@@ -494,13 +541,13 @@ def test_log_probabilities_are_normalised_again(
     scene: tuple[Matcher, list[tuple[Tensor, Tensor]], torch.dtype],
 ) -> None:
     matcher, calls, _ = scene
-    processor = ProdLogitsProcessor(matcher)
+    processor, plain_loop = ProdLogitsProcessor(matcher), Plain(matcher)
     for text, raw in calls:
         scores = raw.float().log_softmax(-1)
         if bool(scores.isnan().any()):
             continue
         result = processor(text, scores)
-        masked = plain(matcher, text, scores)
+        masked = plain_loop(text, scores)
         assert torch.equal(result == -INF, masked == -INF)
         assert result.logsumexp(-1).abs().max() < 1e-5
         # Relative probabilities stay: one shift for the whole row.
