@@ -97,6 +97,7 @@ class Batch:
             matcher: _taken(self._followed.get(matcher), matcher, np.array(rows, np.int64), before)
             for matcher, rows in rows_of.items()
         }
+        self._known = max(map(len, self._followed), default=0)
         self.requests, self._outputs = requests, [request.output for request in requests]
         self._lengths, self._newest = lengths, newest
         self.guarded = np.array([row for row, request in enumerate(requests) if request.is_guarded], np.int64)
@@ -112,12 +113,13 @@ class Batch:
         before = np.fromiter([output[-2] if len(output) > 1 else _NO_TOKEN for output in outputs], np.int64, count)
         again = (lengths != self._lengths + 1) | (before != self._newest)
         self._lengths, self._newest = lengths, newest
+        all_grew = not again.any()
         for followed in self._followed.values():
             tracker, rows = followed.tracker, followed.rows
             tracker.advance(newest if len(rows) == count else newest[rows])
-            unread = np.flatnonzero(again[rows] | tracker.closed)
-            if len(unread):
-                self._read(followed, unread)
+            if all_grew and not tracker.any_closed:
+                continue
+            self._read(followed, np.flatnonzero(again[rows] | tracker.closed))
 
     def banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
         """The banned tokens below `width` as pairs (rows, tokens), both [n], in any order, some perhaps twice."""
@@ -131,8 +133,10 @@ class Batch:
             rows.append(np.full(width, hidden, np.int64))
             tokens.append(np.arange(width, dtype=np.int64))
         row, token = _joined(rows), _joined(tokens)
+        if width >= self._known:
+            return row, token
         inside = token < width
-        return (row, token) if inside.all() else (row[inside], token[inside])
+        return row[inside], token[inside]
 
     def _read(self, followed: _Followed, places: NDArray[np.int64]) -> None:
         requests = [self.requests[row] for row in followed.rows[places].tolist()]

@@ -234,11 +234,13 @@ def renormalize_log_probs_(scores: Tensor, rows: Indices | None = None) -> Tenso
 
 def _end_dead_rows_(flat: Tensor, ends: list[int]) -> None:
     """Make every dead row of `flat` -inf except for score 0 at the columns `ends`, without waiting for the device."""
+    on_host = flat.device.type == "cpu"
+    # On the host a look at the answer costs nothing, and the ends are hardly ever prohibited.
+    if on_host and bool((flat[:, ends[0]] > -math.inf).all()):
+        return
     alive = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    on_host = alive.device.type == "cpu"
     blocks = flat.tensor_split(_BLOCK_ENDS, dim=-1)
-    # On the host a look at the answer costs nothing: [64, 152k] takes 0.1 ms instead of 5, and less if it ends at the
-    # ends, which are hardly ever prohibited.
+    # [64, 152k] takes 0.1 ms instead of 5 if this stops as soon as every row is known to be alive.
     for block in (flat[:, ends], *blocks) if on_host else blocks:
         # Not amax, which is NaN where any score is.
         alive |= (block > -math.inf).any(-1)

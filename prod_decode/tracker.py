@@ -55,6 +55,10 @@ class TextTracker:
 
     Rows are texts. What is remembered is a cache: after any `read`, `advance` and `take` it is what `read` alone, given
     the whole texts, would have made. A row that cannot be read has every token banned until it is read again.
+
+    Attributes:
+        matcher: what bans.
+        any_closed: whether any row cannot be read.
     """
 
     def __init__(self, matcher: Bans) -> None:
@@ -64,7 +68,7 @@ class TextTracker:
         # Special tokens as unknown ones: `advance_all` stops there, and the row is looked at more closely.
         self._plain = np.where(table.kinds == SPECIAL, UNKNOWN, table.kinds).astype(np.uint8)[: len(matcher)]
         self._states = np.zeros(0, np.int64)
-        self._any_closed = False
+        self.any_closed = False
         # Further readings, rows ascending.
         self._rows = self._more = np.zeros(0, np.int64)
 
@@ -98,7 +102,7 @@ class TextTracker:
 
     def advance(self, tokens: NDArray[np.int64]) -> None:
         """Every row one token on: int64 [B]."""
-        if not len(self._rows) and not self._any_closed:
+        if not len(self._rows) and not self.any_closed:
             after = np.empty(len(self), np.int64)
             if advance_all(*self._arrays, self._plain, self._states, tokens, after) < 0:
                 self._states = after
@@ -128,7 +132,7 @@ class TextTracker:
 
     def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The banned tokens as sparse pairs, rows int32 [n], ascending, and token ids int32 [n], each pair once."""
-        if not len(self._rows) and not self._any_closed:
+        if not len(self._rows) and not self.any_closed:
             return self.matcher.banned_all(self._states)
         open_rows = np.flatnonzero(~self.closed)
         states = np.concatenate((self._states[open_rows], self._more))
@@ -150,7 +154,7 @@ class TextTracker:
     def _set(self, rows: NDArray[np.int64], more: NDArray[np.int64]) -> None:
         order = np.argsort(rows, kind="stable")
         self._rows, self._more = rows[order], more[order]
-        self._any_closed = bool((self._states == _UNREADABLE).any())
+        self.any_closed = bool((self._states == _UNREADABLE).any())
 
 
 class PromptEdge:
