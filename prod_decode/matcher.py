@@ -15,10 +15,11 @@ from prod_decode.automaton import (
     ACCEPT,
     ACCEPT_END,
     BOUND_ROOT,
+    MATCH,
+    MATCH_END,
     ROOT,
     Automaton,
     step,
-    walk,
 )
 from prod_decode.errors import ProdError
 from prod_decode.normalize import (
@@ -84,8 +85,8 @@ class Matcher:
     def fixed(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The tokens banned whatever came before, by text state: int32 [n], and int64 [5] where each state's begin.
 
-        A whole pattern lies inside of them, or nobody knows their bytes. Found when first asked for: it takes 20 ms for
-        50,000 tokens, and a server may have bound a thousand lists that no request asks for.
+        A whole pattern lies inside of them, or nobody knows their bytes. Found when first asked for: that visits every
+        token, and a server may have bound a thousand lists that no request asks for.
         """
         fixed = [self._completed_inside(state) for state in range(TEXT_STATES)]
         starts = np.concatenate(([0], np.cumsum([len(tokens) for tokens in fixed]))).astype(np.int64)
@@ -273,18 +274,20 @@ class Matcher:
         return ids
 
     def _completed_inside(self, text_state: int) -> NDArray[np.int32]:
-        completes = _completes(
+        table = self.table
+        banned = self.vocabulary.kinds == UNKNOWN
+        _mark_inside(
             self.automaton.nodes,
             self.automaton.rows,
             CLASSES,
             self._ends,
-            self.table.symbols,
-            self.table.starts,
-            self.table.kinds,
-            text_state,
+            table.nodes,
+            int(table.roots[text_state]),
+            table.order,
+            text_state == AFTER_WORD,
+            table.scratch.stack,
+            banned,
         )
-        banned, aliases = completes[: len(self)], self.table.aliases
-        banned[aliases >= 0] = completes[aliases[aliases >= 0]]
         return np.flatnonzero(banned).astype(np.int32)
 
     def _unknown_token(self, token_id: int) -> ProdError:
@@ -301,22 +304,48 @@ def step_once(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: i
 
 
 @jit
-def _completes(
+def _mark_inside(
     nodes: NDArray[Any],
     rows: NDArray[np.int32],
     classes: NDArray[np.uint8],
     ends: NDArray[np.bool_],
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    kinds: NDArray[np.uint8],
-    text_state: int,
-) -> NDArray[np.bool_]:
-    completes = np.zeros(len(kinds), np.bool_)
-    for token in range(len(kinds)):
-        emitted = symbols[starts[text_state, token] : starts[text_state, token + 1]]
-        _, matched = walk(nodes, rows, classes, ends, ROOT, text_state, emitted)
-        completes[token] = matched or kinds[token] == UNKNOWN
-    return completes
+    token_nodes: NDArray[Any],
+    token_root: int,
+    order: NDArray[np.int32],
+    in_word: bool,
+    stack: NDArray[np.int64],
+    banned: NDArray[np.bool_],
+) -> None:
+    """Mark the tokens inside of which a pattern ends that begins there too.
+
+    The automaton follows the trie of the tokens, beginnings that tokens share once: a fifth of the time that following
+    each token took (SmolLM2's vocabulary).
+    """
+    stack[0, 0] = token_root
+    stack[0, 1] = (ROOT << 2) | (in_word << 1)
+    depth = 1
+    while depth > 0:
+        depth -= 1
+        there = stack[depth, 0]
+        node, was_word, pending = stack[depth, 1] >> 2, stack[depth, 1] & 2, stack[depth, 1] & 1
+        for v in range(token_nodes[there].child, token_nodes[there + 1].child):
+            symbol = token_nodes[v].label
+            is_word = classes[symbol] == WORD
+            after = step(nodes, rows, node, symbol, is_word and was_word == 0)
+            flags = nodes[after].flags
+            if flags & MATCH or (pending and ends[symbol]):
+                for i in range(token_nodes[v].low, token_nodes[v].high):
+                    banned[order[i]] = True
+                continue
+            first, last = token_nodes[v].child, token_nodes[v + 1].child
+            if flags & MATCH_END:
+                own_end = token_nodes[first].low if first < last else token_nodes[v].high
+                for i in range(token_nodes[v].low, own_end):
+                    banned[order[i]] = True
+            if first < last:
+                stack[depth, 0] = v
+                stack[depth, 1] = (after << 2) | (is_word << 1) | ((flags & MATCH_END) != 0)
+                depth += 1
 
 
 @jit
