@@ -23,9 +23,6 @@ import logging
 # Before numba, which registers `weakref.finalize` for the end of the program. What is registered last runs first, so
 # this would wait for vLLM's engine before vLLM's finalizer has ended it: for ever.
 import multiprocessing.util  # noqa: F401
-import os
-import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +30,8 @@ from typing import Any, TypeVar
 import numba
 from llvmlite.binding import ffi
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserWideCacheLocator
+
+from prod_decode.own_folder import own_folder
 
 # vLLM 0.32 reads `__dict__` of every value in every module; llvmlite's library answers with a C function of that name,
 # and a worker that has loaded numba dies ("'_lib_fn_wrapper' object has no attribute 'get'"). This is what it looks up.
@@ -143,36 +142,12 @@ class _TemporaryLocator(UserWideCacheLocator):  # type: ignore[misc]
 
     def __init__(self, function: Any, file: str) -> None:
         super().__init__(function, file)
-        self._cache_path = str(_own_folder() / self.get_suitable_cache_subpath(file))
-
-
-def _own_folder() -> Path:
-    """A folder below the temporary one that nobody else can write: what is there, this process will execute.
-
-    Raises:
-        OSError: it cannot be made, or there is something else in its place.
-    """
-    if not hasattr(os, "geteuid"):
-        raise OSError("expected a user's cache that can be written, got none on this system")
-    user = os.geteuid()
-    parent = Path(tempfile.gettempdir()).resolve()
-    folder = parent / f"prod-decode-{user}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(0o700)
-    there, above = folder.lstat(), parent.stat()
-    if not stat.S_ISDIR(there.st_mode) or there.st_uid != user or there.st_mode & 0o077:
-        raise OSError(
-            f"expected {folder} to be a folder of user {user} with mode 0700, got {stat.filemode(there.st_mode)}"
-        )
-    # Others could move the folder away and put their own in its place.
-    if above.st_uid not in (0, user) or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
-        raise OSError(f"others can replace {folder}: {parent} is {stat.filemode(above.st_mode)}")
-    return folder
+        self._cache_path = str(own_folder() / self.get_suitable_cache_subpath(file))
 
 
 def _source_stamp() -> str:
     found = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         found.update(hashlib.sha256(source.read_bytes()).digest())
     return found.hexdigest()
 

@@ -14,7 +14,6 @@ import logging
 import mmap
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from typing import IO
 import numpy as np
 
 from prod_decode.errors import ProdError
+from prod_decode.own_folder import own_folder
 
 # Below, sharing saves less than the tables of one bound vocabulary take.
 SHARED_FROM = 1 << 24
@@ -72,7 +72,7 @@ def _chunks(file: FileIO, size: int) -> Iterator[tuple[int, memoryview]]:
 
 
 def _from_copy(file: FileIO, size: int, name: str, check: Callable[[memoryview], None], *, compare: bool) -> memoryview:
-    folder = _folder()
+    folder = own_folder()
     copy = folder / name
     # Processes that start together wait for the first one's copy.
     with _locked(folder, wait=True):
@@ -86,18 +86,6 @@ def _from_copy(file: FileIO, size: int, name: str, check: Callable[[memoryview],
             raise OSError(errno.EIO, f"{copy} differs from it")
         check(held)
     return held
-
-
-def _folder() -> Path:
-    """Where copies are: made if missing, and refused unless it is this user's alone."""
-    folder = Path(tempfile.gettempdir()) / f"prod-decode-{os.geteuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    mine, above = folder.lstat(), folder.parent.stat()
-    private = stat.S_ISDIR(mine.st_mode) and mine.st_uid == os.geteuid() and not mine.st_mode & 0o077
-    # Whoever may write above it could put another folder in its place, but for the sticky bit of /tmp.
-    if not private or (above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX):
-        raise OSError(errno.EPERM, f"{folder} is open to other users")
-    return folder
 
 
 @contextmanager

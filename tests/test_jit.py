@@ -21,6 +21,7 @@ import pytest
 
 import prod_decode
 from prod_decode import _jit
+from prod_decode import own_folder as private
 
 KERNEL = "from prod_decode._jit import jit\n@jit\ndef kernel(x):\n    return x + 41\n"
 
@@ -117,13 +118,13 @@ def test_a_folder_that_others_could_fill_is_not_used(
 def test_a_folder_of_another_user_is_not_used(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)  # what is made now is not this user's
     with pytest.raises(OSError, match="prod-decode-4242 to be a folder of user 4242"):
-        _jit._own_folder()
+        private.own_folder()
     assert hits(started(source)) == 0
 
 
 def test_a_sticky_temporary_folder_of_root_or_the_user_is_used(source: Path) -> None:
     own_folder(source).parent.chmod(0o1777)
-    assert _jit._own_folder() == own_folder(source)
+    assert private.own_folder() == own_folder(source)
 
 
 def test_numbas_variable_comes_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
