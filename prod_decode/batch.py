@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prod_decode.matcher import Matcher
 from prod_decode.tracker import TextTracker
+from prod_decode.vocabulary import UNKNOWN
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,11 +142,22 @@ class Batch:
     def _read(self, followed: _Followed, places: NDArray[np.int64]) -> None:
         requests = [self.requests[row] for row in followed.rows[places].tolist()]
         prompts = np.array([0 if request.prompt is None else len(request.prompt) for request in requests], np.int64)
-        followed.tracker.read(places, [request.text() for request in requests], prompts)
-        for request, is_closed in zip(requests, followed.tracker.closed[places].tolist(), strict=True):
+        texts = [request.text() for request in requests]
+        followed.tracker.read(places, texts, prompts)
+        for request, text, is_closed in zip(requests, texts, followed.tracker.closed[places].tolist(), strict=True):
             if is_closed and not request.is_told:
                 request.is_told = True
-                _LOG.warning("a request ends: its text has a token whose bytes nobody knows, so it cannot be checked")
+                _LOG.warning("a request ends, since its text cannot be checked: %s", _reason(followed.tracker, text))
+
+
+def _reason(tracker: TextTracker, text: NDArray[np.int64]) -> str:
+    """Why a text cannot be read."""
+    kinds = tracker.matcher.table.kinds[: len(tracker.matcher)]
+    known = (text >= 0) & (text < len(kinds))
+    known[known] = kinds[text[known]] != UNKNOWN
+    if known.all():
+        return "it has so many special tokens that it can be read in too many ways"
+    return f"token id {text[~known][-1]} has no known bytes"
 
 
 def _joined(arrays: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:

@@ -204,7 +204,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         """V2: a request moves into a slot; whether anything is enforced on it."""
         names = self._names_of(sampling_params)
         stops = _stops(sampling_params)
-        if any(self.matchers[number].cut_by(stops) is not self.matchers[number] for number in names or ()):
+        # A rank that never samples has no matchers.
+        matchers = [self.matchers[number] for number in names or ()] if self.matchers else []
+        if any(matcher.cut_by(stops) is not matcher for matcher in matchers):
             _LOG.warning(
                 "a request ends: the V2 runner does not see where its stop strings %s cut a word that a list prohibits "
                 "as a whole; leave out those that begin with a letter, a digit or _",
@@ -229,8 +231,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         return tuple(self.names.index(name) for name in names)
 
     def _matchers_of(self, params: Any) -> tuple[Matcher, ...] | None:
-        """What is enforced on a request; None if it cannot have been validated."""
-        names = self._names_of(params)
+        """What is enforced on a request, by a rank that samples; None if it cannot have been validated."""
+        names = self._names_of(params) if self.matchers else ()
         return None if names is None else tuple(self.matchers[name].cut_by(_stops(params)) for name in names)
 
 

@@ -99,13 +99,19 @@ TestSchedule.settings = settings(max_examples=60, stateful_step_count=15)
 
 
 def test_a_text_that_cannot_be_read_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    repeated = Blocklist.compile([Entry("<s>" * 70 + "a")]).bind(VOCABULARY)
     batch = Batch()
-    batch.arrange([Request(np.array([0]), [99], (MATCHERS[0],))], [0])
+    batch.arrange(
+        [Request(np.array([0, UNKNOWN]), [99, 0], (MATCHERS[0],)), Request(np.full(70, SPECIAL), [], (repeated,))],
+        [0, 1],
+    )
     with caplog.at_level(logging.WARNING):
         batch.follow()
         batch.follow()
     assert [record.message for record in caplog.records] == [
-        "a request ends: its text has a token whose bytes nobody knows, so it cannot be checked"
+        "a request ends, since its text cannot be checked: token id 99 has no known bytes",
+        "a request ends, since its text cannot be checked: it has so many special tokens that it can be read in too "
+        "many ways",
     ]
 
 
