@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
-from prod_decode.tracker import PromptEdge
 from prod_decode.vocabulary import SPECIAL
 
 # An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
@@ -23,8 +21,6 @@ _REMEMBERED = 1024
 
 # Texts whose prompts are remembered: those that an engine asks about in turn.
 _TEXTS = 64
-
-_WORD_CHARACTERS = string.ascii_letters + string.digits + "_"
 
 
 class Guard:
@@ -47,7 +43,8 @@ class Guard:
             matchers: one for each blocklist, bound to one vocabulary.
             eos_token_id: what ends a text: special tokens at which the engine stops; default: the vocabulary's EOS.
             stop: the strings at which the engine cuts the text, inside a token or not; () if there are none. None: not
-                known; then a word that an entry prohibits as a whole is also banned where it begins a longer one.
+                known, or they stay in the text; then a word that an entry prohibits as a whole is also banned where it
+                begins a longer one.
             must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
 
         Raises:
@@ -58,10 +55,10 @@ class Guard:
         self.vocabulary = matchers[0].vocabulary
         if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
             raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")
-        stop = _WORD_CHARACTERS if stop is None else stop
         self.matchers = [matcher.cut_by(stop) for matcher in matchers]
         self._trackers = [matcher.track() for matcher in self.matchers]
-        self._edges: list[PromptEdge] = []
+        # Texts that were asked about, the last one first, and how many tokens of each are the prompt's.
+        self._seen: list[tuple[NDArray[np.int64], int]] = []
         self._known = len(self.vocabulary)
         self._ends = matchers[0].end_ids(eos_token_id)
         self._must_end = must_end
@@ -91,7 +88,8 @@ class Guard:
         Args:
             row: the logits.
             token_ids: the text.
-            prompt: how many of them are the prompt's; None: those that the text had when it was first seen.
+            prompt: how many of them are the prompt's; None: those that the text had when it was first seen. A text
+                goes on if it is the last one and one token more; before a prompt that is this, call `forget`.
             stops: all ids at which the engine stops here, where it says so: those that add no text end the row.
 
         Raises:
@@ -111,13 +109,15 @@ class Guard:
         mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
         return row if bool((row > -np.inf).any()) else self.end_(row, text, stops=stops)
 
+    def forget(self) -> None:
+        """The next text is a prompt, whatever it begins with."""
+        self._seen = []
+
     def _prompt_of(self, text: NDArray[np.int64]) -> int:
-        texts = text.reshape(1, -1)
-        edge = next((edge for edge in self._edges if edge.goes_on(texts)), None)
-        if edge is None:
-            edge = PromptEdge()
-            self._edges = [edge, *self._edges[: _TEXTS - 1]]
-        return edge.find(texts)
+        found = next((i for i, (seen, _) in enumerate(self._seen) if np.array_equal(seen, text[:-1])), None)
+        prompt = len(text) if found is None else self._seen.pop(found)[1]
+        self._seen = [(text, prompt), *self._seen[: _TEXTS - 1]]
+        return prompt
 
     def end_(self, row: Tensor, text: NDArray[np.int64] | None = None, *, stops: Sequence[int] | None = None) -> Tensor:
         """Leave `row`, floats [V], nothing but EOS, in place.

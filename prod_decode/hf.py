@@ -81,7 +81,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
     - The whole text must be among the ids. A cache that holds more tokens than `generate` is given ids is refused, and
       so are `inputs_embeds` alone. A cache of a model without attention layers does not say how much it holds.
     - These and the ids at which `generate` stops are read from its stack frame. A loop of your own shows none of it:
-      pass all the ids and `eos_token_id`. With `generate(eos_token_id=None)` nothing ends a row but its length.
+      pass all the ids and `eos_token_id`, and call `forget` where a new output begins. With
+      `generate(eos_token_id=None)` nothing ends a row but its length.
     - An assistant with a tokenizer of its own is unsupported: transformers passes the processor the assistant's ids.
     - Gemma 4 assistants are not passed the processor. That is safe, since what they draft is verified, except with
       `assistant_ensemble_weight`, which accepts drafts that the verification gives probability 0.
@@ -189,6 +190,14 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         # Log-probabilities are at most 0, which spares logits the logsumexp.
         return _renormalize(masked, scores, np.flatnonzero(changed & (top <= _LOG_MASS_TOLERANCE)))
 
+    def forget(self) -> None:
+        """The next texts are prompts, whatever they begin with; each call of `generate` does this itself.
+
+        For a loop of your own that goes on with a text: the output alone begins where it does.
+        """
+        self._edge.forget()
+        self._forget()
+
     def reset_counts(self) -> None:
         """Set `fired` and `steps` to 0."""
         self.fired.clear()
@@ -228,7 +237,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         if call is not None and config is self._config:
             return
         if call is not None or self._config is not None:
-            self._edge.forget()
+            self.forget()
         # Left behind by an error: the next step must check again.
         self._list, self._config, self.eos_ids = None, None, self._own_ends
         if call is not None:

@@ -43,7 +43,12 @@ class ProdLogitsProcessors(list[Any]):
             )
         guard = Guard(matchers, llama.token_eos(), must_end=False, stop=stop)
         guard.check_width(llama.n_vocab())
+        self.guard = guard
         super().__init__([_ProdLogitsProcessor(guard, llama)])
+
+    def forget(self) -> None:
+        """The next text is a prompt: for a prompt that is the last text with one token more."""
+        self.guard.forget()
 
     def extend(self, others: Any) -> Any:
         """A list with others first, for this request: llama-cpp-python 0.3 takes what `extend` returns.

@@ -29,6 +29,7 @@ from prod_decode.normalize import (
     CLASSES,
     TEXT_STATES,
     WORD,
+    WORD_BYTES,
     WORD_ENDS,
     Normalization,
 )
@@ -94,13 +95,14 @@ class Matcher:
         tokens.flags.writeable = starts.flags.writeable = False
         return tokens, starts
 
-    def cut_by(self, stops: Iterable[str]) -> Matcher:
+    def cut_by(self, stops: Iterable[str] | None) -> Matcher:
         """The matcher for an output that the engine cuts where one of these strings begins, inside a token or not.
 
         A word may then end before the first character of a stop string: with ` evaluate` and the stop string `uate` the
-        output ends in `eval`. States are the same for both matchers.
+        output ends in `eval`. None: the output may be cut anywhere, as where the stop string stays in it. States are
+        the same for both matchers.
         """
-        firsts = {stop.encode()[0] for stop in stops if stop}
+        firsts = set(WORD_BYTES) if stops is None else {stop.encode()[0] for stop in stops if stop}
         if self.normalization.ignore_case:
             firsts |= set(bytes(firsts).lower())
         symbols = bytes(sorted(symbol for symbol in firsts if CLASSES[symbol] == WORD))

@@ -42,6 +42,10 @@ class ProdLogitsProcessor:
         """
         self.guard = Guard(matchers, eos_token_id, stop=stop)
 
+    def forget(self) -> None:
+        """The next text is a prompt: for a prompt that is the last text with one token more."""
+        self.guard.forget()
+
     def __call__(self, tokens: Any, logits: Any) -> Any:
         """Masked logits [1, V], float32, of the type of `logits`, an `mx.array`.
 

@@ -32,12 +32,12 @@ AFTER_OTHER, AFTER_WORD, AFTER_SPACE, AFTER_BREAK = 0, 1, 2, 3
 TEXT_STATES = 4
 
 OTHER, WORD, SPACE = 0, 1, 2
-_WORD_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+WORD_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
 
 
 def _character_classes() -> NDArray[np.uint8]:
     classes = np.full(256, OTHER, np.uint8)
-    classes[list(_WORD_BYTES)] = WORD
+    classes[list(WORD_BYTES)] = WORD
     classes[list(b" \t\n\r\f\v")] = SPACE
     return classes
 

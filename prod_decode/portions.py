@@ -252,7 +252,8 @@ class _Store:
                 return None
             packed, starts = arrays["records"].tobytes(), arrays["record_starts"].tolist()
             infos = [unpack(packed[start:end]) for start, end in pairwise(starts)]
-            if not _is_whole(meta, arrays, len(infos)):
+            # A file under another's name is another's portion.
+            if meta.get("key") != key or not _is_whole(meta, arrays, len(infos)):
                 return None
         except ProdError:
             return None
@@ -268,7 +269,7 @@ class _Store:
         """
         packed = [pack(info) for info in portion.infos]
         records, starts = concatenate(packed)
-        meta = {"too_short": portion.too_short, "waived": portion.waived, "refused": portion.refused}
+        meta = {"key": key, "too_short": portion.too_short, "waived": portion.waived, "refused": portion.refused}
         arrays = {**portion.collected.arrays(), "records": records, "record_starts": starts}
         write_artifact(self._path(key), meta, arrays, magic=MAGIC)
 
@@ -280,7 +281,7 @@ def _is_whole(meta: dict[str, Any], arrays: dict[str, NDArray[Any]], entries: in
     """Whether a file says what `_Store.put` writes of so many entries; a checksum does not tell who wrote it."""
     count = len(arrays["ends"])
     owners, starts = arrays["owners"], np.concatenate((np.zeros(1, np.int64), arrays["ends"]))
-    waived = meta.get("waived")
+    waived, refused = meta.get("waived"), meta.get("refused")
     return (
         are_ranges(starts, count, len(arrays["data"]))
         and len(arrays["flags"]) == count
@@ -292,6 +293,9 @@ def _is_whole(meta: dict[str, Any], arrays: dict[str, NDArray[Any]], entries: in
         and isinstance(waived, list)
         and all(isinstance(run, list) and len(run) == 3 and all(map(is_count, run)) for run in waived)
         and all(run[0] < entries for run in waived)
+        and isinstance(refused, list)
+        and all(isinstance(item, list) and len(item) == 2 and isinstance(item[1], str) for item in refused)
+        and all(is_count(item[0]) and item[0] < entries for item in refused)
     )
 
 

@@ -86,9 +86,12 @@ def _grows(request: Any) -> bool:
     return True
 
 
-def _stop_strings_of(request: Any) -> tuple[str, ...]:
-    """The strings at which SGLang cuts the text of a request."""
-    strings = getattr(getattr(request, "sampling_params", None), "stop_strs", None) or ()
+def _stop_strings_of(request: Any) -> tuple[str, ...] | None:
+    """The strings at which SGLang cuts the text of a request; None: it may cut it anywhere."""
+    params = getattr(request, "sampling_params", None)
+    strings = getattr(params, "stop_strs", None) or ()
+    if getattr(params, "stop_regex_strs", None) or (strings and getattr(params, "no_stop_trim", False)):
+        return None
     return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
@@ -119,5 +122,5 @@ def _matchers() -> dict[str, Matcher]:
 
 
 @lru_cache(maxsize=256)
-def _guard_of(names: tuple[str, ...], stop: tuple[str, ...]) -> Guard:
+def _guard_of(names: tuple[str, ...], stop: tuple[str, ...] | None) -> Guard:
     return Guard([_matchers()[name] for name in names], must_end=False, stop=stop)

@@ -36,6 +36,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
+_WIDE = tuple(mark for mark, encoding in _MARKS.items() if encoding != "utf-8-sig")
 # What the error handler `surrogateescape` makes of a byte that is not UTF-8, to what that byte is in Latin-1.
 _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
@@ -201,13 +202,19 @@ def decode_loosely(
 ) -> str:
     """Text as `read_texts` reads it: what `decode_text` refuses as well, if it may be Latin-1 or `binary` is set.
 
+    With `binary` the bytes of UTF-16 and UTF-32 follow the text, each as a character.
+
     Raises:
         ProdError: it is no text, and `binary` is not set or `skipped` is None.
     """
     try:
-        return decode_text(data, name)
+        text = decode_text(data, name)
     except ProdError as error:
         why = str(error)
+    else:
+        # ASCII behind a mark of UTF-16, as `echo` appends it, makes other characters of two bytes each.
+        is_wide = binary and data.startswith(_WIDE)
+        return f"{text}\n\0\n{data.decode('latin-1')}" if is_wide else text
     if b"\0" in data:
         # In Latin-1 every byte is a character, and those of ASCII are the same.
         text = data.decode("latin-1")

@@ -414,9 +414,10 @@ def _canary() -> Blocklist:
     return Blocklist.compile([Entry(CANARY_PHRASE, boundary="none")])
 
 
-def _stops(params: Any) -> list[str]:
-    """The strings at which vLLM cuts the text of a request."""
-    return [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+def _stops(params: Any) -> list[str] | None:
+    """The strings at which vLLM cuts the text of a request; None: it cuts behind them, which may be inside a word."""
+    stops = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+    return None if stops and params.include_stop_str_in_output else stops
 
 
 def _is_endless(params: Any) -> bool:

@@ -30,6 +30,16 @@ def block(tmp_path: Path) -> str:
     return str(tmp_path / "block.prod")
 
 
+@pytest.mark.parametrize("data", [b"x = yaml.load(f)\n\n", "ok\n".encode("utf-16-le") + b"x = yaml.load(f)\n\n"])
+def test_ascii_behind_a_mark_of_utf_16_is_found(
+    tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "block.prod")
+    (tmp_path / "code.py").write_bytes(b"\xff\xfe" + data)
+    assert main(["scan", str(tmp_path / "block.prod"), str(tmp_path / "code.py")]) == 1
+    assert "yaml.load(" in capsys.readouterr().out
+
+
 def test_compile_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     block = str(tmp_path / "block.prod")
     (tmp_path / "phrases.txt").write_text("yaml.load(\npickle.load(\n")

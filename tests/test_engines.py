@@ -80,6 +80,16 @@ def test_the_output_alone_begins_a_word() -> None:
     guard = Guard([phrase])
     assert [is_banned(guard, text) for text in ([my], [4, my], [my, name], [4, my, name])] == [False, False, True, True]
     assert [is_banned(guard, text) for text in ([4], [4, my], [4, my, name])] == [False, False, False]
+    # A prompt that begins like the last text; one that is the last text and a token more.
+    assert [is_banned(guard, text) for text in ([4, 4], [4, 4, 4], [4, my], [4, my, name])] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert not is_banned(guard, [4])
+    guard.forget()
+    assert [is_banned(guard, text) for text in ([4, my], [4, my, name])] == [False, True]
 
 
 def test_a_guard_that_knows_no_stop_strings_lets_words_end_anywhere() -> None:

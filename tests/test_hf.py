@@ -480,6 +480,65 @@ def test_what_is_returned_alone_begins_a_word() -> None:
     assert banned([4, 1, 2, 3], [4, 4, 2, 3]) == [[4], []]
 
 
+class Towards(LogitsProcessor):
+    """Wants given tokens, one after another."""
+
+    def __init__(self, wanted: list[int]) -> None:
+        self.wanted = wanted
+        self.length: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.length is None:
+            self.length = input_ids.shape[1]
+        scores = torch.full_like(scores, -5.0)
+        scores[:, self.wanted[input_ids.shape[1] - self.length]] = 5.0
+        return scores
+
+
+def test_a_call_that_goes_on_with_the_last_output_begins_an_output_of_its_own() -> None:
+    tokens: list[bytes | None] = [b"x ", b"literal_", b"eval", b"(", b"</s>"]
+    processor = ProdLogitsProcessor(Blocklist.compile([Entry("eval(")]), Vocabulary.from_bytes(tokens, eos_ids=[4]))
+    config = LlamaConfig(
+        vocab_size=5,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=4,
+        eos_token_id=4,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+
+    def go_on(ids: Tensor, wanted: list[int]) -> Tensor:
+        return model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=len(wanted),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([Towards(wanted), processor]),
+        )
+
+    assert go_on(torch.tensor([[0]]), [1, 2, 3])[0].tolist() == [0, 1, 2, 3]
+    begun = go_on(torch.tensor([[0]]), [1])
+    assert begun[0].tolist() == [0, 1]
+    assert go_on(begun, [2, 3])[0, 2].item() == 2
+    assert go_on(begun, [2, 3])[0, 3].item() != 3
+
+
+def test_a_loop_of_ones_own_says_where_an_output_begins() -> None:
+    tokens: list[bytes | None] = [b"x ", b"literal_", b"eval", b"(", b"</s>"]
+    processor = ProdLogitsProcessor(Blocklist.compile([Entry("eval(")]), Vocabulary.from_bytes(tokens, eos_ids=[4]))
+
+    def is_banned(text: list[int]) -> bool:
+        return processor(torch.tensor([text]), torch.zeros(1, 5))[0, 3].item() == -INF
+
+    assert [is_banned(text) for text in ([0], [0, 1], [0, 1, 2])] == [False, False, False]
+    processor.forget()
+    assert [is_banned(text) for text in ([0, 1], [0, 1, 2])] == [False, True]
+
+
 # Multiples of 1/4: exact in every dtype. Above 1, so that no row looks like log-probabilities.
 SCORES = st.integers(4, 60).map(lambda i: i / 4)
 

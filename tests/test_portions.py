@@ -247,3 +247,12 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in left} == left
     subprocess.run([*base, "-o", tmp_path / "once.prod"], check=True)
     assert (tmp_path / "again.prod").read_bytes() == (tmp_path / "once.prod").read_bytes()
+
+
+def test_a_portion_under_another_portions_name_is_made_again(tmp_path: Path) -> None:
+    first, second = ([Entry(text, id=text)] for text in ("yaml.load(", "harmless("))
+    for name, entries in (("a", first), ("b", second)):
+        Blocklist.compile(entries, parts=tmp_path / name)
+    (own,), (others,) = ((tmp_path / name).iterdir() for name in ("a", "b"))
+    own.write_bytes(others.read_bytes())
+    assert [entry.id for entry in Blocklist.compile(first, parts=tmp_path / "a").entries()] == ["yaml.load("]
