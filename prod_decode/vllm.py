@@ -248,10 +248,11 @@ class _Slots:
     ) -> None:
         self._states = states
         self._ending = ending
-        # A bit for each blocklist in force; by how much a text is said to be longer than it can be, to end its row; and
-        # whether the request asked for `ignore_eos`.
-        self._settings = np.zeros((3, states.max_num_reqs), np.int32)
-        self._enabled, self._closed, self._endless = self._settings
+        # For every slot: by how much its text is said to be longer than it can be, to end its row; whether the request
+        # asked for `ignore_eos`; and whether each blocklist is in force.
+        self._settings = np.zeros((2 + len(matchers), states.max_num_reqs), np.int32)
+        self._closed, self._endless, self._enabled = self._settings[0], self._settings[1], self._settings[2:]
+        self._names: list[tuple[int, ...]] = [()] * states.max_num_reqs
         # In a thread of its own: vLLM loads the model inside of a memory pool, which belongs to its thread, and which
         # sleep mode of level 2 throws away.
         with ThreadPoolExecutor(1, thread_name_prefix="prod") as pool:
@@ -269,18 +270,18 @@ class _Slots:
         states, speculation = self._states, vllm_config.speculative_config
         drafts = speculation.num_speculative_tokens if speculation is not None else 0
         self._guards = [
-            DeviceMatcher(
-                matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, bit=bit, eos_token_id=eos_ids
-            )
-            for bit, matcher in enumerate(matchers)
+            DeviceMatcher(matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, eos_token_id=eos_ids)
+            for matcher in matchers
         ]
         self._on_device = torch.zeros(self._settings.shape, dtype=torch.int32, device=states.device)
         self._ending_on_device = torch.tensor(self._ending, device=states.device)
 
     def take(self, slot: int, names: tuple[int, ...] | None, *, endless: bool = False) -> None:
         """A request has come; None for `names` ends it."""
-        bits = range(len(self._guards)) if names is None else names
-        self._enabled[slot] = sum(1 << bit for bit in bits)
+        # Any guard ends a text that cannot be as long as it says.
+        self._names[slot] = (0,) if names is None else names
+        self._enabled[:, slot] = 0
+        self._enabled[list(self._names[slot]), slot] = 1
         self._endless[slot] = endless and names != ()
         self._closed[slot] = 0 if names is not None else self._states.all_token_ids.gpu.shape[1] + 1
         self._taken.append(slot)
@@ -289,24 +290,21 @@ class _Slots:
         """Tell the device, once a step, before anything reads it."""
         if self._taken:
             self._on_device.copy_(torch.from_numpy(self._settings.copy()), non_blocking=True)
-            for guard in self._guards:
-                guard.reset(self._taken)
+            for number in {number for slot in self._taken for number in self._names[slot]}:
+                self._guards[number].reset([slot for slot in self._taken if number in self._names[slot]])
             self._taken = []
 
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
         """Mask the rows of a step in place."""
         lengths, positions = self._states.total_len.gpu, ctx.pos
         if self._closed.any():
-            lengths = lengths + self._on_device[1]
-            positions = positions + self._on_device[1][ctx.expanded_idx_mapping.clamp(min=0)]
-        here = self._enabled[ctx.idx_mapping_np]
-        used = int(np.bitwise_or.reduce(here)) if len(here) else 0
+            lengths = lengths + self._on_device[0]
+            positions = positions + self._on_device[0][ctx.expanded_idx_mapping.clamp(min=0)]
+        used = set[int]().union(*(self._names[slot] for slot in ctx.idx_mapping_np.tolist()))
         if self._endless[ctx.idx_mapping_np].any():
             self._mask_ending_(logits, ctx)
-        for guard in self._guards:
-            if not used >> guard.bit & 1:
-                continue
-            guard.apply(
+        for number in sorted(used):
+            self._guards[number].apply(
                 logits,
                 slots=ctx.expanded_idx_mapping,
                 drafts=ctx.expanded_local_pos,
@@ -314,7 +312,7 @@ class _Slots:
                 input_ids=ctx.input_ids,
                 token_ids=self._states.all_token_ids.gpu,
                 lengths=lengths,
-                enabled=self._on_device[0],
+                enabled=self._on_device[2 + number],
                 prompts=self._states.prompt_len.gpu,
             )
         return logits
@@ -322,7 +320,7 @@ class _Slots:
     def _mask_ending_(self, logits: Tensor, ctx: Any) -> None:
         """Mask what ends a text in the rows that asked for `ignore_eos`; comes first, so that a dead row ends still."""
         slots = ctx.expanded_idx_mapping
-        endless = (slots >= 0) & (self._on_device[2][slots.clamp(min=0)] > 0)
+        endless = (slots >= 0) & (self._on_device[1][slots.clamp(min=0)] > 0)
         # Counted on the host: choosing them by a condition would wait for the device.
         count = int(np.searchsorted(self._ending, logits.shape[1]))
         mask_columns_(logits, endless, self._ending_on_device[:count])
