@@ -22,6 +22,7 @@ from prod_decode.automaton import (
     step,
 )
 from prod_decode.errors import ProdError
+from prod_decode.escapes import AFTER_BACKSLASH, IN_ESCAPES, OUTSIDE
 from prod_decode.normalize import (
     AFTER_BREAK,
     AFTER_OTHER,
@@ -34,6 +35,7 @@ from prod_decode.normalize import (
     Normalization,
 )
 from prod_decode.tracker import TextTracker
+from prod_decode.unescaped import UnescapedMatcher
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _CACHED_STATES = 1 << 16
@@ -72,6 +74,7 @@ class Matcher:
         self.normalization = normalization
         self._ends = WORD_ENDS
         self._cut_by: dict[bytes, Matcher] = {}
+        self._unescaped: dict[bytes, UnescapedMatcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
         for token_id in vocabulary.eos_ids:
             for text_state in range(TEXT_STATES):
@@ -116,6 +119,29 @@ class Matcher:
             twin._ends[list(symbols)] = True
             self._cut_by[symbols] = twin
         return self._cut_by[symbols]
+
+    def unescaped(self, stops: Iterable[str] = ()) -> UnescapedMatcher:
+        """The matcher for outputs whose JSON escapes are decoded, and which the engine cuts at these strings.
+
+        Enforce it beside this one, which knows the text as it is. Making the first one of a vocabulary and a
+        normalisation takes twice as long as binding does.
+        """
+        stops = list(stops)
+        ends = self.cut_by(stops)._ends
+        # Cut inside of an escape, or before it, a word ends before what would have stood there.
+        if (self.automaton.patterns & 1).any() and any(stop.encode()[0] in IN_ESCAPES for stop in stops if stop):
+            ends = np.ones_like(ends)
+        key = ends.tobytes()
+        if key not in self._unescaped:
+            if len(self._unescaped) >= _CUTS:
+                self._unescaped.clear()
+            matchers = {}
+            for escape in (OUTSIDE, AFTER_BACKSLASH):
+                vocabulary = self.vocabulary.unescaped(escape)
+                matchers[escape] = Matcher(self.automaton, self.normalization, vocabulary, self._entries_of)
+                matchers[escape]._ends = ends
+            self._unescaped[key] = UnescapedMatcher(self.vocabulary, matchers, ends)
+        return self._unescaped[key]
 
     def track(self) -> TextTracker:
         """A tracker of a batch of texts, without rows at first."""
@@ -238,12 +264,18 @@ class Matcher:
         Raises:
             ProdError: the id is outside the vocabulary.
         """
-        node, text_state = divmod(state, TEXT_STATES)
-        table, nodes, rows = self.table, self.automaton.nodes, self.automaton.rows
         if not 0 <= token_id < len(self):
             raise self._unknown_token(token_id)
+        table, text_state = self.table, state % TEXT_STATES
         shown = token_id if table.aliases[token_id] < 0 else table.aliases[token_id]
-        symbols = table.symbols[table.starts[text_state, shown] : table.starts[text_state, shown + 1]]
+        return self.blame_symbols(
+            state, table.symbols[table.starts[text_state, shown] : table.starts[text_state, shown + 1]]
+        )
+
+    def blame_symbols(self, state: int, symbols: NDArray[np.uint8]) -> list[str]:
+        """The same for the symbols that a token emits in this state, uint8 [n]."""
+        node, text_state = divmod(state, TEXT_STATES)
+        nodes, rows = self.automaton.nodes, self.automaton.rows
         found: list[int] = []
         in_word = text_state == AFTER_WORD
         for i in range(len(symbols)):

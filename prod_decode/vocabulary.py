@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import jit
 from prod_decode.errors import ProdError
+from prod_decode.escapes import decode_each
 from prod_decode.normalize import (
     AFTER_BREAK,
     AFTER_OTHER,
@@ -50,6 +51,7 @@ class Vocabulary:
     eos_ids: tuple[int, ...] = ()
     shown: Mapping[int, bytes] = field(default_factory=dict)
     _tables: dict[Normalization, TokenTable] = field(default_factory=dict, repr=False)
+    _unescaped: dict[int, Vocabulary] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_bytes(
@@ -103,6 +105,13 @@ class Vocabulary:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of a sequence of tokens, special tokens left out; invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def unescaped(self, escape: int) -> Vocabulary:
+        """The tokens with JSON's escapes decoded, each from an escape state; special ones show nothing. Made once."""
+        if escape not in self._unescaped:
+            data, offsets = decode_each(self.data, self.offsets, escape)
+            self._unescaped[escape] = Vocabulary(data, offsets, self.kinds, self.eos_ids)
+        return self._unescaped[escape]
 
     def table(self, normalization: Normalization) -> TokenTable:
         """The tokens under a normalisation; built once for each."""
