@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from prod_decode._jit import inline, jit
 from prod_decode.artifact import are_laid_out, are_ranges
 from prod_decode.errors import ProdError
-from prod_decode.normalize import CLASSES, WORD
+from prod_decode.normalize import AFTER_WORD, CLASSES, WORD
 from prod_decode.patterns import Pattern, Patterns
 from prod_decode.trie import build_trie
 
@@ -379,3 +379,34 @@ def _spell(
         for rank in range(first[node], first[node] + below[node]):
             data[offsets[rank] + depth - 1] = nodes[node].label
     return True
+
+
+@jit
+def walk(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
+    node: int,
+    text_state: int,
+    symbols: NDArray[np.uint8],
+) -> tuple[int, bool]:
+    """Continue from `node` over the symbols that follow in `text_state`: the last node, and whether a pattern ended.
+
+    A word ends before the symbols of `ends`, bool [256], and at the end of all.
+    """
+    in_word = text_state == AFTER_WORD
+    matched = False
+    pending = False
+    for i in range(len(symbols)):
+        symbol = symbols[i]
+        is_word = classes[symbol] == WORD
+        if pending and ends[symbol]:
+            matched = True
+        node = step(nodes, rows, node, symbol, is_word and not in_word)
+        in_word = is_word
+        flags = nodes[node].flags
+        if flags & MATCH:
+            matched = True
+        pending = (flags & MATCH_END) != 0
+    return node, matched or pending

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prod_decode.matcher import Matcher
 from prod_decode.tracker import TextTracker
+from prod_decode.unescaped import UnescapedMatcher, UnescapedTracker
 from prod_decode.vocabulary import UNKNOWN
 
 _LOG = logging.getLogger(__name__)
@@ -30,14 +31,14 @@ class Request:
     Attributes:
         prompt: int64 [T]; None where the engine has embeddings instead.
         output: the engine's own list of tokens, which grows.
-        matchers: of its blocklists; None where the request cannot have been validated.
+        matchers: of its blocklists, for each kind of reading; None where the request cannot have been validated.
         endless: it asked for `ignore_eos`.
         is_told: the log says that its text cannot be read.
     """
 
     prompt: NDArray[np.int64] | None
     output: list[int]
-    matchers: tuple[Matcher, ...] | None
+    matchers: tuple[Matcher | UnescapedMatcher, ...] | None
     endless: bool = False
     is_told: bool = False
 
@@ -61,7 +62,7 @@ class Request:
 class _Followed:
     """A matcher's tracker, and the rows of the batch that its rows are, int64 [n], ascending."""
 
-    tracker: TextTracker
+    tracker: TextTracker | UnescapedTracker
     rows: NDArray[np.int64]
 
 
@@ -78,7 +79,7 @@ class Batch:
     """
 
     def __init__(self) -> None:
-        self._followed: dict[Matcher, _Followed] = {}
+        self._followed: dict[Matcher | UnescapedMatcher, _Followed] = {}
         self._lengths = self._newest = np.zeros(0, np.int64)
         self.requests: list[Request] = []
         self.arrange([], [])
@@ -90,7 +91,7 @@ class Batch:
         # No text is one token longer than this.
         lengths, newest = np.full(len(requests), -2, np.int64), np.full(len(requests), _NO_TOKEN, np.int64)
         lengths[stays], newest[stays] = self._lengths[before[stays]], self._newest[before[stays]]
-        rows_of: dict[Matcher, list[int]] = {}
+        rows_of: dict[Matcher | UnescapedMatcher, list[int]] = {}
         for row, request in enumerate(requests):
             for matcher in () if request.is_hidden else request.matchers or ():
                 rows_of.setdefault(matcher, []).append(row)
@@ -147,12 +148,12 @@ class Batch:
         for request, text, is_closed in zip(requests, texts, followed.tracker.closed[places].tolist(), strict=True):
             if is_closed and not request.is_told:
                 request.is_told = True
-                _LOG.warning("a request ends, since its text cannot be checked: %s", _reason(followed.tracker, text))
+                _LOG.warning("a request ends, since its text cannot be checked: %s", _reason(request, text))
 
 
-def _reason(tracker: TextTracker, text: NDArray[np.int64]) -> str:
+def _reason(request: Request, text: NDArray[np.int64]) -> str:
     """Why a text cannot be read."""
-    kinds = tracker.matcher.table.kinds[: len(tracker.matcher)]
+    kinds = next(matcher.vocabulary.kinds for matcher in request.matchers or ())
     known = (text >= 0) & (text < len(kinds))
     known[known] = kinds[text[known]] != UNKNOWN
     if known.all():
@@ -167,12 +168,15 @@ def _joined(arrays: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
 
 
 def _taken(
-    followed: _Followed | None, matcher: Matcher, rows: NDArray[np.int64], before: NDArray[np.int64]
+    followed: _Followed | None,
+    matcher: Matcher | UnescapedMatcher,
+    rows: NDArray[np.int64],
+    before: NDArray[np.int64],
 ) -> _Followed:
     """The tracker for `rows`, with what it knew of those that came from a row `before`."""
     sources = np.full(len(rows), -1, np.int64)
     if followed is None:
-        tracker = matcher.track()
+        tracker: TextTracker | UnescapedTracker = matcher.track()
     else:
         tracker, old = followed.tracker, before[rows]
         places = np.minimum(np.searchsorted(followed.rows, old), len(followed.rows) - 1)

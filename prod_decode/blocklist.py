@@ -16,6 +16,7 @@ from prod_decode.artifact import are_laid_out, are_ranges, is_count, read_artifa
 from prod_decode.automaton import LAYOUT, Automaton
 from prod_decode.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.errors import ProdError
+from prod_decode.escapes import Decoded
 from prod_decode.normalize import Normalization
 from prod_decode.patterns import Collected
 from prod_decode.portions import Costs, Preparing, prepare_all
@@ -303,10 +304,14 @@ class Blocklist:
 
         return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of)
 
-    def scan(self, text: str) -> Iterator[Match]:
+    def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
         """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
 
         Of a `quote` entry these are its anchors: where one stands, `max_quote` characters of the document may.
+
+        Args:
+            text: a whole text.
+            unescape: also find what is there with JSON's escapes decoded, as they are in strings of JSON.
 
         Raises:
             ProdError: `text` is no string.
@@ -314,19 +319,26 @@ class Blocklist:
         if not isinstance(text, str):
             raise ProdError(f"expected text as a string, got {type(text).__name__}: decode bytes, read files first")
         codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        if not unescape or "\\" not in text:
+            yield from self._matches(Decoded.nothing(codes), codes)
+            return
+        plain, decoded = (list(self._matches(one, codes)) for one in (Decoded.nothing(codes), Decoded.of(codes)))
+        yield from sorted(dict.fromkeys(plain + decoded), key=lambda match: (match.end, match.start))
+
+    def _matches(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Match]:
+        """What stands in a decoded text, in characters of the text `codes` that it comes from."""
         normalization = self.normalization
-        symbols, marks = normalization.fold(codes)
+        symbols, marks = normalization.fold(decoded.codes)
         found = self._filter_for(len(symbols)).find(self.automaton, symbols)
         if not len(found):
             return
         last, patterns, lengths = found.T
         edges = np.concatenate((last + 1 - lengths, last))
         wanted, which = np.unique(edges, return_inverse=True)
-        origins = normalization.locate(codes, marks, wanted)
-        if not text.isascii():
-            continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
-            origins = origins - np.searchsorted(continuations, origins, side="right")
-        starts, ends = origins[which].reshape(2, -1)
+        places = normalization.locate(decoded.codes, marks, wanted)[which].reshape(2, -1)
+        starts, ends = decoded.origins(places[0])[0], decoded.origins(places[1])[1]
+        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+        starts, ends = (at - np.searchsorted(continuations, at, side="right") for at in (starts, ends))
         owned, owners = _members(self._owner_starts, patterns)
         numbers, named = np.unique(self._owners[owners], return_inverse=True)
         ids = [self._id(number) for number in numbers.tolist()]

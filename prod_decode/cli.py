@@ -33,6 +33,9 @@ _READ = (
     "are not opened. Text is UTF-8, UTF-16 or UTF-32 with a byte order mark, or Latin-1"
 )
 
+# Files in which code is escaped.
+_JSON = (".json", ".jsonl", ".ndjson", ".ipynb")
+
 FOUND, USAGE, UNCOVERED = 1, 2, 3
 
 STATUSES = {
@@ -222,6 +225,12 @@ def build_parser() -> argparse.ArgumentParser:
         "through byte by byte, and listed as not covered",
     )
     add.add_argument("--json", action="store_true", help="one JSON object a match")
+    add.add_argument(
+        "--escapes",
+        action=argparse.BooleanOptionalAction,
+        help="also match with JSON's escapes decoded, as code stands in strings of JSON (default: in files named "
+        f"{', '.join(_JSON)})",
+    )
     add.add_argument("--verify", action="store_true", help="count again with pyahocorasick and compare")
     _add_coverage(add, "stop at the first file that cannot be read as text")
     add.set_defaults(run=_scan)
@@ -467,19 +476,30 @@ def _scan(options: argparse.Namespace) -> int:
     total = files = 0
     for path, text in _inputs(options.paths, uncovered, options.file):
         files += 1
-        matches = list(blocklist.scan(text))
+        unescape = Path(path).suffix.lower() in _JSON if options.escapes is None else options.escapes
+        matches = list(blocklist.scan(text, unescape=True) if unescape else blocklist.scan(text))
         total += len(matches)
         ends = [found.start() for found in re.finditer("\n", text)] if matches else []
         for match in matches:
             _print_match(path, text, ends, match, as_json=options.json)
-        if auditor and (difference := auditor.compare(text, (match.entry_id for match in matches))):
-            raise ProdError(f"{path}: {difference}; please report this as a bug")
+        for audited, found in _to_verify(blocklist, text, matches, unescape=unescape) if auditor else ():
+            if auditor and (difference := auditor.compare(audited, (match.entry_id for match in found))):
+                raise ProdError(f"{path}: {difference}; please report this as a bug")
         if getattr(sys.stdout, "is_gone", False):
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
     _note(f"prohibited places: {total}, files: {files}{left}{verified}")
     return FOUND if total else uncovered.status
+
+
+def _to_verify(
+    blocklist: Blocklist, text: str, matches: list[Match], *, unescape: bool
+) -> list[tuple[str, list[Match]]]:
+    """Texts and their matches: where escapes are decoded, the text as it is and decoded, each scanned alone."""
+    from prod_decode.escapes import decode_text
+
+    return [(one, list(blocklist.scan(one))) for one in (text, decode_text(text))] if unescape else [(text, matches)]
 
 
 def _inputs(paths: Sequence[str], uncovered: _Uncovered, blocklist: str) -> Iterator[tuple[str, str]]:

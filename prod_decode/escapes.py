@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import inline, jit
 
-# An escape state: how much of an escape is there in the low three bits (from `_AFTER_U` on, with so many digits); then
+# An escape state: how much of an escape is there in the low three bits (from `AFTER_U` on, with so many digits); then
 # 0, or 4 and two bits of the surrogate that came last, if the other half may follow; from bit 8 on the digits.
-OUTSIDE, AFTER_BACKSLASH, _AFTER_U = 0, 1, 2
+OUTSIDE, AFTER_BACKSLASH, AFTER_U = 0, 1, 2
 _STAGE, _HIGH = 7, 7 << 3
 
 # Bytes that one byte of a text can give: five that turn out to begin no escape, and itself.
 MOST = 6
 
-_BACKSLASH, _U = 0x5C, 0x75
+BACKSLASH, _U = 0x5C, 0x75
 
 # Bytes with which a stop string may cut inside of an escape, or before it.
 IN_ESCAPES = frozenset(b"\\u0123456789abcdefABCDEF")
@@ -58,15 +58,15 @@ def feed(escape: int, byte: int, out: NDArray[np.uint8], count: int) -> tuple[in
     stage, high = escape & _STAGE, escape & _HIGH
     if stage == AFTER_BACKSLASH:
         if byte == _U:
-            return _AFTER_U | high, count
+            return AFTER_U | high, count
         if _MEANINGS[byte] == 0:
-            out[count] = _BACKSLASH
+            out[count] = BACKSLASH
             out[count + 1] = byte
             return OUTSIDE, count + 2
         out[count] = _MEANINGS[byte]
         return OUTSIDE, count + 1
-    if stage >= _AFTER_U:
-        there = stage - _AFTER_U
+    if stage >= AFTER_U:
+        there = stage - AFTER_U
         if _DIGITS[byte] != 255:
             if there < 3:
                 return (escape + 1) | (byte << (8 + 8 * there)), count
@@ -75,13 +75,13 @@ def feed(escape: int, byte: int, out: NDArray[np.uint8], count: int) -> tuple[in
                 code |= int(_DIGITS[(escape >> (8 + 8 * k)) & 255]) << (12 - 4 * k)
             return _put(code, high, out, count)
         # No escape after all.
-        out[count] = _BACKSLASH
+        out[count] = BACKSLASH
         out[count + 1] = _U
         for k in range(there):
             out[count + 2 + k] = (escape >> (8 + 8 * k)) & 255
         count += 2 + there
         high = 0
-    if byte == _BACKSLASH:
+    if byte == BACKSLASH:
         return AFTER_BACKSLASH | high, count
     out[count] = byte
     return OUTSIDE, count + 1
@@ -160,6 +160,11 @@ class Decoded(NamedTuple):
         """Decode a whole text, uint8 [n]."""
         return cls(*_decode(codes))
 
+    @classmethod
+    def nothing(cls, codes: NDArray[np.uint8]) -> Decoded:
+        """A text as it is."""
+        return cls(codes, np.empty((0, 4), np.int64))
+
     def origins(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The first and the last byte of the text of what stands at `places` of `codes`, int64 [k]: both int64 [k]."""
         if not len(self.spans):
@@ -191,3 +196,9 @@ def _decode(codes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int
             spans[found, 0], spans[found, 1], spans[found, 2], spans[found, 3] = written, count, begin, i + 1
             found += 1
     return out[:count], spans[:found]
+
+
+def decode_text(text: str) -> str:
+    """A text decoded; bytes that are no UTF-8, of a surrogate alone, become U+FFFD."""
+    codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    return Decoded.of(codes).codes.tobytes().decode("utf-8", "replace")

@@ -12,6 +12,8 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
+from prod_decode.tracker import TextTracker
+from prod_decode.unescaped import UnescapedTracker
 from prod_decode.vocabulary import SPECIAL
 
 # An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
@@ -36,6 +38,7 @@ class Guard:
         *,
         must_end: bool = True,
         stop: Sequence[str] | None = None,
+        json: bool = False,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -45,6 +48,7 @@ class Guard:
             stop: the strings at which the engine cuts the text, inside a token or not; () if there are none. None: not
                 known, or they stay in the text; then a word that an entry prohibits as a whole is also banned where it
                 begins a longer one.
+            json: match what is written with JSON's escapes decoded as well, for outputs that somebody parses.
             must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
 
         Raises:
@@ -56,7 +60,9 @@ class Guard:
         if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
             raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")
         self.matchers = [matcher.cut_by(stop) for matcher in matchers]
-        self._trackers = [matcher.track() for matcher in self.matchers]
+        self._trackers: list[TextTracker | UnescapedTracker] = [matcher.track() for matcher in self.matchers]
+        if json:
+            self._trackers += [matcher.unescaped(stop).track() for matcher in matchers]
         # Texts that were asked about, the last one first, and how many tokens of each are the prompt's.
         self._seen: list[tuple[NDArray[np.int64], int]] = []
         self._known = len(self.vocabulary)

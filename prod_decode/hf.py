@@ -28,6 +28,7 @@ from prod_decode.masking import (
 )
 from prod_decode.matcher import Matcher
 from prod_decode.tracker import PromptEdge
+from prod_decode.unescaped import BothTrackers
 from prod_decode.vocabulary import SPECIAL
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
@@ -109,6 +110,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         temperature: float | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         on_ban: Callable[[Ban], object] | None = None,
+        json: bool = False,
     ) -> None:
         """Check everything that can be checked before the first step.
 
@@ -122,6 +124,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             eos_token_id: what ends a row without a token left: special tokens; default: those at which `generate`
                 stops, and in another loop those of the vocabulary.
             on_ban: called at each step that counts in `fired`, before the scores are masked.
+            json: match the output with JSON's escapes decoded as well: for tool calls and other JSON that is parsed.
 
         Raises:
             ProdError: an argument of another type or range than stated, a tokenizer whose bytes cannot be derived, or
@@ -145,6 +148,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         prod_distribution(torch.zeros(1, 1), _NOTHING, **self._options)  # type: ignore[arg-type]
         self.mode = mode
         self.on_ban = on_ban
+        self._json = json
         self.fired: Counter[str] = Counter()
         self.steps = 0
         self._edge = PromptEdge()
@@ -249,7 +253,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
 
     def _forget(self) -> None:
         self._ids: Tensor | None = None
-        self._tracker = self.matcher.track()
+        self._tracker = BothTrackers(self.matcher) if self._json else self.matcher.track()
         # Rows that have nothing more to say, for the counts alone: ended with EOS and padded since, or unreadable.
         self._over = np.zeros(0, np.bool_)
 

@@ -24,13 +24,14 @@ class ProdLogitsProcessors(list[Any]):
     a step that fails all the same, or is interrupted, writes EOS.
     """
 
-    def __init__(self, *matchers: Matcher, llama: Any, stop: Sequence[str] | None = None) -> None:
+    def __init__(self, *matchers: Matcher, llama: Any, stop: Sequence[str] | None = None, json: bool = False) -> None:
         """Check the model.
 
         Args:
             matchers: one for each blocklist, bound to one vocabulary: the model's.
             llama: the `llama_cpp.Llama` that these are for.
             stop: the strings that you pass as `stop`, () if there are none; as for `guard.Guard`.
+            json: as for `guard.Guard`.
 
         Raises:
             ProdError: it has a `draft_model`, since processors are then shown drafts beyond the position that they are
@@ -41,7 +42,7 @@ class ProdLogitsProcessors(list[Any]):
                 "expected a model without draft_model, which shows processors drafts in place of the text, got one: "
                 "leave draft_model out"
             )
-        guard = Guard(matchers, llama.token_eos(), must_end=False, stop=stop)
+        guard = Guard(matchers, llama.token_eos(), must_end=False, stop=stop, json=json)
         guard.check_width(llama.n_vocab())
         self.guard = guard
         super().__init__([_ProdLogitsProcessor(guard, llama)])

@@ -120,16 +120,17 @@ class Matcher:
             self._cut_by[symbols] = twin
         return self._cut_by[symbols]
 
-    def unescaped(self, stops: Iterable[str] = ()) -> UnescapedMatcher:
+    def unescaped(self, stops: Iterable[str] | None = ()) -> UnescapedMatcher:
         """The matcher for outputs whose JSON escapes are decoded, and which the engine cuts at these strings.
 
         Enforce it beside this one, which knows the text as it is. Making the first one of a vocabulary and a
         normalisation takes twice as long as binding does.
         """
-        stops = list(stops)
+        stops = None if stops is None else list(stops)
         ends = self.cut_by(stops)._ends
         # Cut inside of an escape, or before it, a word ends before what would have stood there.
-        if (self.automaton.patterns & 1).any() and any(stop.encode()[0] in IN_ESCAPES for stop in stops if stop):
+        in_escapes = stops is None or any(stop.encode()[0] in IN_ESCAPES for stop in stops if stop)
+        if in_escapes and (self.automaton.patterns & 1).any():
             ends = np.ones_like(ends)
         key = ends.tobytes()
         if key not in self._unescaped:

@@ -28,6 +28,7 @@ class ProdLogitsProcessor:
         *matchers: Matcher,
         eos_token_id: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
+        json: bool = False,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -36,11 +37,12 @@ class ProdLogitsProcessor:
             eos_token_id: special tokens at which mlx-lm stops, such as one of `tokenizer.eos_token_ids`; default: the
                 vocabulary's EOS.
             stop: the strings at which you cut the text, () if there are none; as for `guard.Guard`.
+            json: as for `guard.Guard`.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
-        self.guard = Guard(matchers, eos_token_id, stop=stop)
+        self.guard = Guard(matchers, eos_token_id, stop=stop, json=json)
 
     def forget(self) -> None:
         """The next text is a prompt: for a prompt that is the last text with one token more."""

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prod_decode.errors import ProdError
 
@@ -21,6 +21,8 @@ ARGUMENT = "prod_blocklists"
 # of this name, which bans one phrase, which nobody writes.
 CHECK, REPORT, CANARY = "prod_check", "report", "canary"
 CANARY_PHRASE = "prod_decode_canary_7c1e5bd04af29b36"
+# Asks that a request be matched with JSON's escapes decoded as well; set on those that may call tools.
+JSON = "prod_json"
 # Set on a request whose `ignore_eos` was taken over: EOS is masked, and written only to end a row.
 ENDLESS = "prod_ignore_eos"
 
@@ -34,16 +36,19 @@ class Settings:
     Attributes:
         files: the compiled file of each, by name.
         default: the names that are enforced on every request, in the order of `files`.
+        json: which requests are matched with JSON's escapes decoded as well: `auto`, those that write JSON as far as
+            can be seen; or `always`.
     """
 
     files: dict[str, str]
     default: tuple[str, ...]
+    json: Literal["auto", "always"] = "auto"
 
     @classmethod
     def parse(cls, value: object, where: str) -> Settings:
-        """Settings from parsed JSON: `{"blocklists": {NAME: FILE, ...}, "default": [NAME, ...]}`.
+        """Settings from parsed JSON: `{"blocklists": {NAME: FILE, ...}, "default": [NAME, ...], "json": "always"}`.
 
-        Without `default` every blocklist is enforced on every request.
+        Without `default` every blocklist is enforced on every request; without `json` it is `auto`.
 
         Args:
             value: the JSON value.
@@ -54,8 +59,10 @@ class Settings:
         """
         if not isinstance(value, dict):
             raise ProdError(f"{where}: expected an object such as {_EXAMPLE}, got {value!r}")
-        if unknown := [key for key in value if key not in ("blocklists", "default")]:
-            raise ProdError(f"{where}: expected the keys 'blocklists' and 'default', got {unknown[0]!r}: remove it")
+        if unknown := [key for key in value if key not in ("blocklists", "default", "json")]:
+            raise ProdError(
+                f"{where}: expected the keys 'blocklists', 'default' and 'json', got {unknown[0]!r}: remove it"
+            )
         files = value.get("blocklists")
         if not isinstance(files, dict) or not files:
             raise ProdError(f"{where}: blocklists: expected names and files as in {_EXAMPLE}, got {files!r}")
@@ -70,7 +77,13 @@ class Settings:
         for name in default:
             if name not in files:
                 raise ProdError(f"{where}: default: {_unknown(name, files)}")
-        return cls(dict(files), tuple(name for name in files if name in default))
+        unescape = value.get("json", "auto")
+        if unescape not in ("auto", "always"):
+            raise ProdError(
+                f"{where}: json: expected 'auto', for requests with structured output or tools, or 'always', got "
+                f"{unescape!r}"
+            )
+        return cls(dict(files), tuple(name for name in files if name in default), unescape)
 
     @classmethod
     def find(cls, options: object, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -135,6 +148,10 @@ class Settings:
         names = tuple(name for name in self.files if name in added or name in self.default)
         return (*names, CHECK) if arguments and arguments.get(CHECK) == CANARY else names
 
+    def unescapes(self, arguments: Mapping[str, Any] | None, *, is_structured: bool) -> bool:
+        """Whether a request with these arguments is matched with JSON's escapes decoded as well."""
+        return is_structured or self.json == "always" or bool(arguments and arguments.get(JSON))
+
 
 def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The names in a request's arguments: `{"prod_blocklists": ["gpl"]}`, or one name as a string.
@@ -145,11 +162,17 @@ def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
     if not arguments:
         return ()
     for key in arguments:
-        if key not in (ARGUMENT, CHECK, ENDLESS) and isinstance(key, str) and is_close(key):
+        if key not in (ARGUMENT, CHECK, JSON, ENDLESS) and isinstance(key, str) and is_close(key):
+            meant = difflib.get_close_matches(key[:64].casefold(), [ARGUMENT, JSON], 1, 0.8) or [ARGUMENT]
             raise ProdError(
-                f"expected the argument {ARGUMENT}, got {_short(key)}; did you mean {ARGUMENT!r}? A request may add "
-                "blocklists, and no more"
+                f"expected the argument {meant[0]}, got {_short(key)}; did you mean {meant[0]!r}? A request may add to "
+                "what is enforced, and no more"
             )
+    if arguments.get(JSON, True) not in (True, "true"):
+        raise ProdError(
+            f"{JSON}: expected true, got {_short(arguments[JSON])}: leave it out; a request may add to what is "
+            "enforced, and no more"
+        )
     if arguments.get(CHECK, CANARY) not in (CANARY, REPORT):
         raise ProdError(f"{CHECK}: expected {CANARY!r} or {REPORT!r}, got {_short(arguments[CHECK])}")
     names = arguments.get(ARGUMENT, [])

@@ -32,7 +32,8 @@ class ProdLogitsProcessor:
 
     SGLang takes the class from each request, as a pickle. So a gateway of the operator's must put
     `custom_logit_processor=ProdLogitsProcessor.to_str()` and `custom_params={}` into every request, and must not take
-    the former from a client. `custom_params={"prod_blocklists": [...]}` adds names. A request with an unknown name, or
+    the former from a client. `custom_params={"prod_blocklists": [...]}` adds names. Requests with a grammar, and those
+    with `"prod_json": true`, are matched with JSON's escapes decoded as well. A request with an unknown name, or
     without `custom_params`, ends at once; so does one whose text does not grow by one token from step to step, since
     some of it is hidden then. With `ignore_eos` nothing ends a request: it writes EOS up to its length.
     """
@@ -62,7 +63,8 @@ class ProdLogitsProcessor:
             else:
                 text = [*request.origin_input_ids, *request.output_ids]
             if names:
-                _guard_of(names, _stop_strings_of(request)).mask_(
+                is_json = _settings().unescapes(arguments, is_structured=_is_structured(request))
+                _guard_of(names, _stop_strings_of(request), is_json).mask_(
                     row, text, prompt=len(request.origin_input_ids) if request else 0, stops=_stops_of(request)
                 )
         return logits
@@ -95,6 +97,12 @@ def _stop_strings_of(request: Any) -> tuple[str, ...] | None:
     return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
+def _is_structured(request: Any) -> bool:
+    """Whether a grammar of any kind tells SGLang what to write."""
+    parameters = getattr(request, "sampling_params", None)
+    return any(getattr(parameters, kind, None) for kind in ("json_schema", "regex", "ebnf", "structural_tag"))
+
+
 def _stops_of(request: Any) -> list[int]:
     """The ids at which SGLang ends a request: the model's, the tokenizer's, and those that the request names."""
     tokenizer = getattr(request, "tokenizer", None)
@@ -122,5 +130,5 @@ def _matchers() -> dict[str, Matcher]:
 
 
 @lru_cache(maxsize=256)
-def _guard_of(names: tuple[str, ...], stop: tuple[str, ...] | None) -> Guard:
-    return Guard([_matchers()[name] for name in names], must_end=False, stop=stop)
+def _guard_of(names: tuple[str, ...], stop: tuple[str, ...] | None, is_json: bool) -> Guard:
+    return Guard([_matchers()[name] for name in names], must_end=False, stop=stop, json=is_json)

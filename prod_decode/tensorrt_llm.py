@@ -29,6 +29,7 @@ class ProdLogitsProcessor:
         *matchers: Matcher,
         eos_token_id: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
+        json: bool = False,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -36,11 +37,12 @@ class ProdLogitsProcessor:
             matchers: one for each blocklist, bound to one vocabulary.
             eos_token_id: special tokens at which the engine stops: `SamplingParams.end_id`; default: the vocabulary's.
             stop: `SamplingParams.stop`, () if there are none; as for `guard.Guard`.
+            json: as for `guard.Guard`.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
-        self.guard = Guard(matchers, eos_token_id, stop=stop)
+        self.guard = Guard(matchers, eos_token_id, stop=stop, json=json)
         # Of every request, the length of its text at first, which is the prompt's, and at the last step.
         self._lengths: dict[int, tuple[int, int]] = {}
 

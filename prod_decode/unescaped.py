@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prod_decode._jit import jit
 from prod_decode.automaton import ROOT, step, walk
-from prod_decode.escapes import MOST, OUTSIDE, feed
+from prod_decode.escapes import BACKSLASH, MOST, OUTSIDE, feed
 from prod_decode.follow import end_prompt
 from prod_decode.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, fold, transduce
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
@@ -100,8 +100,7 @@ class UnescapedMatcher:
         return self._inside[text_state, escape]
 
     def _walk(self, node: int, text_state: int, escape: int) -> tuple[NDArray[np.int32], int]:
-        longest = int(np.diff(self.vocabulary.offsets).max(initial=0))
-        symbols = np.empty(_room(longest), np.uint8)
+        symbols = np.empty(_room(int(np.diff(self.vocabulary.offsets).max(initial=0))), np.uint8)
         completes, longest = _completes(*self.text, self._ends, node, text_state, escape, symbols)
         return np.flatnonzero(completes).astype(np.int32), int(longest)
 
@@ -124,6 +123,11 @@ class UnescapedTracker:
     def closed(self) -> NDArray[np.bool_]:
         """Which rows cannot be read, bool [B]."""
         return np.equal(self._states, _UNREADABLE)
+
+    @property
+    def any_closed(self) -> bool:
+        """Whether any row cannot be read."""
+        return bool(self.closed.any())
 
     def read(self, rows: NDArray[np.int64], texts: Sequence[NDArray[np.int64]], prompts: NDArray[np.int64]) -> None:
         """Read whole texts, as `TextTracker.read`."""
@@ -171,6 +175,37 @@ class UnescapedTracker:
         return self.matcher.blame(int(self._states[row]), int(self._escapes[row]), token_id)
 
 
+class BothTrackers:
+    """Texts as they are and decoded, of the same rows: what completes a pattern in either is banned."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._both = matcher.track(), matcher.unescaped().track()
+
+    @property
+    def closed(self) -> NDArray[np.bool_]:
+        """Which rows cannot be read, bool [B]."""
+        return self._both[0].closed | self._both[1].closed
+
+    def read(self, rows: NDArray[np.int64], texts: Sequence[NDArray[np.int64]], prompts: NDArray[np.int64]) -> None:
+        """As `TextTracker.read`."""
+        for tracker in self._both:
+            tracker.read(rows, texts, prompts)
+
+    def advance(self, tokens: NDArray[np.int64]) -> None:
+        """As `TextTracker.advance`."""
+        for tracker in self._both:
+            tracker.advance(tokens)
+
+    def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """As `TextTracker.banned`."""
+        pairs = np.unique(np.concatenate([np.stack(tracker.banned(), 1) for tracker in self._both]), axis=0)
+        return pairs[:, 0], pairs[:, 1]
+
+    def blame(self, row: int, token_id: int) -> list[str]:
+        """As `TextTracker.blame`."""
+        return list(dict.fromkeys(name for tracker in self._both for name in tracker.blame(row, token_id)))
+
+
 def _room(data: int) -> int:
     """Symbols that a token of so many bytes emits at most, in any state: with a space before each, and one escape."""
     return 2 * (data + MOST)
@@ -190,7 +225,10 @@ def _symbols(
     """Decode and normalise a token into `symbols`; returns their number."""
     count = 0
     for i in range(len(data)):
-        escape, given = feed(escape, data[i], decoded, 0)
+        # Nearly always, and without a call.
+        decoded[0], given = data[i], 1
+        if escape != OUTSIDE or data[i] == BACKSLASH:
+            escape, given = feed(escape, data[i], decoded, 0)
         for k in range(given):
             text_state, emitted = transduce(text_state, classes[decoded[k]], is_code)
             if emitted == 2:
@@ -224,6 +262,9 @@ def _completes(
     longest = 0
     for token in range(len(kinds)):
         token_data = data[offsets[token] : offsets[token + 1]]
+        # Too short for what is under way; what it has inside of it is found from the root.
+        if node != ROOT and len(token_data) + MOST < nodes[node].near:
+            continue
         count = _symbols(classes, token_data, is_code, ignore_case, text_state, escape, decoded, symbols)
         _, matched = walk(nodes, rows, classes, ends, node, text_state, symbols[:count])
         completes[token] = matched or kinds[token] == UNKNOWN

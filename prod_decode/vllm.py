@@ -33,17 +33,24 @@ from prod_decode.blocklist import Blocklist
 from prod_decode.device import DeviceMatcher
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
+from prod_decode.escapes import AFTER_U
 from prod_decode.masking import check_width, mask_columns_, mask_padding_, mask_prohibited_
 from prod_decode.matcher import Matcher
 from prod_decode.models import load_tokenizer
-from prod_decode.serving import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, REPORT, Settings, requested
+from prod_decode.serving import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
 from prod_decode.tokenizer_bytes import vocabulary_of
-from prod_decode.vllm_plugin import PROCESSOR, config_of_caller, guards_in
+from prod_decode.unescaped import UnescapedMatcher
+from prod_decode.vllm_plugin import PROCESSOR, config_of_caller, guards_in, has_tools
 from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _LOG = logging.getLogger(__name__)
 # vLLM shows what is below a warning for its own loggers only.
 _START_LOG = logging.getLogger("vllm.prod_decode")
+
+_NOT_ON_V2 = (
+    "the V2 model runner does not decode the escapes of JSON, and does not see code of several lines in a string: set "
+    "VLLM_USE_V2_MODEL_RUNNER=0"
+)
 
 
 class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # mypy does not follow vllm
@@ -83,6 +90,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         _check_features(vllm_config)
         on_v2 = not isinstance(device_or_req_states, torch.device | str)
         self.settings = Settings.find(vllm_config.additional_config)
+        if on_v2 and self.settings.json == "always":
+            raise ProdError(f'"json": "always": {_NOT_ON_V2}')
         vocabulary = _vocabulary(vllm_config.model_config)
         self.eos_ids = _eos_ids(vocabulary, vllm_config.model_config)
         ending = {*self.eos_ids, *vocabulary.eos_ids, *_configured_eos_ids(vllm_config.model_config)}
@@ -98,15 +107,23 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         if not on_v2 and samples:
             for name in (*self.settings.default, CHECK):
                 _warm_up(self.matchers[self.names.index(name)])
+            # The tables of a normalisation take a second; a list that uses them then takes little.
+            for matcher in {matcher.normalization: matcher for matcher in self.matchers}.values():
+                matcher.unescaped()
         self._batch = Batch()
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
+        if on_v2 and samples:
+            _START_LOG.warning(
+                "requests with structured output or tools are matched as they are written: %s", _NOT_ON_V2
+            )
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """Refuse a request, with HTTP 400, whose options get round the mask, or that asks for what is not there.
 
         Takes `ignore_eos` over: EOS is masked in such a request, so that it can still end a row without a token left.
+        Marks a request with tools, so that its JSON is decoded.
 
         Raises:
             ProdError: it names a blocklist which the server does not have, is beam search, or asks for probabilities
@@ -122,7 +139,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
             )
         shown = _unmasked_probabilities(sampling_params)
         arguments = sampling_params.extra_args or {}
-        if not (shown or sampling_params.ignore_eos or requested(arguments) or CHECK in arguments):
+        added = requested(arguments)
+        tools = has_tools()
+        if not (shown or sampling_params.ignore_eos or added or tools or CHECK in arguments or JSON in arguments):
             return
         settings = _settings_of_caller()
         names = settings.names(arguments)
@@ -130,9 +149,17 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
             raise ProdError(f"{CHECK}: {json.dumps(_report(settings, names))}")
         if shown and names:
             raise ProdError(shown)
+        on_v2 = getattr(config_of_caller(), "use_v2_model_runner", False)
+        if on_v2 and names and JSON in arguments:
+            raise ProdError(f"{JSON}: {_NOT_ON_V2}, or leave it out")
+        marks = {}
         if sampling_params.ignore_eos and names:
             sampling_params.ignore_eos = False
-            sampling_params.extra_args = {**arguments, ENDLESS: 1}
+            marks[ENDLESS] = 1
+        if tools and names and not on_v2:
+            marks[JSON] = 1
+        if marks:
+            sampling_params.extra_args = {**arguments, **marks}
 
     def is_argmax_invariant(self) -> bool:
         """False: greedy search must see the mask."""
@@ -213,6 +240,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
                 stops,
             )
             names = None
+        if names and (sampling_params.extra_args or {}).get(JSON):
+            _LOG.warning("a request ends that asks for %s: %s", JSON, _NOT_ON_V2)
+            names = None
         if self._slots is not None:
             self._slots.take(req_idx, names, endless=_is_endless(sampling_params))
         return names is None or bool(names)
@@ -230,10 +260,16 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
             return None
         return tuple(self.names.index(name) for name in names)
 
-    def _matchers_of(self, params: Any) -> tuple[Matcher, ...] | None:
+    def _matchers_of(self, params: Any) -> tuple[Matcher | UnescapedMatcher, ...] | None:
         """What is enforced on a request, by a rank that samples; None if it cannot have been validated."""
         names = self._names_of(params) if self.matchers else ()
-        return None if names is None else tuple(self.matchers[name].cut_by(_stops(params)) for name in names)
+        if names is None:
+            return None
+        matchers, stops = [self.matchers[name] for name in names], _stops(params)
+        found: list[Matcher | UnescapedMatcher] = [matcher.cut_by(stops) for matcher in matchers]
+        if self.settings.unescapes(params.extra_args, is_structured=params.structured_outputs is not None):
+            found += [matcher.unescaped(stops) for matcher in matchers]
+        return tuple(found)
 
 
 class _Slots:
@@ -441,6 +477,13 @@ def _warm_up(matcher: Matcher) -> None:
     matcher.banned_all(states)
     known = np.flatnonzero(matcher.vocabulary.kinds != UNKNOWN)[:1].astype(np.int64)
     matcher.advance_all(states, known)
+    unescaped = matcher.unescaped()
+    tracker = unescaped.track()
+    tracker.take(np.full(1, -1))
+    tracker.advance(known)
+    for unescaped_states in unescaped.matchers.values():
+        unescaped_states.banned_all(states)
+    unescaped.banned(int(states[0]), AFTER_U)
 
 
 def _unmasked_probabilities(params: Any) -> str | None:

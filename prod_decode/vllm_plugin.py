@@ -153,6 +153,18 @@ def config_of_caller() -> Any:
     return None
 
 
+def has_tools() -> bool:
+    """Whether a caller within vLLM has tools, or a request with tools: vLLM shows its validation hook neither."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith("vllm."):
+            here = frame.f_locals
+            if here.get("tools") or getattr(here.get("request"), "tools", None):
+                return True
+        frame = frame.f_back
+    return False
+
+
 def register() -> None:
     """Let a request with a grammar end where all that the grammar allows is banned.
 

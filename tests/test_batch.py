@@ -14,15 +14,17 @@ from prod_decode import Blocklist, Entry
 from prod_decode.batch import Batch, Request
 from prod_decode.matcher import Matcher
 from prod_decode.tracker import PromptEdge
+from prod_decode.unescaped import UnescapedMatcher
 from prod_decode.vocabulary import Vocabulary
 
-TOKENS = [b"a", b"b", b"ab", b" ", b".", b"<s>", b"ba", b"."]
+TOKENS = [b"a", b"b", b"ab", b" ", b".", b"<s>", b"ba", b".", b"\\", b"\\u00", b"n"]
 SPECIAL = 5
 VOCABULARY = Vocabulary.from_bytes(TOKENS, special=[SPECIAL])
-MATCHERS = [
+MATCHERS: list[Matcher | UnescapedMatcher] = [
     Blocklist.compile([Entry("aba."), Entry("ba<s>a"), Entry("bab", boundary="both")]).bind(VOCABULARY),
     Blocklist.compile([Entry("a b.", boundary="none"), Entry("...")]).bind(VOCABULARY),
 ]
+MATCHERS += [matcher.unescaped() for matcher in MATCHERS if isinstance(matcher, Matcher)]
 # A token that nobody knows: vLLM writes -1 where one is not known yet.
 UNKNOWN = -1
 
@@ -51,7 +53,7 @@ class Schedule(RuleBasedStateMachine):
         order=st.permutations(range(6)),
         keep=st.integers(0, 6),
         prompts=st.lists(tokens | st.none(), max_size=3),
-        lists=st.lists(st.sampled_from([(), (0,), (1,), (0, 1), None]), min_size=3, max_size=3),
+        lists=st.lists(st.sampled_from([(), (0,), (1,), (0, 1), (0, 1, 2, 3), (2,), None]), min_size=3, max_size=3),
     )
     def come_and_go(
         self,
@@ -63,7 +65,7 @@ class Schedule(RuleBasedStateMachine):
         sources = [row for row in order if row < len(self.batch.requests)][:keep]
         requests = [self.batch.requests[row] for row in sources]
         for prompt, names in zip(prompts, lists, strict=False):
-            matchers: tuple[Matcher, ...] | None = None if names is None else tuple(MATCHERS[name] for name in names)
+            matchers = None if names is None else tuple(MATCHERS[name] for name in names)
             if len(requests) < 6:
                 sources.append(len(self.batch.requests) + len(requests))
                 requests.append(Request(None if prompt is None else np.array(prompt, np.int64), [], matchers))

@@ -105,6 +105,22 @@ def test_scan_names_file_line_column_and_entry(
     assert main(["scan", block, str(tmp_path / "code" / "good.py")]) == 0
 
 
+def test_scan_decodes_the_escapes_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = str(tmp_path / "block.prod")
+    Blocklist.compile([Entry("import os\nos.system(", id="shell")]).save(block)
+    call = json.dumps({"path": "é", "content": "import os\nos.system('ls')"}, ensure_ascii=False)
+    (tmp_path / "calls.jsonl").write_text(f"{{}}\n{call}\n")
+    (tmp_path / "calls.txt").write_text(call)
+    capsys.readouterr()
+    assert main(["scan", block, str(tmp_path / "calls.jsonl"), "--verify"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path}/calls.jsonl:2:27: shell: import os\\nos.system(\n"
+    assert printed.err == "prohibited places: 1, files: 1 (pyahocorasick agrees)\n"
+    assert main(["scan", block, str(tmp_path / "calls.jsonl"), "--no-escapes"]) == 0
+    assert main(["scan", block, str(tmp_path / "calls.txt")]) == 0
+    assert main(["scan", block, str(tmp_path / "calls.txt"), "--escapes"]) == 1
+
+
 def test_verify_reports_a_match_that_pyahocorasick_does_not_find(
     tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

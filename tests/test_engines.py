@@ -100,6 +100,20 @@ def test_a_guard_that_knows_no_stop_strings_lets_words_end_anywhere() -> None:
         assert sorted({0, 1, 2, 3} - set(allowed(row))) == banned
 
 
+JSON_TOKENS = [b"</s>", b"import os", b"\\", b"n", b"os.system(", b"\\n", b"x"]
+JSON_VOCABULARY = Vocabulary.from_bytes(JSON_TOKENS, eos_ids=[0])
+
+
+def test_a_guard_decodes_the_escapes_of_json() -> None:
+    phrase = Blocklist.compile([Entry("import os\nos.system(")]).bind(JSON_VOCABULARY)
+    for text in ([1, 5], [1, 2, 3]):
+        for json_too in (False, True):
+            row = Guard([phrase], json=json_too).mask_(torch.zeros(len(JSON_TOKENS)), text, prompt=0)
+            assert (4 in allowed(row)) is not json_too
+    plain = Guard([phrase], json=True).mask_(torch.zeros(len(JSON_TOKENS)), [1], prompt=0)
+    assert 4 in allowed(plain)
+
+
 def test_what_a_guard_refuses() -> None:
     with pytest.raises(ProdError, match="expected at least one matcher, got none: pass"):
         Guard([])
@@ -396,6 +410,32 @@ def test_sglang_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [allowed(row) for row in processor(torch.zeros(4, len(TOKENS)), ended)] == [[0]] * 4
     with pytest.raises(ProdError, match="expected parameters for each of 1 rows, got None"):
         processor(torch.zeros(1, len(TOKENS)), None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "banned"),
+    [
+        ({}, {}, False),
+        ({"json_schema": "{}"}, {}, True),
+        ({"regex": None, "ebnf": "root ::= x"}, {}, True),
+        ({}, {"prod_json": True}, True),
+    ],
+)
+def test_sglang_decodes_the_escapes_of_json(
+    parameters: dict[str, Any],
+    arguments: dict[str, Any],
+    banned: bool,
+    server: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Blocklist.compile([Entry("import os\nos.system(")]).save(tmp_path / "one.prod")
+    monkeypatch.setenv("PROD_TOKENIZER", "model")
+    monkeypatch.setattr(sglang, "load_tokenizer", lambda _: JSON_VOCABULARY)
+    request = sglang_request([6], [1, 5], **arguments)
+    request["__req__"].sampling_params = SimpleNamespace(**parameters)
+    masked = sglang.ProdLogitsProcessor()(torch.zeros(1, len(JSON_TOKENS)), [request])
+    assert (4 not in allowed(masked[0])) is banned
 
 
 @pytest.mark.usefixtures("server")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from prod_decode import Blocklist, Entry, Vocabulary
 from prod_decode.automaton import Automaton
+from prod_decode.escapes import decode_text
 from prod_decode.matcher import Matcher
 from prod_decode.patterns import Pattern
 from tests.oracle import NaiveMatcher, normalize, occurrences
@@ -231,6 +233,42 @@ def test_an_output_that_cannot_be_read_is_banned_whole() -> None:
     assert tracker.blame(1, 0) == []
     tracker.advance(np.array([0, 0]))
     assert tracker.closed.tolist() == [False, True]
+
+
+@given(
+    st.lists(st.sampled_from(["b.", "a", "é", "😀", "\n", " ", '"', "\\", "_", "x"]), max_size=12).map("".join),
+    st.data(),
+)
+def test_a_scan_finds_what_stands_in_strings(text: str, data: st.DataObject) -> None:
+    phrases = ["b.a", "a\na", 'a"', "é😀", "\\b", "😀a", "a\\"]
+    blocklist = Blocklist.compile(
+        [Entry(phrase, boundary="none") for phrase in phrases],
+        normalize=data.draw(st.sampled_from(["none", "code"])),
+        allow_short=True,
+    )
+    mode = blocklist.normalization.mode
+    written = data.draw(escaped(text.encode()) | st.just(text.encode())).decode()
+    decoded = unescape(written.encode()).decode()
+    found, plain = list(blocklist.scan(written, unescape=True)), list(blocklist.scan(written))
+    assert set(plain) <= set(found)
+    assert [match.end for match in found] == sorted(match.end for match in found)
+    assert len(set(found)) == len(found)
+    for match in set(found) - set(plain):
+        here = unescape(written[match.start : match.end].encode())
+        assert normalize(here, mode, False) == normalize(match.entry_id.encode(), mode, False)
+    expected = Counter(match.entry_id for match in blocklist.scan(decoded))
+    assert Counter(match.entry_id for match in found) >= expected
+    if "\\" not in written:
+        assert found == plain
+
+
+def test_places_of_what_is_escaped() -> None:
+    blocklist = Blocklist.compile([Entry("import os\nos.system("), Entry("é😀", boundary="none")])
+    text = 'x é {"code": "# \\u00e9\\ud83d\\ude00 \\timport os\\nos.system\\u0028\'ls\')"}'
+    assert list(blocklist.scan(text)) == []
+    found = [text[match.start : match.end] for match in blocklist.scan(text, unescape=True)]
+    assert found == ["\\u00e9\\ud83d\\ude00", "import os\\nos.system\\u0028"]
+    assert decode_text(text) == 'x é {"code": "# é😀 \timport os\nos.system(\'ls\')"}'
 
 
 def test_a_stop_string_may_cut_an_escape() -> None:

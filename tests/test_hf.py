@@ -539,6 +539,28 @@ def test_a_loop_of_ones_own_says_where_an_output_begins() -> None:
     assert [is_banned(text) for text in ([0, 1], [0, 1, 2])] == [False, True]
 
 
+def test_the_escapes_of_json_are_decoded() -> None:
+    tokens = [b"</s>", b"import os", b"\\", b"n", b"os.system(", b"\\n", b"x="]
+    matcher = Blocklist.compile([Entry("import os\nos.system(", id="shell")]).bind(
+        Vocabulary.from_bytes(tokens, eos_ids=[0])
+    )
+
+    def bans(processor: ProdLogitsProcessor, *texts: list[int]) -> list[list[bool]]:
+        """Of the token that completes the phrase, step by step; the first token is the prompt."""
+        scores = torch.zeros(len(texts), len(tokens))
+        scores[:, 4] = 9
+        steps = [torch.tensor(texts)[:, :length] for length in range(1, len(texts[0]) + 1)]
+        return [(processor(step, scores)[:, 4] == -INF).tolist() for step in steps]
+
+    outputs = [[6, 1, 2, 3], [6, 1, 5, 5], [6, 1, 5, 1]]
+    assert not np.any(bans(ProdLogitsProcessor(matcher), *outputs))
+    processor = ProdLogitsProcessor(matcher, json=True)
+    assert bans(processor, *outputs) == [[False] * 3, [False] * 3, [False, True, True], [True, True, False]]
+    assert processor.fired == {"shell": 4}
+    # A prompt is not decoded.
+    assert bans(ProdLogitsProcessor(matcher, json=True), [1, 5])[1] == [False]
+
+
 # Multiples of 1/4: exact in every dtype. Above 1, so that no row looks like log-probabilities.
 SCORES = st.integers(4, 60).map(lambda i: i / 4)
 

@@ -26,7 +26,9 @@ def test_settings_from_either_source() -> None:
     ("value", "message"),
     [
         ([], r"here: expected an object such as \{.*\}, got \[\]"),
-        ({"blocklist": FILES}, r"here: expected the keys 'blocklists' and 'default', got 'blocklist': remove it"),
+        ({"blocklist": FILES}, r"here: expected the keys 'blocklists', 'default' and 'json', got 'blocklist': remove"),
+        ({"blocklists": FILES, "json": "never"}, r"here: json: expected 'auto', .* or 'always', got 'never'"),
+        ({"blocklists": FILES, "json": True}, r"here: json: expected 'auto', .* or 'always', got True"),
         ({}, r"here: blocklists: expected names and files as in .*, got None"),
         ({"blocklists": {}}, r"here: blocklists: expected names and files as in .*, got \{\}"),
         ({"blocklists": ["gpl.prod"]}, r"here: blocklists: expected names and files as in .*, got \['gpl.prod'\]"),
@@ -91,6 +93,10 @@ def test_a_request_adds_and_never_removes() -> None:
             )
         ),
         ({"pord_blocklsts": ["gpl"]}, r"got 'pord_blocklsts'; did you mean 'prod_blocklists'"),
+        ({"prod_jsn": True}, r"expected the argument prod_json, got 'prod_jsn'; did you mean 'prod_json'\?"),
+        ({"Prod-JSON": True}, r"expected the argument prod_json, got 'Prod-JSON'"),
+        ({"prod_json": False}, r"prod_json: expected true, got False: leave it out"),
+        ({"prod_json": "x" * 99}, r"prod_json: expected true, got 'xxx"),
         ({"prod_check": "cannary"}, "prod_check: expected 'canary' or 'report', got 'cannary'"),
     ],
 )
@@ -128,6 +134,19 @@ def test_the_canary_is_a_list_beside_the_others() -> None:
     assert settings.names({"prod_check": "report", "prod_blocklists": "ours"}) == ("gpl", "ours")
     with pytest.raises(ProdError, match="blocklists: 'prod_check' is the name of the canary: use another one"):
         Settings.parse({"blocklists": {"prod_check": "a.prod"}}, "here")
+
+
+def test_what_is_matched_with_escapes_decoded() -> None:
+    auto = Settings.parse({"blocklists": FILES, "json": "auto"}, "here")
+    assert auto == Settings.parse({"blocklists": FILES}, "here")
+    assert not auto.unescapes(None, is_structured=False)
+    assert not auto.unescapes({"prod_blocklists": ["gpl"]}, is_structured=False)
+    assert auto.unescapes(None, is_structured=True)
+    assert auto.unescapes({"prod_json": True}, is_structured=False)
+    assert auto.unescapes({"prod_json": 1}, is_structured=False)
+    assert auto.names({"prod_json": 1}) == auto.names({"prod_json": True}) == tuple(FILES)
+    always = Settings.parse({"blocklists": FILES, "json": "always"}, "here")
+    assert always.unescapes(None, is_structured=False)
 
 
 def test_requested_needs_no_settings() -> None:
