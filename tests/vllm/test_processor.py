@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.triton_utils.dispatcher import _rebind_kernels
 from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import (
@@ -722,6 +724,82 @@ def test_ignore_eos_is_taken_over(files: dict[str, str]) -> None:
     dead = torch.full((2, WIDTH), -INF)
     dead[:, EOS] = dead[:, TOKENS.index(b"b")] = 1
     assert [row.nonzero().flatten().tolist() for row in processor.apply(dead) > -INF] == [[EOS], [EOS]]
+
+
+JSON_TOKENS: list[bytes | None] = [b"</s>", b"import os", b"\\n", b"os.system(", b"x="]
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    use_vocabulary(monkeypatch, Vocabulary.from_bytes(JSON_TOKENS, eos_ids=[0]))
+    monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
+    return {"shell": save(tmp_path, "shell", ["import os\nos.system("])}
+
+
+def is_decoded(sampling_params: SamplingParams, prod: dict[str, Any]) -> bool:
+    """Whether a request gets code in a string of JSON banned."""
+    width = len(JSON_TOKENS)
+    processor = ProdLogitsProcessor(config(prod, get_vocab_size=lambda: width), torch.device("cpu"), False)
+    processor.update_state(added((sampling_params, [4], [1, 2])))
+    return bool(processor.apply(torch.zeros(1, width))[0, 3] == -INF)
+
+
+def test_escapes_are_decoded_in_requests_that_write_json(shell: dict[str, str]) -> None:
+    prod: dict[str, Any] = {"blocklists": shell}
+    assert not is_decoded(SamplingParams(), prod)
+    assert is_decoded(SamplingParams(structured_outputs=StructuredOutputsParams(json_object=True)), prod)
+    assert is_decoded(SamplingParams(extra_args={"prod_json": 1}), prod)
+    assert is_decoded(SamplingParams(), {**prod, "json": "always"})
+    # Nothing is enforced on a request without a list.
+    assert not is_decoded(SamplingParams(extra_args={"prod_json": 1}), {**prod, "default": []})
+
+
+# As the function of vLLM's server that has the request, and as `LLM.chat`.
+CALLERS: dict[str, Any] = {"__name__": "vllm.entrypoints"}
+exec("async def serve(request, validate):\n    validate()", CALLERS)
+exec("def chat(messages, tools, validate):\n    validate()", CALLERS)
+
+
+def test_a_request_with_tools_is_marked(shell: dict[str, str]) -> None:
+    frontend = Frontend({"blocklists": shell})
+
+    def marked(tools: Any, frontend: Frontend = frontend, **options: Any) -> list[dict[str, Any] | None]:
+        served, offline = SamplingParams(**options), SamplingParams(**options)
+        asyncio.run(CALLERS["serve"](SimpleNamespace(tools=tools), lambda: frontend.validate(served)))
+        CALLERS["chat"]([], tools, lambda: frontend.validate(offline))
+        return [served.extra_args, offline.extra_args]
+
+    assert marked([{"type": "function"}]) == [{"prod_json": 1}] * 2
+    assert marked([]) == marked(None) == [None] * 2
+    assert marked([{}], ignore_eos=True) == [{"prod_json": 1, "prod_ignore_eos": 1}] * 2
+    assert marked([{}], Frontend({"blocklists": shell, "default": []})) == [None] * 2
+    for wrong in (False, "no", [True]):
+        with pytest.raises(VLLMValidationError, match="prod_json: expected true, got"):
+            frontend.validate(SamplingParams(extra_args={"prod_json": wrong}))
+
+
+def test_what_v2_does_not_decode(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ProdError, match='"json": "always": the V2 model runner does not decode the escapes of JSON'):
+        ProdLogitsProcessor(config({"blocklists": files, "json": "always"}), request_states(2))
+    states = request_states(2)
+    logging.getLogger("vllm.prod_decode").addHandler(caplog.handler)
+    processor = on_v2(files, states, ["one"])
+    logging.getLogger("vllm.prod_decode").removeHandler(caplog.handler)
+    assert "structured output or tools are matched as they are written: the V2 model runner does not" in caplog.text
+    # Asked for by name: refused where it arrives, and ended where it comes all the same.
+    frontend = Frontend({"blocklists": files})
+    frontend.vllm_config.use_v2_model_runner = True
+    with pytest.raises(VLLMValidationError, match=r"prod_json: the V2 model runner does not .*, or leave it out"):
+        frontend.validate(SamplingParams(extra_args={"prod_json": 1}))
+    assert processor.add_request(0, SamplingParams(extra_args={"prod_json": 1}))
+    processor.apply_staged_writes()
+    states.total_len.gpu[:] = 1
+    states.all_token_ids.gpu[:] = TOKENS.index(b"a")
+    masked = processor.apply(torch.zeros(1, WIDTH), context([(0, 0, TOKENS.index(b"a"), 0)]))
+    assert (masked[0] > -INF).nonzero().flatten().tolist() == [EOS]
+    tools = SamplingParams()
+    CALLERS["chat"]([], [{}], lambda: frontend.validate(tools))
+    assert tools.extra_args is None
 
 
 def test_ignore_eos_on_v2(files: dict[str, str]) -> None:
