@@ -276,9 +276,8 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
     Runner(replace(plan, sources={"humaneval": str(file)}), tmp_path / "o").run()
     assert [path.name for path in (tmp_path / "o" / "humaneval").iterdir()] == ["copyright.learn.base.e0.none.s0.jsonl"]
     cells = {(cell.key.method, cell.key.attack): cell for cell in read_run(tmp_path / "o")[1]}
-    kept = [
-        json.loads(line) for line in (tmp_path / "o" / "humaneval" / f"{cells['base', 'none'].key.name}.jsonl").open()
-    ]
+    stored = tmp_path / "o" / "humaneval" / f"{cells['base', 'none'].key.name}.jsonl"
+    kept = [json.loads(line) for line in stored.read_text().splitlines()]
     assert [record["task_id"] for record in kept] == ["t/first", "t/second_one"]
     metric = cells["base", "none"].metrics["humaneval"]
     assert (metric.n, metric.value) == (2, sum(record["passed"] for record in kept) / 2)
