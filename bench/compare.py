@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.records import Cell, Key, Value, read_run
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.errors import ProdError
+from prod_decode.terminal import exit_status
 
 
 @dataclass(frozen=True, slots=True)

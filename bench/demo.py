@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 
 from prod_decode.artifact import write_whole
 from prod_decode.blocklist import Blocklist, Match
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
+from prod_decode.terminal import exit_status
 
 if TYPE_CHECKING:
     from prod_decode.generation import Generation

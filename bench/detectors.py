@@ -26,9 +26,10 @@ from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
 from prod_decode.artifact import write_whole
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.errors import ProdError
 from prod_decode.sources import read_json_lines
+from prod_decode.terminal import exit_status
 
 # bandit files these under shell injection, and XML and Jinja under others; its test says better what it found.
 _BANDIT = {

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from bench.overhead import bind, gather, numbers
 from prod_decode import automaton, follow, matcher
 from prod_decode._jit import jit
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.matcher import Matcher
 from prod_decode.normalize import WORD_ENDS
+from prod_decode.terminal import exit_status
 
 CACHE_LINE = 64
 

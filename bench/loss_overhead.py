@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.errors import ProdError
+from prod_decode.terminal import exit_status
 from prod_train.loss import DEFAULT_CHUNK_SIZE, SparseTargets, distillation_loss
 
 __all__ = ["loss_overhead"]

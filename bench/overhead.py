@@ -56,11 +56,12 @@ from bench.figures import (
 )
 from bench.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, in_child, peer_figures
 from prod_decode.blocklist import Blocklist, Match
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.matcher import Matcher
 from prod_decode.sources import read_texts
+from prod_decode.terminal import exit_status
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,8 @@ from bench.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.records import FORGET, Cell, Value, read_run
 from bench.series import UTILITIES, Attacked, attacked, points, series_of, utility_of
 from prod_decode.artifact import write_whole
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
+from prod_decode.terminal import exit_status
 
 # What should not come through, by task.
 LEAKS = {"copyright": "verbatim", "insecure": "insecure", "deprecated": "deprecated"}

@@ -34,7 +34,8 @@ from bench.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
 from bench.sandbox import Limits
 from bench.training import Trainer, steps_of
 from bench.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
+from prod_decode.terminal import exit_status
 from prod_train.config import LORA_INITS
 from prod_train.metric import bootstrap
 

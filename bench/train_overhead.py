@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.errors import ProdError
 from prod_decode.models import quiet
+from prod_decode.terminal import exit_status
 from prod_train.config import Config
 from prod_train.job import prepare
 from prod_train.methods import make_method

@@ -20,8 +20,9 @@ import numpy as np
 from bench.metrics import parses, pass_at_k, proportion
 from bench.sandbox import Limits, choose_isolation, run
 from prod_decode.artifact import require_output, write_whole
-from prod_decode.cli import Parser, exit_status
+from prod_decode.cli import Parser
 from prod_decode.errors import ProdError
+from prod_decode.terminal import exit_status
 from prod_train.metric import Metric, bootstrap
 
 HUB_HUMANEVAL = "openai/openai_humaneval:test"

@@ -161,33 +161,41 @@ def require_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathL
 
     Args:
         path: the file to write.
-        inputs: files and directories that are read; names of something else count for nothing.
+        inputs: files that are read; names of something else count for nothing.
 
     Raises:
-        ProdError: `path` is in no directory, or none that a file can take the place of; or it is one of the inputs, by
-            whatever name, or a file inside of one that is no blocklist itself.
+        ProdError: `path` is `-`, which other programs take for the standard output; it is in no directory, or in one
+            where no file can be made; it is one of the inputs, by whatever name; or it is a file that is neither a
+            blocklist nor empty.
     """
+    if str(path) in ("", "-"):
+        raise ProdError(f"expected the name of a file to write, got {str(path)!r}: a blocklist is not printed")
     target = Path(path)
     real = Path(os.path.realpath(target))
     try:
         found = _replaceable(target)
+        if found is None and not real.parent.is_dir():
+            raise ProdError(f"cannot write {target}: the directory {real.parent} does not exist")
+        tempfile.TemporaryFile(dir=real.parent).close()
+        if found is None:
+            return
+        for name in inputs:
+            with suppress(OSError):
+                if Path(name).samefile(target):
+                    raise ProdError(f"cannot write {target}: the same file is an input; name another")
+        if not _may_be_replaced(target):
+            raise ProdError(f"cannot write {target}: it is there and is no blocklist; name another, or remove it first")
     except OSError as error:
         raise ProdError(f"cannot write {target}: {error.strerror}") from None
-    if found is None and not real.parent.is_dir():
-        raise ProdError(f"cannot write {target}: the directory {real.parent} does not exist")
-    for name in inputs if found is not None else ():
-        source = Path(name)
-        with suppress(OSError):
-            if source.samefile(target):
-                raise ProdError(f"cannot write {target}: the same file is an input; name another")
-            inside = source.is_dir() and Path(os.path.realpath(source)) in real.parents
-            if inside and not _begins_with(target, MAGIC):
-                raise ProdError(f"cannot write {target}: it is a file of the input {source}; name another")
 
 
-def _begins_with(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
+def _may_be_replaced(path: Path) -> bool:
+    """Whether nothing is lost but a blocklist."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) in (b"", MAGIC)
+    except PermissionError:
+        return False
 
 
 def read_artifact(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 import logging
 import math
 import os
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from prod_decode import __version__
 from prod_decode.errors import ProdError
+from prod_decode.terminal import USAGE, exit_status, note, one_line, printable, read_stdin, to_json
 
 if TYPE_CHECKING:
     from prod_decode.blocklist import Blocklist, Match
@@ -36,7 +34,7 @@ _READ = (
 # Files in which code is escaped.
 _JSON = (".json", ".jsonl", ".ndjson", ".ipynb")
 
-FOUND, USAGE, UNCOVERED = 1, 2, 3
+FOUND, UNCOVERED = 1, 3
 
 STATUSES = {
     0: "done, and everything that was named is covered",
@@ -58,81 +56,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to read more, and exit with status 2."""
-        self.exit(USAGE, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        self.exit(USAGE, one_line(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns one of `STATUSES`."""
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         logging.getLogger("prod_decode").setLevel(logging.INFO)  # that the first start compiles, and why it takes long
     return exit_status(f"prod-decode {options.command}", lambda: options.run(options))
-
-
-def exit_status(program: str, run: Callable[[], int]) -> int:
-    """Run a command; a mistake of the user becomes one line on stderr and status 2.
-
-    A reader of the output that goes away, as `| head` does, changes nothing but that the rest is not printed.
-
-    Args:
-        program: what the line begins with.
-        run: returns the exit status.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
-    try:
-        with contextlib.redirect_stdout(_Stdout(sys.stdout) if sys.stdout else None):
-            try:
-                return run()
-            finally:
-                if sys.stdout:
-                    sys.stdout.flush()
-    except ProdError as error:
-        # Every process of `accelerate launch` finds the same mistake; one of them says so.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{program}: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        return 130
-
-
-class _Stdout:
-    """Standard output that swallows what nobody reads any more, so that the exit status is that of the work."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.is_gone = False
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        try:
-            write()
-        except OSError as error:
-            # What is buffered would fail again when the interpreter ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if not isinstance(error, BrokenPipeError):
-                raise ProdError(f"cannot write to the standard output: {error.strerror}") from None
-            self.is_gone = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def to_json(value: object) -> str:
-    """One line of JSON, with other characters than ASCII where the standard output can carry them."""
-    line = json.dumps(value, ensure_ascii=False)
-    try:
-        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value)
-    return line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -222,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help=f"files or directories; `-` is standard input. {_READ}; what is none of it is looked "
-        "through byte by byte, and listed as not covered",
+        "through byte by byte, and listed as not covered, as a path is that does not exist",
     )
     add.add_argument("--json", action="store_true", help="one JSON object a match")
     add.add_argument(
@@ -289,10 +222,6 @@ def _positive(kind: type[int] | type[float], *, zero: bool = False, most: float 
     return parse  # type: ignore[return-value]
 
 
-def _note(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 class _Uncovered:
     """What a command did not cover: listed as it is found, and what it means for the exit status."""
 
@@ -305,7 +234,7 @@ class _Uncovered:
         if self._strict:
             raise ProdError(why)
         self.count += 1
-        _note(f"not covered: {why}")
+        note(f"not covered: {why}")
 
     def add_ineffective(self, blocklist: Blocklist) -> None:
         """The entries that prohibit nothing, which `info --json` lists too."""
@@ -315,7 +244,7 @@ class _Uncovered:
             self(f"{name!r}: {'shorter than max_quote' if name in too_short else 'free code all over'}")
         if len(names) > 10:
             self.count += len(names) - 10
-            _note(f"not covered: {len(names) - 10} more like these; `prod-decode info --json` lists them all")
+            note(f"not covered: {len(names) - 10} more like these; `prod-decode info --json` lists them all")
 
     @property
     def status(self) -> int:
@@ -335,7 +264,7 @@ def _compile(options: argparse.Namespace) -> int:
         max_quote=options.max_quote,
         boundary=options.boundary,
         skipped=uncovered,
-        leave_out=[options.output],
+        leave_out=[options.output, *([options.parts] if options.parts else [])],
     )
     unfolded: list[str] = []
     blocklist = Blocklist.compile(
@@ -350,13 +279,24 @@ def _compile(options: argparse.Namespace) -> int:
         skipped=uncovered,
     )
     uncovered.add_ineffective(blocklist)
-    blocklist.save(options.output)
-    print(f"{options.output}: {_summary(blocklist, options.output)}")
+    _tell_documents(options.sources)
+    _save(blocklist, options.output)
     if unfolded:
         more = f" and {len(unfolded) - 1} more" if len(unfolded) > 1 else ""
-        _note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
+        note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
     _print_waived(blocklist)
     return uncovered.status
+
+
+def _tell_documents(sources: Sequence[str]) -> None:
+    """Which of the files that were named are documents: one that was meant as a list guards something else."""
+    from prod_decode.sources import JSON_LISTS, PHRASE_LISTS
+
+    named = [name for name in sources if Path(name).suffix.lower() not in JSON_LISTS + PHRASE_LISTS]
+    documents = [name for name in named if not Path(name).is_dir()]
+    if documents:
+        more = f" and {len(documents) - 3} more" if len(documents) > 3 else ""
+        note(f"read as a document each: {', '.join(documents[:3])}{more} (lists are .txt, .jsonl and .ndjson files)")
 
 
 def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry]:
@@ -388,20 +328,27 @@ def _progress(items: Iterator[_T], what: str) -> Iterator[_T]:
         print(file=sys.stderr)
 
 
-def _summary(blocklist: Blocklist, path: str) -> str:
+def _save(blocklist: Blocklist, path: str) -> None:
+    """Write it and say what it is. The work is done then: an output that cannot take the line is not a failure."""
+    blocklist.save(path)
     report = blocklist.report
-    return (
-        f"{report.phrases:,} phrases, {report.documents:,} documents, {len(blocklist.automaton.patterns):,} patterns, "
-        f"{len(blocklist.automaton):,} nodes, {Path(path).stat().st_size:,} bytes"
+    line = (
+        f"{path}: {report.phrases:,} phrases, {report.documents:,} documents, "
+        f"{len(blocklist.automaton.patterns):,} patterns, {len(blocklist.automaton):,} nodes, "
+        f"{Path(path).stat().st_size:,} bytes"
     )
+    try:
+        print(one_line(line), flush=True)
+    except ProdError as error:
+        note(f"{line}; {error}")
 
 
 def _print_waived(blocklist: Blocklist) -> None:
     report = blocklist.report
     for entry_id, start, end in report.waived[:10]:
-        _note(f"waived: characters {start}-{end} of {entry_id} (normalised) are free code and may be quoted")
+        note(f"waived: characters {start}-{end} of {entry_id} (normalised) are free code and may be quoted")
     if len(report.waived) > 10:
-        _note(f"waived: {len(report.waived) - 10} more runs; `prod-decode info --json` lists them all")
+        note(f"waived: {len(report.waived) - 10} more runs; `prod-decode info --json` lists them all")
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -410,8 +357,7 @@ def _merge(options: argparse.Namespace) -> int:
 
     require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
     merged = Blocklist.merge([_load(file) for file in options.files])
-    merged.save(options.output)
-    print(f"{options.output}: {_summary(merged, options.output)}")
+    _save(merged, options.output)
     return 0
 
 
@@ -458,12 +404,13 @@ def _info(options: argparse.Namespace) -> int:
         "longest_pattern",
     ):
         value = facts[key]
-        print(f"{key:16} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key:16} {value}")
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        print(one_line(f"{key:16} {shown}"))
     print(f"{'too short':16} {len(report.too_short)}")
     print(f"{'waived runs':16} {len(report.waived)}")
     for info in blocklist.entries() if options.entries else ():
         detail = f"max_quote {info.max_quote}" if info.policy == "quote" else f"boundary {info.boundary}"
-        print(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}")
+        print(one_line(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}"))
     return 0
 
 
@@ -489,7 +436,7 @@ def _scan(options: argparse.Namespace) -> int:
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
-    _note(f"prohibited places: {total}, files: {files}{left}{verified}")
+    note(f"prohibited places: {total}, files: {files}{left}{verified}")
     return FOUND if total else uncovered.status
 
 
@@ -508,7 +455,7 @@ def _inputs(paths: Sequence[str], uncovered: _Uncovered, blocklist: str) -> Iter
     for path in paths:
         if path == "-":
             name = "the standard input"
-            yield "-", decode_loosely(sys.stdin.buffer.read(), name, uncovered, binary=True)
+            yield "-", decode_loosely(read_stdin(), name, uncovered, binary=True)
             continue
         try:
             # The blocklist has its own phrases in it.
@@ -537,16 +484,19 @@ def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_
         print(to_json(record))
     else:
         shown = " ".join(found.split())
-        print(f"{path}:{line}:{column}: {match.entry_id}: {shown if len(shown) <= 80 else shown[:77] + '...'}")
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        print(one_line(f"{path}:{line}:{column}: {match.entry_id}: {shown}"))
 
 
 def _generate(options: argparse.Namespace) -> int:
     from prod_decode.sources import decode_text, read_text
 
+    if options.top_p < 1 and not options.temperature:
+        raise ProdError("--top-p is for sampling: expected --temperature above 0 beside it, got 0; drop one")
     blocklist = _load(options.blocklist)
     prompt = options.prompt
     if prompt == "-":
-        prompt = decode_text(sys.stdin.buffer.read(), "the standard input")
+        prompt = decode_text(read_stdin(), "the standard input")
     elif prompt.startswith("@"):
         prompt = read_text(prompt[1:])
     if not prompt:
@@ -580,10 +530,11 @@ def _generate(options: argparse.Namespace) -> int:
     for name, run in runs.items():
         if options.compare:
             print(f"--- {name}")
-        print(run.prompt + to_terminal(mark_bans(run), color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(printable(run.prompt) + to_terminal(mark_bans(run), color=color))
     for entry_id, count in runs["protected"].fired.most_common():
-        _note(f"{entry_id}: stepped in {count} times")
-    _note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")
+        note(f"{entry_id}: stepped in {count} times")
+    note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")
     return 0
 
 

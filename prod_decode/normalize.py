@@ -65,6 +65,8 @@ class Normalization:
     def __post_init__(self) -> None:
         if self.mode not in ("none", "code"):
             raise ProdError(f"normalize must be 'none' or 'code', got {self.mode!r}")
+        if not isinstance(self.ignore_case, bool):
+            raise ProdError(f"ignore_case must be True or False, got {self.ignore_case!r}")
 
     @property
     def is_code(self) -> bool:

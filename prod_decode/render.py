@@ -8,6 +8,7 @@ from typing import Literal
 
 from prod_decode.blocklist import Match
 from prod_decode.generation import Generation
+from prod_decode.terminal import printable
 
 Style = Literal["plain", "prohibited", "refused", "instead"]
 Span = tuple[str, Style]
@@ -42,8 +43,8 @@ def mark_bans(run: Generation) -> list[Span]:
 
 
 def to_terminal(spans: Iterable[Span], *, color: bool) -> str:
-    """The spans as one string, with ANSI colours or, without them, with brackets around what is marked."""
-    return "".join(_paint(text, style, color) for text, style in spans)
+    """The spans as one printable string, with ANSI colours or, without them, with brackets around what is marked."""
+    return "".join(_paint(printable(text), style, color) for text, style in spans)
 
 
 def to_html(spans: Iterable[Span]) -> str:

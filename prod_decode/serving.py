@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from prod_decode.errors import ProdError
+from prod_decode.sources import unique_keys
 
 if TYPE_CHECKING:
     from prod_decode.blocklist import Blocklist
@@ -108,7 +109,7 @@ class Settings:
                 "got neither: say which compiled blocklists to enforce"
             )
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise ProdError(f"{ENVIRONMENT}: expected JSON such as {_EXAMPLE}, got {text!r} ({error})") from None
         return cls.parse(value, ENVIRONMENT)

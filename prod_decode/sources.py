@@ -66,7 +66,7 @@ def read_entries(
     max_quote boundary`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones are left
     out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote` entry, and so
     is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but lists is
-    refused.
+    refused, and so is a named `.json` file with entries in it.
 
     Args:
         paths: files and directories.
@@ -80,16 +80,28 @@ def read_entries(
         ProdError: a path that cannot be read as text, a list without entries, a directory of lists, or a line that is
             no entry; names file and line.
     """
-    for path in map(Path, paths):
+    for path in map(as_path, paths):
         kind = path.suffix.lower()
         if _mode(path) == stat.S_IFDIR:
             yield from _documents(path, max_quote, skipped, leave_out)
         elif kind in JSON_LISTS:
             yield from _some(path, (_entry(record, at, max_quote, boundary) for at, record in read_json_lines(path)))
         elif kind in PHRASE_LISTS:
-            yield from _some(path, (Entry(line, source=at, boundary=boundary) for at, line in _lines(path)))
+            yield from _some(path, (Entry(line, source=at, boundary=boundary) for at, line in _phrases(path)))
         else:
-            yield _document(path, decode_loosely(_read(path), path), max_quote)
+            text = decode_loosely(_read(path), path)
+            if kind == ".json" and _has_entries(text):
+                raise ProdError(f"{path} has entries in it, which are read from .jsonl files, one a line: convert it")
+            yield _document(path, text, max_quote)
+
+
+def _has_entries(text: str) -> bool:
+    """Whether a JSON document is an entry, or an array with one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return any(isinstance(one, dict) and "text" in one for one in (found if isinstance(found, list) else [found]))
 
 
 def _some(path: Path, entries: Iterator[Entry]) -> Iterator[Entry]:
@@ -153,7 +165,7 @@ def read_texts(
     Raises:
         ProdError: a named path that does not exist or is no text, or what `skipped` would be told without it.
     """
-    for path in map(Path, paths):
+    for path in map(as_path, paths):
         if _mode(path) != stat.S_IFDIR:
             yield path, decode_loosely(_read(path), path, skipped, binary=binary)
             continue
@@ -176,7 +188,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         ProdError: it cannot be read, or is not text as `decode_text` reads it.
     """
-    return decode_text(_read(Path(path)), path)
+    return decode_text(_read(as_path(path)), path)
 
 
 def decode_text(data: bytes, name: str | os.PathLike[str]) -> str:
@@ -235,13 +247,25 @@ def _skip(skipped: Skipped | None, why: str) -> None:
     skipped(why)
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`Path(path)`, which would take an empty name for the current directory.
+
+    Raises:
+        ProdError: the name is empty, as that of a shell variable which is not set, or has a NUL.
+    """
+    name = os.fspath(path)
+    if not name or "\0" in name:
+        raise ProdError(f"expected the name of a file or directory, got {name!r}: is a variable not set?")
+    return Path(name)
+
+
 def require_file(path: str | os.PathLike[str], expected: str) -> None:
     """Refuse what is there and is no regular file, without opening it.
 
     Raises:
         ProdError: it is a directory, or something that could keep whoever opens it waiting for ever.
     """
-    if Path(path).exists() and (mode := _mode(Path(path))) != stat.S_IFREG:
+    if as_path(path).exists() and (mode := _mode(Path(path))) != stat.S_IFREG:
         raise ProdError(f"{path} is {_kind(mode)}, expected {expected}")
 
 
@@ -281,21 +305,44 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line.removesuffix("\r")
 
 
+def _phrases(path: Path) -> Iterator[tuple[str, str]]:
+    for place, line in _lines(path):
+        if "\r" in line:
+            raise ProdError(
+                f"{place}: expected lines that end with LF or CRLF, got a CR within one: convert the file, or write a "
+                "phrase with a CR as a .jsonl entry"
+            )
+        yield place, line
+
+
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place, `file:line`, for messages; blank lines are skipped.
 
     Raises:
         ProdError: a line that is no JSON object.
     """
-    for place, line in _lines(Path(path)):
+    for place, line in _lines(as_path(path)):
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=unique_keys)
         # Deep nesting is a RecursionError, and a number of 5,000 digits a ValueError that is no JSONDecodeError.
         except (ValueError, RecursionError) as error:
             raise ProdError(f"{place}: expected a JSON object a line, got invalid JSON ({error})") from None
         if not isinstance(record, dict):
             raise ProdError(f"{place}: expected a JSON object, got {type(record).__name__}")
         yield place, record
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as `object_pairs_hook`; of a key that stands there twice, `json` would keep the last value only.
+
+    Raises:
+        ValueError: there is such a key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return found
 
 
 def _files_below(

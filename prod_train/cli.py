@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode import __version__
-from prod_decode.cli import USAGE, Parser, exit_status, to_json
+from prod_decode.cli import Parser
 from prod_decode.errors import ProdError
+from prod_decode.terminal import USAGE, exit_status, to_json
 from prod_train.config import Config, flag, make_config, plain_type, saved_config
 
 USELESS = 1

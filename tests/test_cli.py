@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from prod_decode.blocklist import Blocklist, Match
-from prod_decode.cli import _record, exit_status, main
+from prod_decode.cli import _record, main
 from prod_decode.entries import Entry
 from prod_decode.generation import Generation
 from prod_decode.sources import CACHES
+from prod_decode.terminal import exit_status
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
@@ -224,6 +225,10 @@ def test_generate_refuses_before_it_loads_the_model(block: str, capsys: pytest.C
     assert "--prompt is not UTF-8 text" in capsys.readouterr().err
     assert main([*base, f"{block}.none", "--prompt", "x"]) == 2
     assert "cannot read the blocklist" in capsys.readouterr().err
+    assert main([*base, block, "--prompt", "x", "--top-p", "0.9"]) == 2
+    assert "--top-p is for sampling: expected --temperature above 0 beside it" in capsys.readouterr().err
+    assert main([*base, block, "--prompt", "@"]) == 2
+    assert "expected the name of a file or directory, got ''" in capsys.readouterr().err
     assert main([*base, block, "--prompt", "x"]) == 2
     assert "cannot load the model '/no/such/model'" in capsys.readouterr().err
 
@@ -285,6 +290,22 @@ def test_the_status_is_that_of_the_work_whoever_reads(
 
 def names_of(path: str) -> list[str]:
     return [info.id for info in Blocklist.load(path).entries()]
+
+
+def test_named_files_that_are_no_lists_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list of phrases under another name would guard its whole text, and none of its phrases."""
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("yaml.load(\n")
+    for name in ("phrases.lst", "a.py", "b.py", "c"):
+        Path(name).write_text("yaml.load(\n" * 20)
+    assert main(["compile", "list.txt", "phrases.lst", "a.py", "b.py", "c", "-o", "x.prod"]) == 0
+    assert capsys.readouterr().err == (
+        "read as a document each: phrases.lst, a.py, b.py and 1 more (lists are .txt, .jsonl and .ndjson files)\n"
+    )
+    assert main(["compile", "list.txt", "-o", "x.prod"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_compile_goes_on_and_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,5 +114,7 @@ def test_surrogates_are_refused(before: str, code: int, after: str, normalizatio
 
 
 def test_unknown_modes_are_refused() -> None:
+    with pytest.raises(ProdError, match="ignore_case must be True or False, got 'no'"):
+        Normalization(ignore_case="no")  # type: ignore[arg-type]
     with pytest.raises(ProdError, match="normalize must be 'none' or 'code', got 'python'"):
         Normalization("python")  # type: ignore[arg-type]

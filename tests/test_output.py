@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,14 +152,64 @@ def test_an_input_is_no_output(
     assert phrases.read_text() == "yaml.load(\n"
 
 
-@pytest.mark.parametrize("source", ["src", "tree", "."])
-@pytest.mark.parametrize("output", ["src/phrases.txt", "tree/phrases.txt"])
-def test_a_file_of_an_input_directory_is_no_output(
-    phrases: Path, capsys: pytest.CaptureFixture[str], source: str, output: str
+@pytest.mark.parametrize("command", ["compile", "merge"])
+@pytest.mark.parametrize("output", ["src/phrases.txt", "tree/phrases.txt", "link.txt"])
+def test_a_file_that_is_no_blocklist_is_not_lost(
+    phrases: Path, capsys: pytest.CaptureFixture[str], command: str, output: str
 ) -> None:
-    assert main(["compile", source, "-o", output]) == 2
-    assert f"cannot write {output}: it is a file of the input {source}; name another" in capsys.readouterr().err
+    Path("other.txt").write_text("eval(\n")
+    assert main([command, "other.txt", "-o", output]) == 2
+    assert capsys.readouterr().err == (
+        f"prod-decode {command}: cannot write {output}: it is there and is no blocklist; name another, or remove it "
+        "first\n"
+    )
     assert phrases.read_text() == "yaml.load(\n"
+
+
+@pytest.mark.usefixtures("phrases")
+def test_an_empty_file_may_become_a_blocklist() -> None:
+    Path("made").touch()  # as `mktemp` does
+    assert main(["compile", "src/phrases.txt", "-o", "made"]) == 0
+
+
+@pytest.mark.usefixtures("phrases")
+@pytest.mark.parametrize("output", ["-", ""])
+def test_a_blocklist_is_not_printed(capsys: pytest.CaptureFixture[str], output: str) -> None:
+    assert main(["compile", "src/phrases.txt", f"--output={output}"]) == 2
+    assert f"expected the name of a file to write, got {output!r}" in capsys.readouterr().err
+    assert not Path("-").exists()
+
+
+@pytest.mark.usefixtures("phrases")
+def test_a_directory_that_cannot_be_written_is_found_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert main(["compile", "missing.txt", "-o", "out.prod"]) == 2
+    assert capsys.readouterr().err == "prod-decode compile: cannot write out.prod: Permission denied\n"
+
+
+@pytest.mark.usefixtures("phrases")
+def test_a_file_that_is_written_counts_whoever_takes_the_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Opened for reading: it refuses to be written, as a full disk does.
+    with os.fdopen(os.open(os.devnull, os.O_RDONLY), "w") as refusing:
+        monkeypatch.setattr(sys, "stdout", refusing)
+        assert main(["compile", "src/phrases.txt", "-o", "out.prod"]) == 0
+    assert "1 phrases" in (told := capsys.readouterr().err)
+    assert "cannot write to the standard output: Bad file descriptor" in told
+
+
+@pytest.mark.usefixtures("phrases")
+def test_what_a_compile_keeps_in_its_input_is_no_input(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("src/code.py").write_text("print(1)\n" * 40)
+    for _ in range(2):
+        assert main(["compile", "src", "-o", "src/block.prod", "--parts", "src/parts"]) == 3
+        assert capsys.readouterr().err.count("not covered") == 1  # the list of phrases, as a document
 
 
 def test_inputs_are_looked_at_before_anything_is_read(phrases: Path, capsys: pytest.CaptureFixture[str]) -> None:

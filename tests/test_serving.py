@@ -53,6 +53,11 @@ def test_settings_that_are_refused(value: object, message: str) -> None:
         ({}, {}, r"expected --additional-config '\{\"prod\": .*\}' or PROD_BLOCKLISTS='.*', got neither: say which"),
         ({"prod": {}}, {"PROD_BLOCKLISTS": "{}"}, "expected one of --additional-config and PROD_BLOCKLISTS, got both"),
         ({}, {"PROD_BLOCKLISTS": "gpl.prod"}, r"PROD_BLOCKLISTS: expected JSON such as .*, got 'gpl.prod' \(Expecting"),
+        (
+            {},
+            {"PROD_BLOCKLISTS": '{"blocklists": {"gpl": "a.prod", "gpl": "b.prod"}}'},
+            r"PROD_BLOCKLISTS: expected JSON .*the key 'gpl' stands there twice",
+        ),
         ({}, {"PROD_BLOCKLISTS": "{}"}, "PROD_BLOCKLISTS: blocklists: expected names and files"),
         ({"prod": 1}, {}, '--additional-config, "prod": expected an object'),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from prod_decode.entries import Entry
 from prod_decode.errors import ProdError
-from prod_decode.sources import read_entries, read_json_lines, read_text, read_texts
+from prod_decode.sources import read_entries, read_json_lines, read_text, read_texts, require_file
 
 
 def test_phrase_lists_have_one_phrase_a_line(tmp_path: Path) -> None:
@@ -246,6 +246,48 @@ def test_what_a_named_file_may_not_be(tmp_path: Path, name: str, content: bytes,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ProdError, match=message):
         list(read_entries([tmp_path / name]))
+
+
+def test_a_carriage_return_within_a_phrase_is_no_line_end(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_bytes(b"yaml.load(\reval(\r")
+    with pytest.raises(ProdError, match=r"old.txt:1: expected lines that end with LF or CRLF, got a CR within one"):
+        list(read_entries([tmp_path / "old.txt"]))
+
+
+def test_a_key_that_stands_twice_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "yaml.load(", "id": "a", "text": "harmless("}\n')
+    with pytest.raises(ProdError, match=r"x.jsonl:1: .*the key 'text' stands there twice"):
+        list(read_entries([tmp_path / "x.jsonl"]))
+
+
+@pytest.mark.parametrize("content", [[{"text": "yaml.load("}], {"text": "yaml.load("}, [1, {"text": "x", "id": "y"}]])
+def test_entries_in_a_json_file_are_no_document(tmp_path: Path, content: object) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ProdError, match=r"x.json has entries in it, which are read from .jsonl files"):
+        list(read_entries([tmp_path / "x.json"]))
+
+
+def test_other_json_is_a_document(tmp_path: Path) -> None:
+    texts = ['{"name": "text"}', '["text"]', "[" * 9999, "no JSON"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.json").write_text(text)
+    assert [entry.text for entry in read_entries(tmp_path / f"{number}.json" for number in range(4))] == texts
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_text,
+        lambda name: list(read_texts([name])),
+        lambda name: list(read_entries([name])),
+        lambda name: list(read_json_lines(name)),
+        lambda name: require_file(name, "a file"),
+    ],
+)
+def test_no_name_is_not_the_current_directory(read: Any, name: str) -> None:
+    with pytest.raises(ProdError, match=r"expected the name of a file or directory, got '.*': is a variable not set\?"):
+        read(name)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

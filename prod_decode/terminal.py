@@ -1,0 +1,138 @@
+"""What commands read and print: standard streams that may be closed or full, and text that a terminal must not obey."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prod_decode.errors import ProdError
+
+USAGE = 2
+
+# Characters by which a name or a text moves the cursor, colours the screen or reorders what stands around it.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+_LINE_ENDS = re.compile(r"\s*[\n\r\u2028\u2029]\s*")
+# A message may repeat what it was given: a name of a megabyte, a number of 5,000 digits.
+_LONGEST, _TAIL = 2000, 400
+
+
+def printable(text: str) -> str:
+    """The text with characters that control a terminal escaped; tabs and line ends stay."""
+    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), text)
+
+
+def one_line(text: str) -> str:
+    """The text as one printable line of bounded length; what is cut out lies in the middle."""
+    line = printable(_LINE_ENDS.sub(" ", text)).replace("\t", "\\t")
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - _TAIL]} [...] {line[-_TAIL:]}"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def note(message: str) -> None:
+    """Print a line on the standard error output, inside of `exit_status`."""
+    sys.stderr.write(f"{one_line(message)}\n")
+
+
+def read_stdin() -> bytes:
+    """All of the standard input.
+
+    Raises:
+        ProdError: it is closed, or cannot be read.
+    """
+    if sys.stdin is None:
+        raise ProdError("cannot read the standard input: it is closed; expected text there, or name a file")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ProdError(f"cannot read the standard input: {error.strerror}") from None
+
+
+def exit_status(program: str, run: Callable[[], int]) -> int:
+    """Run a command; a mistake of the user becomes one line on stderr and status 2.
+
+    A reader of the output that goes away, as `| head` does, changes nothing but that the rest is not printed. Nor does
+    a standard error output that is closed or full.
+
+    Args:
+        program: what the line begins with.
+        run: returns the exit status.
+    """
+    _hold_closed_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
+    with contextlib.ExitStack() as stack:
+        # Libraries take for granted that both are there.
+        nowhere = stack.enter_context(Path(os.devnull).open("w"))
+        out = stack.enter_context(contextlib.redirect_stdout(_Stream(sys.stdout or nowhere, is_result=True)))
+        err = stack.enter_context(contextlib.redirect_stderr(_Stream(sys.stderr or nowhere, is_result=False)))
+        try:
+            try:
+                return run()
+            finally:
+                out.flush()
+        except ProdError as error:
+            # Every process of `accelerate launch` finds the same mistake; one of them says so.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                note(f"{program}: {error}")
+            return USAGE
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            err.flush()
+
+
+def _hold_closed_descriptors() -> None:
+    """Keep 0, 1 and 2 from becoming files of ours: what native code writes to stderr would land in them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+class _Stream:
+    """A standard stream that swallows what nobody reads any more, so that the exit status is that of the work."""
+
+    def __init__(self, stream: Any, *, is_result: bool) -> None:
+        self._stream, self._is_result = stream, is_result
+        self.is_gone = False
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            # What is buffered would fail again when the interpreter ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            self.is_gone = True
+            if self._is_result and not isinstance(error, BrokenPipeError):
+                raise ProdError(f"cannot write to the standard output: {error.strerror}") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def to_json(value: object) -> str:
+    """One line of JSON, with other characters than ASCII where the standard output can carry them."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
