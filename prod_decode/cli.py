@@ -533,7 +533,7 @@ def _generate(options: argparse.Namespace) -> int:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(printable(run.prompt) + to_terminal(mark_bans(run), color=color))
     for entry_id, count in runs["protected"].fired.most_common():
-        note(f"{entry_id}: stepped in {count} times")
+        note(f"{entry_id}: stepped in {count} time{'s' if count > 1 else ''}")
     note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")
     return 0
 

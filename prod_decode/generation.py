@@ -72,6 +72,9 @@ def generate(
         top_p: for sampling; in mode `prod`, the nucleus of the PROD distribution.
         seed: of the sampling.
         mode: of `ProdLogitsProcessor`.
+
+    Raises:
+        ProdError: an empty prompt, or more tokens than the model has places for.
     """
     import torch
 
@@ -79,6 +82,11 @@ def generate(
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ProdError("expected a prompt of at least one token, got an empty one")
+    room = getattr(model.config, "max_position_embeddings", length + max_new_tokens) - length
+    if max_new_tokens > room:
+        raise ProdError(
+            f"the model has room for {max(0, room)} tokens behind this prompt, got {max_new_tokens}: ask for fewer"
+        )
     bans: dict[int, Ban] = {}
     processors = []
     fired: Counter[str] = Counter()
