@@ -1,10 +1,38 @@
-"""What every command and constructor raises for a user's mistake."""
+"""What every command and constructor raises for a user's mistake, and how such a message repeats what it was given."""
 
 from __future__ import annotations
+
+# Longer ones are cut. A path has up to 4,096 characters; a file may hold a key or a value of a megabyte.
+LONGEST_WORD = 400
+LONGEST_MESSAGE = 6000
 
 
 class ProdError(ValueError):
     """A mistake in the input: the message says what was expected, what came, and the remedy, in one line.
 
-    Commands print it without a traceback and exit with status 2.
+    Commands print it without a traceback and exit with status 2. Whatever it repeats, it is one line of at most
+    `LONGEST_MESSAGE` characters, in which no word has more than `LONGEST_WORD`.
     """
+
+    def __init__(self, message: str = "") -> None:
+        words = " ".join(message.splitlines()).split(" ")
+        super().__init__(brief(" ".join(brief(word, LONGEST_WORD) for word in words), LONGEST_MESSAGE))
+
+
+def brief(value: object, most: int = 120) -> str:
+    """A value for a message: text as it is, anything else as `repr` has it; of a longer one its beginning and end."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # of a whole number, more than 4,300 digits are not printed
+        return f"{type(value).__name__} of too many digits"
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 3]}...{text[-end:]}"
+
+
+def reason(error: BaseException, most: int = 500) -> str:
+    """What another library's error says, in one line: a name that it had instead of a sentence is told as well."""
+    text = " ".join(str(error).split())
+    said = isinstance(error, OSError | ImportError) or (isinstance(error, ValueError) and " " in text)
+    return brief(text if said and text else f"{type(error).__name__}: {text}".rstrip(": "), most)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import re
 import shutil
 import socket
+import sys
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief, reason
 
 BUNDLED = "bundled"
+EXPECTED = "expected a hub id, a directory, a .gguf file, or 'bundled'"
+
+# What huggingface_hub takes for the name of a repository.
+_HUB_ID = re.compile(r"(?=.{1,96}$)\w[\w.-]*(/[\w.-]+)?")
 
 
 def bundled_model() -> Path:
@@ -31,18 +40,63 @@ def bundled_model() -> Path:
 
 
 def quiet() -> None:
-    """Keep the bars and advice of transformers, and what bitsandbytes says of kernels, out of a command's output."""
-    import logging
-    from functools import partial
+    """Keep the advice of libraries out of a command's output, and their bars unless a terminal shows them.
 
-    from transformers import modeling_gguf_pytorch_utils as gguf
+    Their errors stay.
+    """
+    import logging
+
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    if hasattr(gguf, "tqdm"):  # a bar of its own, which does not heed the line above
-        gguf.tqdm = partial(gguf.tqdm, disable=True)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)
+    if sys.stderr is not None and sys.stderr.isatty():
+        return
+    hf_logging.disable_progress_bar()  # and those of huggingface_hub
+    with contextlib.suppress(ImportError):
+        import datasets
+
+        datasets.disable_progress_bars()
+    with contextlib.suppress(ImportError):
+        from transformers import modeling_gguf_pytorch_utils as gguf
+
+        if hasattr(gguf, "tqdm"):  # a bar of its own, which does not heed the lines above
+            gguf.tqdm = functools.partial(gguf.tqdm, disable=True)
+
+
+@contextlib.contextmanager
+def loading(name: str, expected: str = EXPECTED) -> Iterator[None]:
+    """Load something of a model inside: libraries are `quiet` meanwhile, and what they raise becomes one line.
+
+    Args:
+        name: of the model, for the message.
+        expected: the end of the message.
+
+    Raises:
+        ProdError: for every exception.
+    """
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    try:
+        with warnings.catch_warnings():
+            quiet()
+            yield
+    except ProdError:
+        raise
+    # For a damaged file safetensors, tokenizers, struct, pickle and torch each raise their own.
+    except Exception as error:  # noqa: BLE001
+        raise ProdError(f"cannot load the model {brief(name)!r}: {reason(error)} ({expected})") from None
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model's name means a GGUF file, as `bundled` does, and neither a hub id nor a directory."""
+    return name == BUNDLED or name.lower().endswith(".gguf")
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
@@ -73,10 +127,32 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
 
         options = {**options, "quantization_config": GgufConfig(dequantize=True)}
         dtype = "bfloat16" if dtype == "auto" else dtype
-    model = _load(name, lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options))
-    model.eval()
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with loading(name):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        expect_all_weights(name, info)
+        model.eval()
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model, tokenizer
+
+
+def expect_all_weights(name: str, info: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers made weights at random, since its files have none, or others.
+
+    Args:
+        name: of the model.
+        info: what `from_pretrained` gives with `output_loading_info=True` and `ignore_mismatched_sizes=True`.
+
+    Raises:
+        ProdError: with the number of such weights, and one of them.
+    """
+    for key, what in (("missing_keys", "are not in its files"), ("mismatched_keys", "have another shape in its files")):
+        if found := sorted(str(one[0]) if isinstance(one, tuple) else str(one) for one in info.get(key) or ()):
+            raise ProdError(
+                f"cannot load the model {brief(name)!r}: {len(found)} of its weights {what}, the first is {found[0]}: "
+                "it is damaged or is no causal language model, use another copy"
+            )
 
 
 def save_model(
@@ -125,7 +201,7 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
     Raises:
         ProdError: the file cannot be loaded, or nothing can be written.
     """
-    if name != BUNDLED and not name.endswith(".gguf"):
+    if not is_gguf(name):
         return name
     if not Path(directory).is_dir():
         save_model(*load_model(name, dtype=dtype, device="cpu"), directory)
@@ -133,12 +209,35 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    if is_gguf(name):
+        return _locate_gguf(name)
+    path = Path(name)
+    try:
+        there, is_folder = path.exists(), bool(name) and path.is_dir()
+    except (OSError, ValueError):  # too long, or with a NUL
+        there = is_folder = False
+    if is_folder:
+        if not any(any(path.glob(pattern)) for pattern in ("*config.json", "*token*", "vocab*")):
+            raise ProdError(f"cannot load the model {brief(name)!r}: the directory has no config.json ({EXPECTED})")
+        return name, {}
+    if there or not _HUB_ID.fullmatch(name):
+        why = "it is a file" if there and name else "no such directory"
+        raise ProdError(f"cannot load the model {brief(name)!r}: {why} ({EXPECTED})")
+    return name, {} if _hub_is_known() else {"local_files_only": True}
+
+
+def _locate_gguf(name: str) -> tuple[str, dict[str, Any]]:
+    from prod_decode.gguf_file import require_whole
+    from prod_decode.sources import require_file
+
     path = bundled_model() if name == BUNDLED else Path(name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ProdError(f"cannot read the model {name}: no such file")
-        return str(path.parent), {"gguf_file": path.name}
-    return name, {} if path.is_dir() or _hub_is_known() else {"local_files_only": True}
+    if not path.exists():
+        raise ProdError(f"cannot read the model {name}: no such file")
+    require_file(path, "a GGUF file")
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise ProdError(f"the model {name} needs the packages gguf and accelerate: pip install 'gguf>=0.10' accelerate")
+    require_whole(path)
+    return str(path.parent), {"gguf_file": path.name}
 
 
 def _hub_is_known() -> bool:
@@ -162,14 +261,5 @@ def _hub_is_known() -> bool:
 def _tokenizer(name: str, source: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
-    return _load(name, lambda: AutoTokenizer.from_pretrained(source, **options))
-
-
-def _load(name: str, load: Any) -> Any:
-    try:
-        return load()
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ProdError(
-            f"cannot load the model {name!r}: {reason[0]} (expected a hub id, a directory, a .gguf file, or 'bundled')"
-        ) from None
+    with loading(name):
+        return AutoTokenizer.from_pretrained(source, **options)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import socket
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from prod_decode import models
 from prod_decode.errors import ProdError
-from prod_decode.models import in_hub_format, load_model, load_tokenizer, save_model
+from prod_decode.models import in_hub_format, load_model, load_tokenizer, loading, save_model
 from tests.tiny import save_tiny_model
 
 
@@ -103,3 +108,87 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ProdError, match=r"cannot write .*/file/deep/model: Not a directory"):
         save_model(Unwritable(), Unwritable(), tmp_path / "file" / "deep" / "model")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda d: [path.unlink() for path in d.iterdir()], r"the directory has no config\.json \(expected a hub id"),
+        (lambda d: (d / "config.json").write_text("[1]"), "TypeError: .* must be a mapping, not list"),
+        (lambda d: (d / "model.safetensors").write_bytes(b""), "SafetensorError: .*header too small"),
+        (lambda d: truncate(d / "model.safetensors", 30_000), "SafetensorError: .*incomplete metadata"),
+        (lambda d: truncate(d / "tokenizer.json", 300), "Unterminated string"),
+        # The library goes on in the next lines; the first one ends with "from one of: ".
+        (lambda d: (d / "tokenizer.json").unlink(), r"tokenizer from one of: \(1\) .* sentencepiece or tiktoken"),
+        # Those of the last layer would be made at random, and the library goes on.
+        (lambda d: change(d, num_hidden_layers=3), r"9 of its weights are not in its files.* model\.layers\.2\."),
+        (lambda d: change(d, hidden_size=64), "20 of its weights have another shape in its files"),
+    ],
+    ids=["empty", "list", "no weights", "cut weights", "cut tokenizer", "no tokenizer", "layer", "shape"],
+)
+def test_a_damaged_directory_is_one_line(
+    tmp_path: Path, prepare: Callable[[Path], object], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_model(tmp_path / "m")
+    prepare(tmp_path / "m")
+    capfd.readouterr()
+    with pytest.raises(ProdError, match=f"^cannot load the model '.*/m': .*{message}") as caught:
+        load_model(str(tmp_path / "m"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
+
+
+def truncate(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def change(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/no/such", "no such directory"),
+        ("a/b/c", "no such directory"),
+        ("tests/tiny.py", "it is a file"),
+        ("x" * 5000, "no such directory"),
+        ("x\0y", "no such directory"),
+    ],
+    ids=["absolute", "deep", "file", "long", "NUL"],
+)
+def test_what_is_no_hub_id_is_not_asked_for(asked: list[object], name: str, reason: str) -> None:
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ProdError, match=f"cannot load the model '.*': {reason}") as caught:
+            load(name)
+        assert len(str(caught.value)) < 300
+    assert not asked
+
+
+def test_loading_a_model_prints_nothing_into_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither bars nor advice nor warnings of what will change; and leaves the libraries as they were."""
+    from transformers.utils import logging as hf_logging
+
+    folder = save_tiny_model(tmp_path)
+    hf_logging.set_verbosity_warning()
+    hf_logging.enable_progress_bar()
+    capfd.readouterr()
+    with loading("x"):
+        warnings.warn("a function is renamed", FutureWarning, stacklevel=1)
+    load_model(folder)
+    assert capfd.readouterr() == ("", "")
+    assert hf_logging.get_verbosity() == logging.WARNING
+    assert hf_logging.is_progress_bar_enabled()
+
+
+def test_on_a_terminal_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.enable_progress_bar()
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    with loading("x"):
+        assert hf_logging.is_progress_bar_enabled()
+    monkeypatch.setattr("sys.stderr", None)  # closed
+    with loading("x"):
+        assert not hf_logging.is_progress_bar_enabled()
