@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import math
 import os
-import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.artifact import write_whole
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
 
 METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
 JSON_FILES = (".jsonl", ".ndjson", ".json")
@@ -29,8 +28,55 @@ BASE = "base"  # in the output's directory, with `--save-base`
 DEFAULT_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
 
 
-def _option(default: Any, help_text: str, group: str, *, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
-    return field(default=default, metadata={"help": help_text, "group": group, "choices": choices, "metavar": metavar})
+@dataclass(frozen=True)
+class Within:
+    """The values that a number may have.
+
+    Attributes:
+        least: the smallest, or with `above` a number that it must exceed.
+        most: the greatest. Beyond it is a slip: it would fill the memory, or not fit where it is used, hours later.
+        above: whether `least` itself is too small.
+    """
+
+    least: float
+    most: float
+    above: bool = False
+
+    def problem(self, value: float) -> str:
+        """What is wrong with a value, or ""."""
+        if self.least <= value <= self.most and not (self.above and value == self.least):
+            return ""
+        if (self.least, self.most) == (0, 1):
+            expected = "a number from 0 to 1"
+        elif math.isinf(value):
+            expected = "a finite number"
+        elif value > self.most:
+            expected = f"at most {self.most:,}"
+        else:
+            expected = f"a number above {self.least:g}" if self.above else f"at least {self.least:,}"
+        return f"expected {expected}, got {brief(value, 40)}"
+
+
+COUNT = Within(1, 1_000_000_000)
+COUNT_OR_NONE = Within(0, 1_000_000_000)
+SHARE = Within(0, 1)
+POSITIVE = Within(0, 1_000_000, above=True)
+POSITIVE_OR_INF = Within(0, math.inf, above=True)
+WEIGHT = Within(0, 1_000_000)
+ANY = Within(-1_000_000, 1_000_000)
+
+
+def _option(
+    default: Any,
+    help_text: str,
+    group: str,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    within: Within | None = None,
+) -> Any:
+    about = {"help": help_text, "group": group, "choices": choices, "metavar": metavar, "within": within}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -70,7 +116,7 @@ class Config:
         metavar="PATH",
     )
 
-    max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N")
+    max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N", within=COUNT)
     truncate: bool = _option(
         False, "cut rows longer than `--max-length` at its end; they are refused otherwise", "data"
     )
@@ -88,6 +134,7 @@ class Config:
         "24)",
         "method",
         metavar="N",
+        within=COUNT,
     )
     opening: int = _option(
         0,
@@ -95,6 +142,7 @@ class Config:
         "is written goes another way from the start (default 0)",
         "method",
         metavar="N",
+        within=COUNT_OR_NONE,
     )
     continuations: int = _option(
         0,
@@ -103,6 +151,7 @@ class Config:
         "first as --model and its anchors as --blocklist (default 0: none)",
         "method",
         metavar="N",
+        within=COUNT_OR_NONE,
     )
     keep: int = _option(
         256,
@@ -110,32 +159,47 @@ class Config:
         "(default 256)",
         "method",
         metavar="N",
+        within=COUNT,
     )
     top_p: float | None = _option(
         None,
         "prod, prod-surgical, undial: nucleus of the targets, 0 to 1 (default: 0.8; 1 for undial)",
         "method",
         metavar="P",
+        within=SHARE,
     )
     max_n: int | None = _option(
-        None, "prod, prod-surgical, undial: tokens in the nucleus at most (default: no limit)", "method", metavar="N"
+        None,
+        "prod, prod-surgical, undial: tokens in the nucleus at most (default: no limit)",
+        "method",
+        metavar="N",
+        within=COUNT,
     )
     temperature: float | None = _option(
-        None, "prod, prod-surgical, undial: of the targets, after the nucleus (default: none)", "method", metavar="T"
+        None,
+        "prod, prod-surgical, undial: of the targets, after the nucleus (default: none)",
+        "method",
+        metavar="T",
+        within=POSITIVE,
     )
     alpha: float = _option(
-        0.0, "prod: the target of a prohibited token is -alpha times its probability (default 0)", "method", metavar="A"
+        0.0,
+        "prod: the target of a prohibited token is -alpha times its probability (default 0)",
+        "method",
+        metavar="A",
+        within=ANY,
     )
     beta: float | None = _option(
-        None, "strength (default: undial 10, npo 0.1, simnpo 2.5, dpo 0.1)", "method", metavar="B"
+        None, "strength (default: undial 10, npo 0.1, simnpo 2.5, dpo 0.1)", "method", metavar="B", within=POSITIVE
     )
-    gamma: float = _option(0.0, "simnpo: margin (default 0)", "method", metavar="G")
+    gamma: float = _option(0.0, "simnpo: margin (default 0)", "method", metavar="G", within=ANY)
     max_nll: float | None = _option(
         None,
         "ga, graddiff: nats; a token less likely than that is left alone (default: log of the vocabulary's size, a "
         "uniform guess; inf is the plain, unbounded formula)",
         "method",
         metavar="X",
+        within=POSITIVE_OR_INF,
     )
     refusals: str | None = _option(
         None, "dpo, flat: a text file with an answer to prefer a line (default: built in)", "method", metavar="FILE"
@@ -153,7 +217,7 @@ class Config:
         "method",
         choices=RETAIN_REFERENCES,
     )
-    retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X")
+    retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X", within=WEIGHT)
     paper_compat: bool = _option(
         False,
         "prod: the public reference code's formula: prompt tokens count too, no EOS, and at the first position the "
@@ -164,9 +228,9 @@ class Config:
     tuning: str = _option(
         "lora", "lora: adapters; full: all weights (default lora)", "training", choices=("lora", "full")
     )
-    lora_rank: int = _option(16, "rank (default 16)", "training", metavar="R")
-    lora_alpha: float = _option(32.0, "LoRA scale times rank (default 32)", "training", metavar="A")
-    lora_dropout: float = _option(0.0, "probability, 0 to 1 (default 0)", "training", metavar="P")
+    lora_rank: int = _option(16, "rank (default 16)", "training", metavar="R", within=Within(1, 65_536))
+    lora_alpha: float = _option(32.0, "LoRA scale times rank (default 32)", "training", metavar="A", within=POSITIVE)
+    lora_dropout: float = _option(0.0, "probability, 0 to 1 (default 0)", "training", metavar="P", within=SHARE)
     lora_targets: tuple[str, ...] = _option(
         (),
         "names of the linear layers, or of a mixture's expert weights, that get an adapter (default: all linear layers "
@@ -195,39 +259,55 @@ class Config:
         "training",
         choices=("auto", "float32", "bfloat16"),
     )
-    epochs: float = _option(5.0, "passes over the forget set (default 5)", "training", metavar="N")
-    max_steps: int | None = _option(None, "optimizer steps, in place of `--epochs`", "training", metavar="N")
-    learning_rate: float | None = _option(
-        None, "peak of AdamW's (default: 3e-4 with lora, 5e-6 with full)", "training", metavar="X"
+    epochs: float = _option(
+        5.0, "passes over the forget set (default 5)", "training", metavar="N", within=Within(0, 100_000, above=True)
     )
-    batch_size: int = _option(4, "rows a forward pass and process (default 4)", "training", metavar="N")
-    accumulate: int = _option(1, "forward passes an optimizer step (default 1)", "training", metavar="N")
+    max_steps: int | None = _option(
+        None, "optimizer steps, in place of `--epochs`", "training", metavar="N", within=Within(1, 10_000_000)
+    )
+    learning_rate: float | None = _option(
+        None, "peak of AdamW's (default: 3e-4 with lora, 5e-6 with full)", "training", metavar="X", within=POSITIVE
+    )
+    batch_size: int = _option(4, "rows a forward pass and process (default 4)", "training", metavar="N", within=COUNT)
+    accumulate: int = _option(1, "forward passes an optimizer step (default 1)", "training", metavar="N", within=COUNT)
     scheduler: str = _option(
         "linear",
         "learning rate after warm-up (default linear, to 0)",
         "training",
         choices=("linear", "cosine", "constant"),
     )
-    warmup: float = _option(0.0, "share of the optimizer steps, 0 to 1 (default 0)", "training", metavar="X")
-    weight_decay: float = _option(0.0, "of AdamW (default 0)", "training", metavar="X")
+    warmup: float = _option(
+        0.0, "share of the optimizer steps, 0 to 1 (default 0)", "training", metavar="X", within=SHARE
+    )
+    weight_decay: float = _option(0.0, "of AdamW (default 0)", "training", metavar="X", within=WEIGHT)
     max_grad_norm: float | None = _option(
-        1.0, "gradients are clipped to this norm (default 1)", "training", metavar="X"
+        1.0, "gradients are clipped to this norm (default 1)", "training", metavar="X", within=POSITIVE_OR_INF
     )
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, a third more time", "training")
-    chunk_size: int = _option(448, "rows of logits that exist at once (default 448)", "training", metavar="N")
+    chunk_size: int = _option(
+        448, "rows of logits that exist at once (default 448)", "training", metavar="N", within=COUNT
+    )
     seed: int = _option(
-        42, "of the order of rows, initialisation, dropout and refusals (default 42)", "training", metavar="N"
+        42,
+        "of the order of rows, initialisation, dropout and refusals (default 42)",
+        "training",
+        metavar="N",
+        within=Within(0, 2**64 - 1),
     )
 
     eval_every: float = _option(
-        1.0, "epochs between evaluations and checkpoints (default 1)", "evaluation", metavar="N"
+        1.0, "epochs between evaluations and checkpoints (default 1)", "evaluation", metavar="N", within=POSITIVE
     )
     eval_rows: int = _option(
-        64, "rows of each set that are evaluated, the first ones (default 64)", "evaluation", metavar="N"
+        64, "rows of each set that are evaluated, the first ones (default 64)", "evaluation", metavar="N", within=COUNT
     )
-    eval_batch_size: int = _option(8, "rows a forward pass (default 8)", "evaluation", metavar="N")
+    eval_batch_size: int = _option(8, "rows a forward pass (default 8)", "evaluation", metavar="N", within=COUNT)
     stop_at_forget: float | None = _option(
-        None, "stop once 1 - greedy recitation of the forget set reaches this, 0 to 1", "evaluation", metavar="X"
+        None,
+        "stop once 1 - greedy recitation of the forget set reaches this, 0 to 1",
+        "evaluation",
+        metavar="X",
+        within=SHARE,
     )
     max_utility_drop: float | None = _option(
         None,
@@ -235,8 +315,11 @@ class Config:
         "result is then the best checkpoint that obeys",
         "evaluation",
         metavar="X",
+        within=SHARE,
     )
-    save_total_limit: int = _option(2, "checkpoints kept, the best one besides (default 2)", "evaluation", metavar="N")
+    save_total_limit: int = _option(
+        2, "checkpoints kept, the best one besides (default 2)", "evaluation", metavar="N", within=COUNT
+    )
     report_to: str = _option(
         "none",
         "also send losses and metrics to this tracker, whose package must be installed (default none)",
@@ -308,60 +391,14 @@ class Config:
 
     def _range_problems(self) -> list[str]:
         found = []
-        at_least_1 = (
-            "max_length",
-            "lora_rank",
-            "batch_size",
-            "accumulate",
-            "chunk_size",
-            "eval_rows",
-            "eval_batch_size",
-        )
-        optional_1 = ("keep", "max_n", "max_steps", "save_total_limit")
-        for name in (*at_least_1, *optional_1):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"{flag(name)}: expected at least 1, got {value}")
-        positive = (
-            "epochs",
-            "eval_every",
-            "lora_alpha",
-            "learning_rate",
-            "temperature",
-            "beta",
-            "max_nll",
-            "max_grad_norm",
-        )
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                found.append(f"{flag(name)}: expected a number above 0, got {value}")
-        for name in ("top_p", "lora_dropout", "warmup", "stop_at_forget", "max_utility_drop"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                found.append(f"{flag(name)}: expected a number from 0 to 1, got {value}")
-        for name in (
-            "epochs",
-            "eval_every",
-            "learning_rate",
-            "alpha",
-            "beta",
-            "gamma",
-            "retain_weight",
-            "weight_decay",
-        ):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                found.append(f"{flag(name)}: expected a finite number, got {value}")
+        for option in dataclasses.fields(self):
+            value, within = getattr(self, option.name), option.metadata["within"]
+            if value is not None and within is not None and (problem := within.problem(value)):
+                found.append(f"{flag(option.name)}: {problem}")
         from prod_decode.entries import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
 
-        if self.max_quote < SHORTEST_QUOTE:
+        if 1 <= self.max_quote < SHORTEST_QUOTE:
             found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
-        found += [
-            f"{flag(name)}: expected at least 0, got {getattr(self, name)}"
-            for name in ("retain_weight", "weight_decay", "seed", "opening", "continuations")
-            if getattr(self, name) < 0
-        ]
         return found
 
     def _combination_problems(self) -> list[str]:
@@ -585,14 +622,24 @@ def _convert(raw: Any, annotation: Any) -> Any:
     if kind is bool and isinstance(raw, bool):
         return raw
     if kind in (int, float) and isinstance(raw, (int, float, str)) and not isinstance(raw, bool):
-        # YAML reads 3e-4 as a string.
-        try:
-            number = float(raw)
-        except (ValueError, OverflowError):  # a whole number may be too large for a float
-            number = math.nan
+        number = _number(raw)
         if kind is float and not math.isnan(number):
-            return number
+            return float(number)
         if kind is int and number == number // 1:
             return int(number)
     names = {tuple: "a list of names", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-    raise ValueError(f"expected {names[kind]}, got {reprlib.repr(raw)}")
+    raise ValueError(f"expected {names[kind]}, got {brief(repr(raw) if isinstance(raw, str) else raw, 40)}")
+
+
+def _number(raw: float | str) -> float:
+    """As it is where it is whole, since a float has 53 bits; NaN if it is no number, or none that a float holds."""
+    try:
+        whole = int(raw) if isinstance(raw, (int, str)) else None
+    except ValueError:
+        whole = None
+    try:
+        # YAML reads 3e-4 as a string.
+        number = float(raw)
+    except (ValueError, OverflowError):
+        return math.nan
+    return number if whole is None else whole

@@ -204,6 +204,9 @@ def add_adapter(model: Any, config: Config) -> Any:
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
     experts = _expert_targets(model, config)
+    widest = max(width for weight in model.parameters() for width in weight.shape)
+    if config.lora_rank > widest:
+        raise ProdError(f"--lora-rank: expected at most {widest:,}, the widest layer's width, got {config.lora_rank:,}")
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

@@ -59,7 +59,8 @@ class Schedule:
 
     def evaluations(self, every: float) -> list[int]:
         """The numbers of completed steps after which to evaluate, the last step among them."""
-        marks = (round(k * every * self.per_epoch) for k in range(1, int(self.steps / (every * self.per_epoch)) + 1))
+        between = max(1, every * self.per_epoch)  # in steps; there is nothing new between two of them
+        marks = (round(k * between) for k in range(1, int(self.steps / between) + 1))
         return sorted({mark for mark in marks if 1 <= mark < self.steps} | {self.steps})
 
 

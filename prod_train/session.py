@@ -162,7 +162,7 @@ def with_continuations(job: Job, model: Any, accelerator: Any) -> Job:
             model,
             job.tokenizer,
             job.forget,
-            tokens=config.continuations,
+            tokens=min(config.continuations, config.max_length),  # a row is cut there
             max_length=config.max_length,
             batch_size=config.eval_batch_size,
         )

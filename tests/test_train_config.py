@@ -116,3 +116,32 @@ def test_every_field_has_help_with_its_default():
         if numeric:
             assert f"default {option.default:g}" in option.metadata["help"], option.name
         assert flag(option.name).startswith("--")
+
+
+NUMBERS = [
+    option.name for option in dataclasses.fields(Config) if "int" in str(option.type) or "float" in str(option.type)
+]
+WHOLE = [name for name in NUMBERS if "int" in str(Config.__annotations__[name])]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_beyond_all_measure(name):
+    """Too small, too large, not finite, or too long to be printed: one short line that names the flag."""
+    values = ["nan", "-inf", "-1e30", "1e30", "9" * 30, "9" * 5000, "0x10", "", int("9" * 30), 10**5000, -(10**5000)]
+    values += [] if name in ("max_nll", "max_grad_norm") else ["inf", "1e400", float("inf")]
+    values += [] if name in ("alpha", "gamma") else ["-1", -1]
+    values += ["1.5", 0.5] if name in WHOLE else []
+    for value in values:
+        if name in ("max_nll", "max_grad_norm") and value in ("1e30", "9" * 30, int("9" * 30), "9" * 5000):
+            continue  # without a limit
+        text = message(**{**NEEDED, name: value})
+        assert text.startswith(f"{flag(name)}: expected "), (value, text)
+        assert len(text.partition("; ")[0]) < 160
+
+
+def test_seeds_are_those_of_torch_and_exact(tmp_path):
+    assert make_config(None, {**NEEDED, "seed": "18446744073709551615"}).seed == 2**64 - 1
+    assert make_config(None, {**NEEDED, "seed": 2**53 + 1}).seed == 2**53 + 1
+    assert make_config(None, {**NEEDED, "max_length": "1e3"}).max_length == 1000
+    text = message(**NEEDED, seed="99999999999999999999")
+    assert text == "--seed: expected at most 18,446,744,073,709,551,615, got 99999999999999999999"

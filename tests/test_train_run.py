@@ -673,6 +673,11 @@ def test_evaluations_end_with_the_last_step(rows, step_rows, steps, every):
     assert marks[0] >= 1
 
 
+def test_evaluations_are_steps_apart_at_least():
+    """However often one is asked for: 3 / (4 * 1e-300) marks were gone through before."""
+    assert Schedule(4, 0, 1, 3, 0).evaluations(1e-300) == [1, 2, 3]
+
+
 def test_learning_rates():
     config = Config(learning_rate=1.0, warmup=0.2)
     rates = [learning_rate(config, step, 10) for step in range(10)]
