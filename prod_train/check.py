@@ -5,15 +5,19 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from prod_train.checkpoint import restore_model, restore_optimizer, resume_from
 from prod_train.config import Config
 from prod_train.data import Row, mark
 from prod_train.job import Job, prepare
 from prod_train.modeling import trainable
+from prod_train.output import only_run
+from prod_train.schedule import Schedule
 from prod_train.session import Session, setup
 from prod_train.trainer import train_step
 
@@ -61,9 +65,14 @@ def check(config: Config) -> Plan:
     Raises:
         ProdError: whatever a run would raise before its first step.
     """
+    config.validate()
+    with only_run(Path(config.output)):
+        pass  # no other run is writing there
     job = prepare(config)
+    source = resume_from(job.config)
     with tempfile.TemporaryDirectory() as folder:
-        dry = replace(config, cache=folder, output=folder, resume=None, report_to="none")
+        resume = str(source.resolve()) if source else None
+        dry = replace(config, cache=folder, output=folder, resume=resume, report_to="none")
         rows = job.forget[: max(TRIED_ROWS, config.batch_size * config.accumulate)]
         small = replace(
             job,
@@ -75,11 +84,17 @@ def check(config: Config) -> Plan:
         )
         session = setup(small)
         optimizer = torch.optim.AdamW(trainable(session.model).values(), lr=config.rate)
+        if source:
+            restore_model(_with_all_rows(session, job), source)
         model, optimizer = session.accelerator.prepare(session.model, optimizer)
+        if source:
+            restore_optimizer(model, optimizer, source)
         begun = time.perf_counter()
         loss = float(train_step(session, model, optimizer, 0))
         seconds = time.perf_counter() - begun
-    continued = len(session.job.continued) * len(job.forget) // len(rows)
+    continued = len(session.job.continued)
+    if not source:  # written behind some of the rows
+        continued = continued * len(job.forget) // len(rows)
     per_epoch = -(-(len(job.forget) + continued) // session.schedule.step_rows)
     weights = sum(p.numel() for p in session.model.parameters())
     return Plan(
@@ -96,6 +111,13 @@ def check(config: Config) -> Plan:
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         job.notes,
     )
+
+
+def _with_all_rows(session: Session, job: Job) -> Session:
+    """The session as a run would have it, to be compared with what a checkpoint says of its run."""
+    job = replace(session.job, forget=job.forget, retain=job.retain, holdout=job.holdout, refused=job.refused)
+    processes = session.accelerator.num_processes
+    return replace(session, job=job, schedule=Schedule.of(job.config, len(job.trained), len(job.retain), processes))
 
 
 def _sizes(rows: list[Row]) -> dict[str, int]:

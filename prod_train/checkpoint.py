@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, reason
 from prod_train.config import Config
 from prod_train.modeling import compute_dtype
 from prod_train.schedule import learning_rate
@@ -171,6 +173,17 @@ def resume_from(config: Config) -> Path | None:
     return latest_checkpoint(Path(config.output)) if config.resume == "latest" else Path(config.resume)
 
 
+@contextmanager
+def _whole(source: Path) -> Iterator[None]:
+    """Read a file of a checkpoint inside; safetensors, pickle and torch each raise their own for a damaged one."""
+    try:
+        yield
+    except ProdError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise ProdError(f"--resume: {source} is damaged ({reason(error)}): use another checkpoint") from None
+
+
 def restore_model(session: Session, source: Path) -> State:
     """Load a checkpoint's weights into the session's model; returns where the run stood.
 
@@ -179,7 +192,10 @@ def restore_model(session: Session, source: Path) -> State:
     """
     from safetensors.torch import load_file
 
-    kept = json.loads((source / "state.json").read_text())
+    with _whole(source):
+        kept = json.loads((source / "state.json").read_text())
+        for name in ("fingerprint", "step", "steps", "before", "history"):
+            kept[name]
     now = json.loads(json.dumps(fingerprint(session)))
     if different := [name for name in now if kept["fingerprint"].get(name) != now[name]]:
         raise ProdError(
@@ -190,11 +206,13 @@ def restore_model(session: Session, source: Path) -> State:
     if session.job.config.tuning == "lora":
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(session.model, load_file(source / "adapter_model.safetensors"))
+        with _whole(source):
+            set_peft_model_state_dict(session.model, load_file(source / "adapter_model.safetensors"))
     else:
         weights: dict[str, Tensor] = {}
-        for file in sorted(source.glob("*.safetensors")):
-            weights.update(load_file(file))
+        with _whole(source):
+            for file in sorted(source.glob("*.safetensors")):
+                weights.update(load_file(file))
         own = session.model.state_dict()
         present = {own[name].data_ptr() for name in weights if name in own}
         lacking = [name for name in own if name not in weights and own[name].data_ptr() not in present]  # not tied
@@ -225,7 +243,8 @@ def _check_steps(session: Session, source: Path, done: int, before: int) -> None
 
 def restore_optimizer(model: Any, optimizer: Any, source: Path) -> None:
     """Load AdamW's moments, after `accelerator.prepare`."""
-    moments = torch.load(source / "trainer.pt", map_location="cpu", weights_only=True)
+    with _whole(source):
+        moments = torch.load(source / "trainer.pt", map_location="cpu", weights_only=True)
     if not _is_sharded(model):
         optimizer.load_state_dict(moments)
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.artifact import write_whole
-from prod_decode.errors import ProdError, brief
+from prod_decode.errors import ProdError, brief, reason
 
 METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
 JSON_FILES = (".jsonl", ".ndjson", ".json")
@@ -481,15 +481,11 @@ class Config:
                 found.append(f"{flag(name)}: cannot read {value}: no such file")
         if self.resume not in (None, "latest") and not Path(str(self.resume), "trainer.pt").is_file():
             found.append(f"--resume: expected 'latest' or a checkpoint's directory, {self.resume} is none")
-        if self.output:
-            output = Path(self.output)
-            there = next(path for path in (output, *output.absolute().parents) if path.exists())
-            if there is output and not output.is_dir():
-                found.append(f"--output: expected a directory, {output} is a file")
-            elif not there.is_dir() or not os.access(there, os.W_OK):
-                found.append(
-                    f"--output: cannot write to {output}: {there} is not a directory to write in: name another"
-                )
+        found += [
+            f"{flag(name)}: {problem}"
+            for name in ("output", "cache")
+            if getattr(self, name) and (problem := _no_place_to_write(Path(getattr(self, name))))
+        ]
         return found
 
     def validate(self) -> Config:
@@ -593,6 +589,19 @@ def _read_yaml(file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ProdError(f"{file}: expected keys and values, got {type(values).__name__}")
     return values
+
+
+def _no_place_to_write(folder: Path) -> str:
+    """Why a directory cannot be written, or made, or ""."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        return f"cannot write to {brief(str(folder))}: {reason(error, 60)}: name another"
+    if there is folder and not folder.is_dir():
+        return f"expected a directory, {folder} is a file"
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return f"cannot write to {folder}: {there} is not a directory to write in: name another"
+    return ""
 
 
 def _nearest(word: str, known: typing.Iterable[str]) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.artifact import write_whole
+from prod_decode.errors import ProdError
+from prod_decode.sources import read_json_lines
 from prod_train.data import Row
 from prod_train.evaluate import continuations
 
@@ -74,8 +76,13 @@ def save_continued(path: Path, rows: Sequence[Row], tokenizer: Any) -> None:
 
 
 def load_continued(path: Path) -> Iterator[Row]:
-    """The rows that `save_continued` wrote."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
+    """The rows that `save_continued` wrote.
+
+    Raises:
+        ProdError: it did not write this.
+    """
+    for place, record in read_json_lines(path):
+        try:
             yield _continuation(np.array(record["ids"], np.int64), record["start"], record["place"])
+        except (LookupError, TypeError, ValueError, OverflowError):
+            raise ProdError(f"{place} is damaged: remove {path}, and what is in it is written again") from None

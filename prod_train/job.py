@@ -15,7 +15,7 @@ from prod_train.config import BASE, Config
 from prod_train.data import Row, encode, load_rows
 from prod_train.evaluate import measurable, padding_id
 from prod_train.methods import make_method
-from prod_train.modeling import tokenizer_of
+from prod_train.modeling import base_name, expect_4bit, tokenizer_of
 from prod_train.output import LOCK, UNFINISHED, never_saved
 from prod_train.overlap import check_overlaps
 
@@ -102,6 +102,7 @@ def prepare(config: Config) -> Job:
     """
     config.validate()
     expect_all_processes()
+    expect_packages(config)
     config = _check_output(config)
     tokenizer = tokenizer_of(config.model)
     forget, retain, holdout = read_sets(config, tokenizer)
@@ -148,6 +149,21 @@ def expect_all_processes() -> None:
             "whole run, into one output: start one, or use accelerate launch --multi_gpu (on CPUs torchrun, with "
             "ACCELERATE_USE_CPU=true set)"
         )
+
+
+def expect_packages(config: Config) -> None:
+    """Refuse settings whose packages are not installed, or that the model's kind of file does not allow.
+
+    Raises:
+        ProdError: of `--report-to` or `--load-in-4bit`.
+    """
+    from accelerate.tracking import get_available_trackers
+
+    tracker = config.report_to
+    if tracker != "none" and tracker not in [known.value for known in get_available_trackers()]:
+        raise ProdError(f"--report-to: expected the package of {tracker}, it is not installed: install it, or use none")
+    if config.load_in_4bit:
+        expect_4bit(base_name(config.model))
 
 
 def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], list[Row]]:

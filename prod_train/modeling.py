@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -12,8 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prod_decode.errors import ProdError
-from prod_decode.models import BUNDLED, bundled_model, in_hub_format, load_model, load_tokenizer
+from prod_decode.errors import ProdError, reason
+from prod_decode.models import (
+    BUNDLED,
+    bundled_model,
+    expect_all_weights,
+    in_hub_format,
+    is_gguf,
+    load_model,
+    load_tokenizer,
+    loading,
+)
 from prod_train.config import ADAPTER, BASE, Config, flag
 from prod_train.data import Row, collate
 from prod_train.objective import Encoder, Pass
@@ -158,27 +168,46 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], name: str) -> None:
         )
 
 
+def expect_4bit(name: str) -> None:
+    """Refuse a base that bitsandbytes cannot keep in 4 bits, before anything is loaded.
+
+    Raises:
+        ProdError: a GGUF file, `bundled` among them; or bitsandbytes is not installed.
+    """
+    if is_gguf(name):
+        raise ProdError(
+            f"--load-in-4bit: expected a model's hub id or directory, got {name}, a GGUF file, which is loaded "
+            "dequantised: drop the flag, or name the model that the file was made of"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ProdError(
+            "--load-in-4bit: expected the package bitsandbytes, it is not installed: "
+            "pip install 'prod-code-unlearning[4bit]', or drop the flag"
+        )
+
+
 def load_4bit(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
     """A model whose linear layers are kept in 4 bits (NF4), computing in `dtype`.
 
     Raises:
-        ProdError: it cannot be loaded, or bitsandbytes is not installed.
+        ProdError: as `expect_4bit`; or it cannot be loaded.
     """
+    expect_4bit(name)
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    try:
+    with loading(name, "expected a model's hub id or directory that bitsandbytes can load in 4 bits"):
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, quantization_config=quantization, device_map={"": str(device)}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": str(device)},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ProdError(
-            f"cannot load {name!r} in 4 bits: {reason} (expected a hub id or a directory, and bitsandbytes: "
-            "pip install 'prod-code-unlearning[4bit]')"
-        ) from None
+        expect_all_weights(name, info)
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights for good at the first pass in evaluation mode, and
         # no gradient goes through a repacked layer.
@@ -204,7 +233,8 @@ def add_adapter(model: Any, config: Config) -> Any:
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
     experts = _expert_targets(model, config)
-    widest = max(width for weight in model.parameters() for width in weight.shape)
+    tables = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
+    widest = max((n for weight in model.parameters() if id(weight) not in tables for n in weight.shape), default=1)
     if config.lora_rank > widest:
         raise ProdError(f"--lora-rank: expected at most {widest:,}, the widest layer's width, got {config.lora_rank:,}")
     lora = LoraConfig(
@@ -223,7 +253,7 @@ def add_adapter(model: Any, config: Config) -> Any:
 def _with_base(adapted: Any, config: Config) -> Any:
     """The adapter with the name of its base as others find it."""
     base = portable_name(base_of(config))
-    if base.endswith(".gguf"):
+    if is_gguf(base):
         _log.warning(
             "the adapter's base is %s, which peft alone cannot load: --save-base writes it in the hub's format",
             base,
@@ -272,10 +302,10 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
         # What is missing begins at random, or at zero, and peft goes on.
         if lacking := [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]:
             raise ValueError(f"{lacking[0].split(',')[0]}, ...")
-    except (RuntimeError, ValueError, TypeError, LookupError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # noqa: BLE001 (a damaged file is an exception of safetensors)
         raise ProdError(
-            f"{adapter} does not fit its base: {reason} (expected an adapter's weights, made for this base model)"
+            f"{adapter} does not fit its base: {reason(error)} (expected an adapter's weights, made for this base "
+            "model)"
         ) from None
     check_finite(((key, weight) for key, weight in adapted.named_parameters() if ".default" in key), adapter)
     return adapted

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from prod_decode.artifact import write_whole
-from prod_decode.errors import ProdError
 from prod_decode.sources import read_texts
 from prod_decode.tokenizer_bytes import vocabulary_of
 from prod_train.checkpoint import resume_from
@@ -66,17 +65,10 @@ class Session:
 
 
 def make_accelerator(config: Config) -> Any:
-    """The processes and devices, as `accelerate launch` set them up; one process without it. And a tracker, if any.
-
-    Raises:
-        ProdError: the tracker's package is not installed.
-    """
+    """The processes and devices, as `accelerate launch` set them up; one process without it. And a tracker, if any."""
     from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
 
     tracker = None if config.report_to == "none" else config.report_to
-    if tracker is not None and tracker not in [known.value for known in get_available_trackers()]:
-        raise ProdError(f"--report-to: expected the package of {tracker}, it is not installed: install it, or use none")
     mixed = config.tuning == "full" and compute_dtype(config) == torch.bfloat16
     return Accelerator(mixed_precision="bf16" if mixed else "no", log_with=tracker, project_dir=config.output)
 
