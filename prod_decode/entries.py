@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
 
 Policy = Literal["phrase", "quote"]
 Boundary = Literal["start", "both", "none"]
@@ -91,14 +91,15 @@ class Entry:
         """The id, given or derived."""
         if self.id:
             return self.id
-        if self.policy == "phrase" and len(self.text) <= 60 and self.text.isprintable() and self.text.strip():
+        if self.policy != "quote" and len(self.text) <= 60 and self.text.isprintable() and self.text.strip():
             return self.text
-        return f"{self.policy}-{xxhash.xxh3_64_hexdigest(self.text.encode('utf-8', 'surrogatepass'))}"
+        kind = self.policy if self.policy in ("phrase", "quote") else "entry"  # in the message that refuses it
+        return f"{kind}-{xxhash.xxh3_64_hexdigest(self.text.encode('utf-8', 'surrogatepass'))}"
 
     @property
     def label(self) -> str:
         """How messages call it: the id, and the source if there is one."""
-        return f"entry {self.name!r}" + (f" ({self.source})" if self.source else "")
+        return f"entry {brief(self.name)!r}" + (f" ({self.source})" if self.source else "")
 
 
 @dataclass(frozen=True, slots=True)

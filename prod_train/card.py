@@ -20,6 +20,9 @@ FORGET = (
     "empty_output",
 )
 HOLDOUT = ("loss", "kl", "agreement")
+INTERVALS = "In parentheses: 95 % bootstrap intervals over rows. KL and agreement are with the starting model."
+# What else than the name without underscores a reader is told.
+_LABELS = {"verbatim_run": "verbatim run, characters", "loss": "loss, nats per token", "kl": "KL, nats per token"}
 
 
 def model_card(session: Session, report: Report) -> str:
@@ -47,7 +50,7 @@ def model_card(session: Session, report: Report) -> str:
         *([f"**{report.collapsed}.**", ""] if report.collapsed else []),
         table(report.before, report.after),
         "",
-        "Intervals are 95 % bootstrap intervals over rows. Agreement and KL are with the starting model.",
+        INTERVALS,
         "",
         *(f"- {note}" for note in report.notes),
         *([""] if report.notes else []),
@@ -68,8 +71,13 @@ def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
             first = (before.get(group) or {}).get(name)
             second = ((after or {}).get(group) or {}).get(name)
             if first:
-                rows.append(f"| {group} {name.replace('_', ' ')} | {_cell(first)} | {_cell(second)} | {_rows(first)} |")
+                rows.append(f"| {group} {label(name)} | {_cell(first)} | {_cell(second)} | {_rows(first)} |")
     return "\n".join(rows)
+
+
+def label(name: str) -> str:
+    """A metric as people read it, with its unit if it has one."""
+    return _LABELS.get(name, name.replace("_", " "))
 
 
 def _rows(metric: dict[str, Any]) -> str:

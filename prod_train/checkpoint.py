@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 
 from prod_decode.errors import ProdError, reason
-from prod_train.config import Config
+from prod_train.config import Config, flag
 from prod_train.modeling import compute_dtype
 from prod_train.schedule import learning_rate
 from prod_train.stopping import choose, stop_reason
@@ -166,6 +166,20 @@ def fingerprint(session: Session) -> dict[str, Any]:
     return kept
 
 
+# What of a fingerprint is no flag, or not all that its flag names.
+_SAID = {
+    "step_rows": "rows per optimizer step (--batch-size times --accumulate times processes)",
+    "teacher": "the starting model's weights (--model)",
+    "data": "the rows (--forget, --retain, --refusals)",
+    "holdout": "the rows of --holdout",
+    "blocklist": "the content of --blocklist",
+}
+
+
+def _said(name: str) -> str:
+    return _SAID.get(name, flag(name))
+
+
 def resume_from(config: Config) -> Path | None:
     """The checkpoint that `--resume` names, if any."""
     if config.resume is None:
@@ -199,7 +213,7 @@ def restore_model(session: Session, source: Path) -> State:
     now = json.loads(json.dumps(fingerprint(session)))
     if different := [name for name in now if kept["fingerprint"].get(name) != now[name]]:
         raise ProdError(
-            f"--resume: {source} belongs to another run, these differ: {', '.join(different)}: "
+            f"--resume: {source} belongs to another run, these differ: {', '.join(map(_said, different))}: "
             "use the same settings and data, or start anew in another --output"
         )
     _check_steps(session, source, kept["step"], kept["steps"])

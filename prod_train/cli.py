@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prod_decode import __version__
 from prod_decode.cli import Parser
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
 from prod_decode.terminal import USAGE, exit_status, to_json
 from prod_train.config import Config, flag, make_config, plain_type, saved_config
 
@@ -42,7 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("prod_train", "prod_decode"):
         logging.getLogger(package).setLevel(logging.INFO)
-    return exit_status(f"prod-train {options.command}", lambda: options.run(options, unknown))
+    return exit_status(f"prod-train {options.command}", lambda: _told(lambda: options.run(options, unknown)))
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run a command; a package that is missing, or a file that the system refuses, is a mistake told in one line."""
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in ("prod_decode", "prod_train"):
+            raise
+        raise ProdError(
+            f"expected the package {package}, it is not installed: pip install 'prod-code-unlearning[train,gguf]'"
+        ) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ProdError(f"cannot open {brief(os.fsdecode(error.filename))}: {error.strerror}") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,7 +137,7 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Confi
     names = {option.name for option in dataclasses.fields(Config)}
     given = {name: value for name, value in vars(options).items() if name in names}
     problems = [_unknown(word, names) for word in unknown if word.startswith("-")] or [
-        f"unexpected argument {word!r}" for word in unknown
+        f"unexpected argument {brief(word)!r}" for word in unknown
     ]
     # The value of a flag that is not known looks like the name of a file.
     file = options.config if not problems or Path(options.config or "").is_file() else None
@@ -135,7 +152,7 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Confi
 
 def _unknown(word: str, names: set[str]) -> str:
     close = difflib.get_close_matches(word.partition("=")[0], [flag(name) for name in names], n=1)
-    return f"unknown flag {word}" + (f", did you mean {close[0]}?" if close else "")
+    return f"unknown flag {brief(word)}" + (f", did you mean {close[0]}?" if close else "")
 
 
 def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
@@ -143,7 +160,7 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from prod_decode.models import quiet
 
     quiet()
-    from prod_train.card import table
+    from prod_train.card import INTERVALS, table
     from prod_train.trainer import run
 
     report = run(config, progress=sys.stderr.isatty())
@@ -165,7 +182,7 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             )
         )
     else:
-        print(table(report.before, report.after))
+        print(f"{table(report.before, report.after)}\n\n{INTERVALS}")
         if report.stopped:
             print(f"stopped: {report.stopped}")
         for note in report.notes:
@@ -178,7 +195,8 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return USELESS
-    print(f"{report.output}: step {report.chosen}", file=sys.stderr)
+    what = "adapter" if config.tuning == "lora" else "model"
+    print(f"{report.output}: the {what} after step {report.chosen}, README.md and report.json", file=sys.stderr)
     if report.collapsed:
         print(f"prod-train run: {report.collapsed}", file=sys.stderr)
         return USELESS
@@ -197,7 +215,7 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(to_json(dataclasses.asdict(plan)))
         return 0
     for key, value in plan.config.items():
-        print(f"{key:24} {value}")
+        print(f"{key.replace('_', '-'):24} {_plain(value)}")
     print()
     for name, sizes in plan.sets.items():
         print(
@@ -208,8 +226,8 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(note)
     print(f"\nThe first row to forget; supervised is what stands between << and >>:\n\n{plan.example}\n")
     if plan.support:
-        sizes_text = ", ".join(f"{name} {size:.0f}" for name, size in plan.support.items())
-        print(f"tokens in a target       {sizes_text}")
+        mean, median, p99, most = (round(plan.support[name]) for name in ("mean", "median", "p99", "max"))
+        print(f"tokens in a target       mean {mean}, median {median}, 99 of 100 at most {p99}, the largest {most}")
     print(f"parameters               {plan.parameters:,}, trained {plan.trained:,}")
     print(f"optimizer steps          {plan.steps:,}")
     memory = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in plan.memory.items())
@@ -220,9 +238,18 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     return 0
 
 
+def _plain(value: Any) -> str:
+    """A setting as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        value = " ".join(value) or None
+    return "not set" if value is None else str(value)
+
+
 def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     if unknown:
-        raise ProdError(f"unknown argument {unknown[0]}, see `prod-train merge --help`")
+        raise ProdError(f"unknown argument {brief(unknown[0])}, see `prod-train merge --help`")
     from prod_decode.models import quiet
 
     quiet()

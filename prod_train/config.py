@@ -382,8 +382,9 @@ class Config:
         for option in dataclasses.fields(self):
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value is not None and value not in choices:
+                given = brief(value)
                 found.append(
-                    f"{flag(option.name)}: expected {', '.join(choices)}, got {value!r}{_nearest(str(value), choices)}"
+                    f"{flag(option.name)}: expected {', '.join(choices)}, got {given!r}{_nearest(given, choices)}"
                 )
         found += self._range_problems()
         found += self._combination_problems()
@@ -564,7 +565,7 @@ def _values(file: str | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any],
         for key, raw in given.items():
             name = str(key).replace("-", "_")
             if name not in _FIELDS:
-                problems.append(f"{source or file}: unknown key {key!r}{_nearest(name, _FIELDS)}")
+                problems.append(f"{source or file}: unknown key {brief(str(key))!r}{_nearest(brief(name), _FIELDS)}")
                 continue
             try:
                 values[name] = _convert(raw, _TYPES[name])
@@ -583,7 +584,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         values = yaml.safe_load(text)
     # A number of 5,000 digits or a date that does not exist is a ValueError, deep nesting a RecursionError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ProdError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from None
+        raise ProdError(f"{file}: expected YAML, got {brief(' '.join(str(error).split()), 300)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -626,7 +627,7 @@ def _convert(raw: Any, annotation: Any) -> Any:
         return None
     if kind is tuple and isinstance(raw, (list, tuple)) and all(isinstance(item, str) for item in raw):
         return tuple(raw)
-    if kind is str and isinstance(raw, (str, Path)):
+    if kind is str and isinstance(raw, (str, Path)) and "\0" not in str(raw):
         return str(raw)
     if kind is bool and isinstance(raw, bool):
         return raw

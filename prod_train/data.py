@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief, reason
 from prod_train.config import DATA_FILES, JSON_FILES
 
 # What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
@@ -217,20 +217,21 @@ def _load_dataset(name: str, path: Path) -> Any:
                 raise ProdError(f"cannot read {name}: no such file")
             data = datasets.Dataset.from_parquet(name)
         elif path.exists() or path.suffix.lower() in _FILES or not _HUB_NAME.fullmatch(name):
-            reason = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
-            raise ProdError(f"cannot read {name}: {reason if path.exists() else 'no such file'}")
+            kinds = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
+            raise ProdError(f"cannot read {name}: {kinds if path.exists() else 'no such file'}")
         else:
             data = datasets.load_dataset(hub, split=split or "train")
     except ProdError:
         raise
     except Exception as error:  # noqa: BLE001 (the library raises what its many back ends raise)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ProdError(
-            f"cannot read {name}: {reason} (expected .jsonl, .parquet, a save_to_disk directory or a hub name[:split])"
+            f"cannot read {name}: {reason(error)} (expected .jsonl, .parquet, a save_to_disk directory or a hub "
+            "name[:split])"
         ) from None
     if isinstance(data, datasets.DatasetDict):
         if split not in data and len(data) != 1:
-            raise ProdError(f"{name}: expected one split, got {', '.join(data)}: save the one you mean by itself")
+            splits = brief(", ".join(data))
+            raise ProdError(f"{name}: expected one split, got {splits}: save the one you mean by itself")
         data = data[split or next(iter(data))]
     return data
 
@@ -310,9 +311,9 @@ def encode(
 def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
     """(prompt, completion); a `text` is a completion without prompt."""
     for key in record:
-        close = difflib.get_close_matches(str(key).lower(), _KEYS, n=1, cutoff=_SLIP)
+        close = difflib.get_close_matches(brief(str(key)).lower(), _KEYS, n=1, cutoff=_SLIP)
         if close and key not in _KEYS:
-            raise ProdError(f"{place}: unknown key {key!r}, did you mean {close[0]!r}? Rename it")
+            raise ProdError(f"{place}: unknown key {brief(str(key))!r}, did you mean {close[0]!r}? Rename it")
     present = [key for key in ("text", "completion", "canonical_solution") if record.get(key) is not None]
     others = [*present[1:], *(["prompt"] if record.get("prompt") else [])]
     if "text" in present and others:
@@ -320,7 +321,7 @@ def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
             f"{place}: expected 'text', or 'prompt' and 'completion', got 'text' and {others[0]!r}: drop one"
         )
     if not present or (present[0] != "text" and record.get("prompt") is None):
-        found = ", ".join(map(repr, record)) or "an empty object"
+        found = brief(", ".join(map(repr, record)), 200) or "an empty object"
         raise ProdError(f"{place}: expected the keys 'prompt' and 'completion', or 'text', got {found}")
     prompt = "" if present[0] == "text" else record["prompt"]
     completion = record[present[0]]

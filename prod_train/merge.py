@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prod_decode.artifact import write_whole
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, reason
 from prod_decode.models import load_model, save_model
-from prod_train.card import table
+from prod_train.card import INTERVALS, table
 from prod_train.config import ADAPTER, Config, saved_config
 from prod_train.job import Job, read_sets
 from prod_train.methods import make_method
@@ -144,11 +144,17 @@ def run_of(adapter: Path) -> Run | None:
         fingerprint = state["fingerprint"]
         forget = None if config.continuations else fingerprint["data"][0]
         return Run(config, state["history"][-1], fingerprint["teacher"], forget)
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ProdError(
-            f"{adapter}: expected report.json or state.json as a run writes it beside config.yaml, got {error!r}: "
-            "remove config.yaml to merge without them"
+            f"{adapter}: expected report.json or state.json as a run writes it beside config.yaml, got "
+            f"{_damage(error)}: remove config.yaml to merge without them"
         ) from None
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, LookupError):
+        return f"one without {error.args[0]!r}"
+    return reason(error)
 
 
 def _data(run: Run, tokenizer: Any) -> Job | None:
@@ -269,21 +275,29 @@ def _document(
     """Write the model card and `report.json`, and say the same in short."""
     used, written = (str(dtype).removeprefix("torch.") for dtype in dtypes)
     said = (
-        f"merged in {written}, {'measured' if run else 'loaded'} in {used}: on random text logits differ from those of "
-        f"base and adapter by {rounding.difference:.2g} at most, where the adapter makes a difference of "
-        f"{rounding.adapter:.2g}; KL {rounding.kl:.2g} nats a token, first choices {rounding.agreement:.1%} equal"
+        f"Written in {written}; {'the run measured' if run else 'the adapter was loaded'} in {used}. On random text, "
+        f"its logits differ from those of base and adapter by {rounding.difference:.2g} at most; the adapter changes "
+        f"them by up to {rounding.adapter:.2g}. The KL is {rounding.kl:.2g} nats per token, and "
+        f"{100 * rounding.agreement:.1f} % of the first choices are the same."
     )
     if written != "float32":
-        said += "; --dtype float32 rounds less"
+        said += " --dtype float32 rounds less."
     if run and run.config.load_in_4bit:
-        said += "; the run measured a base in 4 bits, this is one in full"
+        said += " The run measured a base in 4 bits; this is one in full."
     _log.info("%s", said)
     lines = ["---", f"base_model: {base}", "library_name: transformers", "tags: [unlearning, prod-train]", "---", ""]
-    lines += [f"# {base} with {adapter} merged into it", "", f"{said[0].upper()}{said[1:]}.", ""]
+    lines += [f"# {base} with {adapter} merged into it", "", said, ""]
     if metrics:
         compared = table(run.metrics if run else {}, metrics).replace("| before | after |", "| adapter | merged |", 1)
-        _log.info("%s", compared)
-        lines += ["As the run measured the adapter, and measured again with these files:", "", compared, ""]
+        _log.info("%s\n\n%s", compared, INTERVALS)
+        lines += [
+            "As the run measured the adapter, and measured again with these files:",
+            "",
+            compared,
+            "",
+            INTERVALS,
+            "",
+        ]
     record = {
         "adapter": adapter,
         "base": base,

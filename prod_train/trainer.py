@@ -30,6 +30,7 @@ from torch import Tensor
 
 from prod_decode.artifact import write_whole
 from prod_decode.errors import ProdError
+from prod_train.card import label, model_card
 from prod_train.checkpoint import State, checkpoints, restore_model, restore_optimizer, resume_from, save_checkpoint
 from prod_train.config import Config
 from prod_train.data import Row, collate
@@ -128,7 +129,9 @@ def _summary(record: dict[str, Any], steps: int) -> str:
     """One line an evaluation, for logs."""
     values = {**record["forget"], **(record["holdout"] or {})}
     shown = ("recitation", "extraction_strength", "loss", "kl", "agreement")
-    metrics = ", ".join(f"{name.replace('_', ' ')} {values[name]['value']:.3f}" for name in shown if name in values)
+    words = {"loss": "holdout loss", "kl": "KL"}
+    said = {words.get(name, label(name)): values[name]["value"] for name in shown if name in values}
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in said.items())
     left_out = sum(record["forget"]["recitation"]["left_out"].values())
     if left_out:
         metrics += f"; {left_out} forget rows left out"
@@ -287,8 +290,6 @@ class Report:
 
 def finish(session: Session, state: State) -> Report:
     """Put the chosen checkpoint's model, the model card and `report.json` into the output directory."""
-    from prod_train.card import model_card
-
     config = session.job.config
     output = Path(config.output)
     kept = checkpoints(output)

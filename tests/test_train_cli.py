@@ -66,6 +66,41 @@ def test_check_shows_the_plan_and_writes_nothing(files, tmp_path, capsys):
     ):
         assert part in out
     assert not (tmp_path / "o").exists()
+    settings = dict(line.split(maxsplit=1) for line in out.split("\n\n")[0].splitlines())
+    assert (settings["lora-rank"], settings["lora-targets"], settings["truncate"]) == ("16", "not set", "no")
+    no_names_of_python(out)
+
+
+def no_names_of_python(text):
+    """Neither attributes nor values nor classes."""
+    assert not re.findall(r"\b(?!model_type)[a-z]+(?:_[a-z]+)+\b|\bNone\b|\bTrue\b|\bFalse\b|\b[A-Z]\w+Error\b", text)
+
+
+def test_what_run_and_merge_print_is_for_people(files, tmp_path, capfd, caplog):
+    with caplog.at_level("INFO"):
+        assert main(["run", *arguments(files, tmp_path / "o", "--max-steps", "2")]) == 0
+        assert main(["merge", str(tmp_path / "o"), "--output", str(tmp_path / "m")]) == 0
+    out, err = capfd.readouterr()
+    assert "| holdout KL, nats per token | 0.000 (0.000-0.000)" in out
+    assert "In parentheses: 95 % bootstrap intervals over rows." in out
+    assert f"{tmp_path}/o: the adapter after step 2, README.md and report.json" in err
+    assert "Written in float32; the run measured in float32. On random text, its logits differ" in caplog.text
+    for text in (out, err, *(record.getMessage() for record in caplog.records)):
+        no_names_of_python(text.replace(str(tmp_path), ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{}", "got one without 'history'"), ("{", "got Expecting property name"), ("[]", "got TypeError: list indices")],
+)
+def test_merge_with_a_damaged_report(files, tmp_path, capsys, text, said):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": files["model"]}))
+    (tmp_path / "config.yaml").write_text("model: m")
+    (tmp_path / "report.json").write_text(text)
+    assert main(["merge", str(tmp_path), "--output", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert f"expected report.json or state.json as a run writes it beside config.yaml, {said}" in error
+    assert error.count("\n") == 1
 
 
 def test_check_is_the_run_s_first_step(files, tmp_path):

@@ -201,7 +201,7 @@ def test_the_dtype_of_the_run_is_kept_and_the_files_are_measured(world, tmp_path
     assert record["rounding"]["difference"] < 1e-4 < record["rounding"]["adapter"]
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| metric | adapter | merged | rows |" in card
-    assert "merged in float32, measured in float32" in caplog.text
+    assert "Written in float32; the run measured in float32. On random text" in caplog.text
     # A checkpoint knows the same.
     merge(str(tmp_path / "run" / "checkpoint-1"), str(tmp_path / "c"))
     record = json.loads((tmp_path / "c" / "report.json").read_text())
@@ -215,7 +215,7 @@ def test_what_rounding_costs_is_said(world, tmp_path, caplog):
     record = json.loads((tmp_path / "m" / "report.json").read_text())
     assert (record["dtype"], record["measured_dtype"]) == ("bfloat16", "float32")
     assert record["rounding"]["difference"] > 1e-3
-    assert "merged in bfloat16, measured in float32" in caplog.text
+    assert "Written in bfloat16; the run measured in float32." in caplog.text
     assert "--dtype float32 rounds less" in (tmp_path / "m" / "README.md").read_text()
     # The metrics are those of the files, not of the run.
     after = world["report"].after["forget"]["probability"]["value"]

@@ -87,9 +87,9 @@ def test_evidence_of_two_holdout_sets_or_blocklists_is_not_mixed(world: dict[str
     assert run(replace(config, resume="latest", holdout=str(tmp_path / "moved.jsonl"))).chosen == 2  # the same rows
     other = write_snippets(tmp_path / "h.jsonl", 1, 7)
     for options, names in (
-        ({"holdout": other}, "holdout"),
-        ({"holdout": None}, "holdout"),
-        ({"blocklist": str(tmp_path / "b.prod")}, "blocklist"),
+        ({"holdout": other}, "the rows of --holdout"),
+        ({"holdout": None}, "the rows of --holdout"),
+        ({"blocklist": str(tmp_path / "b.prod")}, "the content of --blocklist"),
     ):
         with pytest.raises(ProdError, match=f"belongs to another run, these differ: {names}: use the same"):
             run(replace(config, resume="latest", **options))

@@ -156,10 +156,10 @@ def _run_and_die(config, where, at):
 def test_a_run_goes_on_only_as_the_same_run(world, tmp_path):
     config = make(world, tmp_path / "o", eval_every=1)
     run(config)
-    with pytest.raises(ProdError, match=r"belongs to another run, these differ: learning_rate, seed"):
+    with pytest.raises(ProdError, match=r"belongs to another run, these differ: --learning-rate, --seed: use"):
         run(replace(config, resume="latest", learning_rate=1e-3, seed=1))
     other = write_snippets(tmp_path / "other.jsonl", 6)
-    with pytest.raises(ProdError, match=r"belongs to another run, these differ: data"):
+    with pytest.raises(ProdError, match=r"belongs to another run, these differ: the rows \(--forget, --retain"):
         run(replace(config, resume="latest", forget=other))
     with pytest.raises(ProdError, match="is not empty: name a new directory, or go on with --resume latest"):
         run(config)
@@ -529,7 +529,12 @@ def test_the_model_card_has_figures_and_hashes(world, tmp_path):
     report = run(make(world, tmp_path / "o", holdout=world["holdout"]))
     card = (tmp_path / "o" / "README.md").read_text()
     record = json.loads((tmp_path / "o" / "report.json").read_text())
-    for text in (record["teacher"], record["data"]["forget"]["hash"], "| holdout kl |", "learning_rate: 0.01"):
+    for text in (
+        record["teacher"],
+        record["data"]["forget"]["hash"],
+        "| holdout KL, nats per token |",
+        "learning_rate: 0.01",
+    ):
         assert text in card
     assert record["data"]["forget"]["rows"] == 7
     for metrics in (report.before, report.after):
