@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -222,3 +227,51 @@ def test_the_protocol_in_small(files, tmp_path):
     assert found["taught"].holdout_kl == pytest.approx(0, abs=1e-5)
     assert found["unlearned"].holdout_kl > 1e-4
     assert all(recital.tokens_per_second > 0 for recital in found.values())
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A device that is full for whoever writes."""
+    if Path("/dev/full").is_char_device():
+        return "/dev/full"
+    try:
+        os.mknod(tmp_path / "full", 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+    except OSError:
+        pytest.skip("needs /dev/full, or the right to make it")
+    return str(tmp_path / "full")
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_standard_error_that_is_lost_changes_nothing(files, tmp_path, capsys, monkeypatch, full, closed):
+    """`2>&-` and `2>/dev/full`: nothing of it goes to the standard output either."""
+    words = arguments(files, tmp_path / "o", "--max-steps", "1")
+    with open(full, "w", buffering=1) as lost:  # noqa: PTH123
+        monkeypatch.setattr("sys.stderr", None if closed else lost)
+        commands = [
+            ["check", *words],
+            ["run", *words],
+            ["merge", str(tmp_path / "o"), "--output", str(tmp_path / "m")],
+            ["check", "--nope"],
+        ]
+        found = [main(command) for command in commands]
+        monkeypatch.undo()
+    assert found == [0, 0, 0, 2]
+    assert "nope" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", ">&-", ">FULL", "2>FULL", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_or_full(redirect, full):
+    command = f'"{sys.executable}" -m prod_train.cli check --nope {redirect.replace("FULL", full)}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == (0 if "2>" in redirect else 1)
+
+
+def test_output_that_is_lost_is_one_line(files, tmp_path, monkeypatch, capsys, full):
+    with open(full, "w") as lost:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", lost)
+        assert main(["check", *arguments(files, tmp_path / "o")]) == 2
+        monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert error == "prod-train check: cannot write to the standard output: No space left on device\n"
