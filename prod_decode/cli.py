@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from prod_decode import __version__
 from prod_decode.errors import ProdError
-from prod_decode.terminal import USAGE, exit_status, note, one_line, printable, read_stdin, to_json
+from prod_decode.terminal import USAGE, exit_status, note, one_line, printable, read_stdin, standard_streams, to_json
 
 if TYPE_CHECKING:
     from prod_decode.blocklist import Blocklist, Match
@@ -61,9 +61,14 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns one of `STATUSES`."""
+    with standard_streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if sys.stderr and sys.stderr.isatty():
+    if sys.stderr.isatty():
         logging.getLogger("prod_decode").setLevel(logging.INFO)  # that the first start compiles, and why it takes long
     return exit_status(f"prod-decode {options.command}", lambda: options.run(options))
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def _escape(character: str) -> str:
 
 
 def note(message: str) -> None:
-    """Print a line on the standard error output, inside of `exit_status`."""
+    """Print a line on the standard error output, inside of `standard_streams`."""
     sys.stderr.write(f"{one_line(message)}\n")
 
 
@@ -60,26 +60,20 @@ def read_stdin() -> bytes:
 def exit_status(program: str, run: Callable[[], int]) -> int:
     """Run a command; a mistake of the user becomes one line on stderr and status 2.
 
-    A reader of the output that goes away, as `| head` does, changes nothing but that the rest is not printed. Nor does
-    a standard error output that is closed or full.
+    A reader of the output that goes away, as `| head` does, changes nothing but that the rest is not printed.
 
     Args:
         program: what the line begins with.
         run: returns the exit status.
     """
-    _hold_closed_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
-    with contextlib.ExitStack() as stack:
-        # Libraries take for granted that both are there.
-        nowhere = stack.enter_context(Path(os.devnull).open("w"))
-        out = stack.enter_context(contextlib.redirect_stdout(_Stream(sys.stdout or nowhere, is_result=True)))
-        err = stack.enter_context(contextlib.redirect_stderr(_Stream(sys.stderr or nowhere, is_result=False)))
+    with standard_streams(), contextlib.redirect_stdout(_Stream(sys.stdout, is_result=True)):
         try:
             try:
                 return run()
             finally:
-                out.flush()
+                sys.stdout.flush()
         except ProdError as error:
             # Every process of `accelerate launch` finds the same mistake; one of them says so.
             if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -87,8 +81,26 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
             return USAGE
         except KeyboardInterrupt:
             return 130
-        finally:
-            err.flush()
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Inside, all three are open, and a standard error that is closed or full changes neither the work nor its status.
+
+    What comes without a standard output is lost, and it does not go to another file: libraries take for granted that
+    the first three descriptors are the standard streams.
+    """
+    if isinstance(sys.stderr, _Stream):
+        yield
+        return
+    _hold_closed_descriptors()
+    with Path(os.devnull).open("w") as nowhere:
+        err = _Stream(sys.stderr or nowhere, is_result=False)
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(sys.stdout or nowhere):
+            try:
+                yield
+            finally:
+                err.flush()
 
 
 def _hold_closed_descriptors() -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from prod_decode import __version__
 from prod_decode.cli import Parser
 from prod_decode.errors import ProdError, brief
-from prod_decode.terminal import USAGE, exit_status, to_json
+from prod_decode.terminal import USAGE, exit_status, standard_streams, to_json
 from prod_train.config import Config, flag, make_config, plain_type, saved_config
 
 USELESS = 1
@@ -39,7 +38,7 @@ _GROUPS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns one of `STATUSES`."""
-    with _standard_streams():
+    with standard_streams():
         return _main(argv)
 
 
@@ -49,44 +48,6 @@ def _main(argv: Sequence[str] | None) -> int:
     for package in ("prod_train", "prod_decode"):
         logging.getLogger(package).setLevel(logging.INFO)
     return exit_status(f"prod-train {options.command}", lambda: _told(lambda: options.run(options, unknown)))
-
-
-@contextlib.contextmanager
-def _standard_streams() -> Iterator[None]:
-    """Inside, the three descriptors are open, and a standard error that is closed or full changes nothing."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number; otherwise a checkpoint could be standard error
-    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(_Stderr(sys.stderr or nothing)):
-        yield
-
-
-class _Stderr:
-    """Standard error that swallows what cannot be written, so that the exit status is that of the work."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        try:
-            write()
-        except OSError:
-            # What is buffered would fail again when the interpreter ends.
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._stream.fileno())
-            os.close(nothing)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _told(run: Callable[[], int]) -> int:
