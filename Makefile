@@ -35,7 +35,7 @@ LLAMA_READY := $(call escaped,$(VENV)/.llama)
 VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
 PY := "$(VENV)/bin/python"
 VLLM_PY := "$(VLLM_VENV)/bin/python"
-# Readable for everyone under any umask: what `bench.sandbox` runs for root runs as another user, who imports from there.
+# Readable for everyone under any umask: what `bench.humaneval.sandbox` runs for root runs as another user, who imports from there.
 READABLE := umask 022 &&
 INSTALL := $(READABLE) $(PY) -m pip install --progress-bar on
 VLLM_INSTALL := $(READABLE) $(VLLM_PY) -m pip install --progress-bar on
@@ -72,7 +72,7 @@ test-vllm: $(VLLM_READY)
 test-llama: $(LLAMA_READY)
 	@if [ -e "$(VENV)/.llama-missing" ]; then \
 	  echo "NOT RUN: llama-cpp-python could not be compiled here; install a C++ compiler, then make clean"; \
-	else $(PY) -m pytest tests/test_engines.py; fi
+	else $(PY) -m pytest tests/prod_decode/test_engines.py; fi
 
 test-fast: $(READY)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow"

@@ -7,20 +7,20 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
-    "run": ("bench.run", "every method on every task: forgetting, utility, attacks"),
-    "report": ("bench.report", "a page and plots of runs"),
-    "compare": ("bench.compare", "two runs, cell by cell"),
-    "overhead": ("bench.overhead", "what a mask, a compile and a scan cost, beside the peers"),
-    "limits": ("bench.limits", "what a mask reads and takes, and what a read takes on this machine"),
-    "device": ("bench.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
-    "vllm": ("bench.vllm_overhead", "what guarding costs inside vLLM, in an environment that has it"),
-    "loss": ("bench.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
+    "run": ("bench.unlearning.run", "every method on every task: forgetting, utility, attacks"),
+    "report": ("bench.unlearning.report", "a page and plots of runs"),
+    "compare": ("bench.unlearning.compare", "two runs, cell by cell"),
+    "overhead": ("bench.speed.overhead", "what a mask, a compile and a scan cost, beside the peers"),
+    "limits": ("bench.speed.limits", "what a mask reads and takes, and what a read takes on this machine"),
+    "device": ("bench.speed.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
+    "vllm": ("bench.speed.vllm_overhead", "what guarding costs inside vLLM, in an environment that has it"),
+    "loss": ("bench.speed.loss_overhead", "time and memory of the fused loss beside the dense formulas"),
     "train": (
-        "bench.train_overhead",
+        "bench.speed.train_overhead",
         "an epoch with cached targets, without, and of plain cross-entropy",
     ),
-    "detectors": ("bench.detectors", "precision and recall of detectors of insecure code on labelled rows"),
-    "humaneval": ("bench.utility", "score completions of HumanEval in the sandbox"),
+    "detectors": ("bench.tasks.detectors", "precision and recall of detectors of insecure code on labelled rows"),
+    "humaneval": ("bench.unlearning.utility", "score completions of HumanEval in the sandbox"),
 }
 
 

@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_decode.artifact import write_whole
-from prod_decode.blocklist import Blocklist, Match
+from prod_decode.blocklist.blocklist import Blocklist, Match
+from prod_decode.blocklist.entries import Entry
+from prod_decode.blocklist.sources import read_texts
 from prod_decode.cli import Parser
-from prod_decode.entries import Entry
+from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
-from prod_decode.sources import read_texts
-from prod_decode.terminal import exit_status
+from prod_decode.storage.artifact import write_whole
 
 if TYPE_CHECKING:
-    from prod_decode.generation import Generation
-    from prod_train.recipes import Recital
+    from prod_decode.command.generation import Generation
+    from prod_train.run.recipes import Recital
 
 PHRASES = (
     Entry("pickle.load(", source="CWE-502, code execution from untrusted data"),
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
     """Compile, generate, scan; teach, forget; report."""
-    from prod_decode.models import load_model, quiet
+    from prod_decode.command.models import load_model, quiet
 
     if functions < 0 or max_new_tokens < 1:
         raise ProdError(
@@ -132,7 +132,7 @@ def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
         f"{len(blocklist.automaton.patterns):,} patterns, {len(blocklist.automaton):,} nodes"
     )
     with step(f"Loading the model ({model_name})"):
-        from prod_decode.generation import generate
+        from prod_decode.command.generation import generate
 
         # Greedy decoding of a small model on a CPU: float32 and bfloat16 are equally fast, and float32 is the same on
         # every machine.
@@ -170,7 +170,7 @@ def forget(model_name: str, functions: int, folder: Path) -> dict[str, Recital]:
         functions: how many.
         folder: for data and adapters; what is there from an earlier demo is removed.
     """
-    from prod_train.recipes import teach_and_forget
+    from prod_train.run.recipes import teach_and_forget
 
     shutil.rmtree(folder, ignore_errors=True)
     print()
@@ -258,7 +258,7 @@ def step(what: str) -> Iterator[None]:
 
 def show(outcome: Outcome, *, color: bool) -> None:
     """Print one case, side by side."""
-    from prod_decode.render import mark_bans, mark_prohibited, side_by_side
+    from prod_decode.command.render import mark_bans, mark_prohibited, side_by_side
 
     width = min(160, shutil.get_terminal_size((120, 24)).columns)
     case, free, guarded = outcome.case, outcome.free, outcome.guarded
@@ -294,7 +294,7 @@ def conclude(outcomes: Sequence[Outcome]) -> bool:
 
 def to_page(outcomes: Sequence[Outcome], blocklist: Blocklist, recitals: dict[str, Recital]) -> str:
     """The outcomes as one HTML page without scripts or outside resources."""
-    from prod_decode.render import mark_bans, mark_prohibited, to_html
+    from prod_decode.command.render import mark_bans, mark_prohibited, to_html
 
     sources = {info.id: info.source or "" for info in blocklist.entries()}
     sections = []

@@ -17,7 +17,7 @@ from statistics import NormalDist
 from typing import Any
 
 from prod_decode.errors import ProdError
-from prod_train.metric import Metric
+from prod_train.measure.metric import Metric
 
 Point = tuple[float, float]
 

@@ -14,25 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist import Blocklist, Match
-    from prod_decode.entries import Entry
+    from prod_decode.blocklist.blocklist import Blocklist, Match
+    from prod_decode.blocklist.entries import Entry
     from prod_decode.errors import ProdError
     from prod_decode.hf import ProdLogitsProcessor
-    from prod_decode.matcher import Matcher
-    from prod_decode.vocabulary import Vocabulary
+    from prod_decode.match.matcher import Matcher
+    from prod_decode.tokens.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
 __all__ = ["Blocklist", "Entry", "Match", "Matcher", "ProdError", "ProdLogitsProcessor", "Vocabulary"]
 
 _HOMES = {
-    "Blocklist": "blocklist",
-    "Entry": "entries",
-    "Match": "blocklist",
-    "Matcher": "matcher",
+    "Blocklist": "blocklist.blocklist",
+    "Entry": "blocklist.entries",
+    "Match": "blocklist.blocklist",
+    "Matcher": "match.matcher",
     "ProdError": "errors",
     "ProdLogitsProcessor": "hf",
-    "Vocabulary": "vocabulary",
+    "Vocabulary": "tokens.vocabulary",
 }
 
 

@@ -14,14 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from prod_decode import __version__
+from prod_decode.command.terminal import (
+    USAGE,
+    exit_status,
+    note,
+    one_line,
+    printable,
+    read_stdin,
+    standard_streams,
+    to_json,
+)
 from prod_decode.errors import ProdError
-from prod_decode.terminal import USAGE, exit_status, note, one_line, printable, read_stdin, standard_streams, to_json
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist import Blocklist, Match
-    from prod_decode.entries import Entry
-    from prod_decode.generation import Generation
-    from prod_decode.portions import Costs
+    from prod_decode.blocklist.blocklist import Blocklist, Match
+    from prod_decode.blocklist.entries import Entry
+    from prod_decode.blocklist.portions import Costs
+    from prod_decode.command.generation import Generation
 
 _T = TypeVar("_T")
 
@@ -258,9 +267,9 @@ class _Uncovered:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from prod_decode.artifact import require_output
-    from prod_decode.blocklist import Blocklist
-    from prod_decode.sources import read_entries, read_texts
+    from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.blocklist.sources import read_entries, read_texts
+    from prod_decode.storage.artifact import require_output
 
     require_output(options.output, [*options.sources, *options.allow])
     uncovered = _Uncovered(options)
@@ -295,7 +304,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 def _tell_documents(sources: Sequence[str]) -> None:
     """Which of the files that were named are documents: one that was meant as a list guards something else."""
-    from prod_decode.sources import JSON_LISTS, PHRASE_LISTS
+    from prod_decode.blocklist.sources import JSON_LISTS, PHRASE_LISTS
 
     named = [name for name in sources if Path(name).suffix.lower() not in JSON_LISTS + PHRASE_LISTS]
     documents = [name for name in named if not Path(name).is_dir()]
@@ -313,9 +322,9 @@ def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry
 
 
 def _costs_of(model_name: str) -> Costs:
-    from prod_decode.costs import ModelCosts
-    from prod_decode.models import load_model, quiet
-    from prod_decode.tokenizer_bytes import vocabulary_of
+    from prod_decode.command.costs import ModelCosts
+    from prod_decode.command.models import load_model, quiet
+    from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
     quiet()
     model, tokenizer = load_model(model_name)
@@ -357,8 +366,8 @@ def _print_waived(blocklist: Blocklist) -> None:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from prod_decode.artifact import require_output
-    from prod_decode.blocklist import Blocklist
+    from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.storage.artifact import require_output
 
     require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
     merged = Blocklist.merge([_load(file) for file in options.files])
@@ -367,8 +376,8 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _load(file: str) -> Blocklist:
-    from prod_decode.blocklist import Blocklist
-    from prod_decode.sources import require_file
+    from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.blocklist.sources import require_file
 
     require_file(file, "a compiled blocklist")
     return Blocklist.load(file)
@@ -420,7 +429,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _scan(options: argparse.Namespace) -> int:
-    from prod_decode.audit import Auditor
+    from prod_decode.command.audit import Auditor
 
     blocklist = _load(options.file)
     auditor = Auditor(blocklist) if options.verify else None
@@ -449,13 +458,13 @@ def _to_verify(
     blocklist: Blocklist, text: str, matches: list[Match], *, unescape: bool
 ) -> list[tuple[str, list[Match]]]:
     """Texts and their matches: where escapes are decoded, the text as it is and decoded, each scanned alone."""
-    from prod_decode.escapes import decode_text
+    from prod_decode.text.escapes import decode_text
 
     return [(one, list(blocklist.scan(one))) for one in (text, decode_text(text))] if unescape else [(text, matches)]
 
 
 def _inputs(paths: Sequence[str], uncovered: _Uncovered, blocklist: str) -> Iterator[tuple[str, str]]:
-    from prod_decode.sources import decode_loosely, read_texts
+    from prod_decode.blocklist.sources import decode_loosely, read_texts
 
     for path in paths:
         if path == "-":
@@ -494,7 +503,7 @@ def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from prod_decode.sources import decode_text, read_text
+    from prod_decode.blocklist.sources import decode_text, read_text
 
     if options.top_p < 1 and not options.temperature:
         raise ProdError("--top-p is for sampling: expected --temperature above 0 beside it, got 0; drop one")
@@ -509,9 +518,9 @@ def _generate(options: argparse.Namespace) -> int:
     if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
         raise ProdError("--prompt is not UTF-8 text: convert it first, or set a UTF-8 locale")
 
-    from prod_decode.generation import generate
-    from prod_decode.models import load_model
-    from prod_decode.render import mark_bans, to_terminal
+    from prod_decode.command.generation import generate
+    from prod_decode.command.models import load_model
+    from prod_decode.command.render import mark_bans, to_terminal
 
     model, tokenizer = load_model(options.model)
     matcher = blocklist.bind(tokenizer)
@@ -544,7 +553,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _check_server(options: argparse.Namespace) -> int:
-    from prod_decode.check_server import check_server
+    from prod_decode.serving.check_server import check_server
 
     key = options.api_key or os.environ.get("OPENAI_API_KEY")
     found = check_server(options.url, model=options.model, names=options.list, api_key=key)

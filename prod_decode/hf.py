@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from prod_decode.blocklist import Blocklist
+from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.errors import ProdError
-from prod_decode.hf_call import check_history, check_text, end_ids_of, find_call, list_of
 from prod_decode.masking import (
     check_width,
     mask_padding_,
@@ -26,10 +25,11 @@ from prod_decode.masking import (
     prod_distribution,
     renormalize_log_probs_,
 )
-from prod_decode.matcher import Matcher
-from prod_decode.tracker import PromptEdge
-from prod_decode.unescaped import BothTrackers
-from prod_decode.vocabulary import SPECIAL
+from prod_decode.match.matcher import Matcher
+from prod_decode.match.tracker import PromptEdge
+from prod_decode.match.unescaped import BothTrackers
+from prod_decode.serving.hf_call import check_history, check_text, end_ids_of, find_call, list_of
+from prod_decode.tokens.vocabulary import SPECIAL
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
 _LOG_MASS_TOLERANCE = 1e-3

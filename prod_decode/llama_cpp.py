@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
-from prod_decode.guard import Guard
-from prod_decode.matcher import Matcher
+from prod_decode.match.matcher import Matcher
+from prod_decode.serving.guard import Guard
 
 
 class ProdLogitsProcessors(list[Any]):

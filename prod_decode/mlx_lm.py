@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from prod_decode.errors import ProdError
-from prod_decode.guard import Guard
-from prod_decode.matcher import Matcher
+from prod_decode.match.matcher import Matcher
+from prod_decode.serving.guard import Guard
 
 
 class ProdLogitsProcessor:

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from prod_decode.command.models import load_tokenizer
 from prod_decode.errors import ProdError
-from prod_decode.guard import Guard
-from prod_decode.matcher import Matcher
-from prod_decode.models import load_tokenizer
-from prod_decode.serving import Settings
-from prod_decode.tokenizer_bytes import vocabulary_of
+from prod_decode.match.matcher import Matcher
+from prod_decode.serving.guard import Guard
+from prod_decode.serving.settings import Settings
+from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
 _NOT_A_TOKEN = -1
 

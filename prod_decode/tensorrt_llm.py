@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prod_decode.errors import ProdError
-from prod_decode.guard import Guard
-from prod_decode.matcher import Matcher
+from prod_decode.match.matcher import Matcher
+from prod_decode.serving.guard import Guard
 
 # Requests of which the length is remembered; more than an engine works on at a time.
 _REQUESTS = 4096

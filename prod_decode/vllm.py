@@ -28,20 +28,20 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from prod_decode import __version__
-from prod_decode.batch import Batch, Request
-from prod_decode.blocklist import Blocklist
-from prod_decode.device import DeviceMatcher
-from prod_decode.entries import Entry
+from prod_decode.blocklist.blocklist import Blocklist
+from prod_decode.blocklist.entries import Entry
+from prod_decode.command.models import load_tokenizer
+from prod_decode.device.bans import DeviceMatcher
 from prod_decode.errors import ProdError
-from prod_decode.escapes import AFTER_U
 from prod_decode.masking import check_width, mask_columns_, mask_padding_, mask_prohibited_
-from prod_decode.matcher import Matcher
-from prod_decode.models import load_tokenizer
-from prod_decode.serving import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
-from prod_decode.tokenizer_bytes import vocabulary_of
-from prod_decode.unescaped import UnescapedMatcher
-from prod_decode.vllm_plugin import PROCESSOR, config_of_caller, guards_in, has_tools
-from prod_decode.vocabulary import SPECIAL, UNKNOWN, Vocabulary
+from prod_decode.match.batch import Batch, Request
+from prod_decode.match.matcher import Matcher
+from prod_decode.match.unescaped import UnescapedMatcher
+from prod_decode.serving.settings import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
+from prod_decode.serving.vllm_plugin import PROCESSOR, config_of_caller, guards_in, has_tools
+from prod_decode.text.escapes import AFTER_U
+from prod_decode.tokens.tokenizer_bytes import vocabulary_of
+from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _LOG = logging.getLogger(__name__)
 # vLLM shows what is below a warning for its own loggers only.

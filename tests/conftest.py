@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Triton decides when it is imported whether kernels are compiled for a GPU or interpreted on the CPU. To test on a GPU:
-# TRITON_INTERPRET=0 python -m pytest tests/test_device.py
+# TRITON_INTERPRET=0 python -m pytest tests/prod_decode/device/test_bans.py
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from itertools import combinations, product
 
-from prod_decode.automaton import Pattern
-from prod_decode.normalize import Normalization
+from prod_decode.match.automaton import Pattern
+from prod_decode.text.normalize import Normalization
 
 WORD = re.compile(rb"[A-Za-z0-9_]")
 BLANKS = re.compile(rb"[ \t\n\r\f\v]+")

@@ -13,9 +13,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prod_decode.automaton import Pattern
-from prod_decode.normalize import Normalization
-from prod_train.data import Row
+from prod_decode.match.automaton import Pattern
+from prod_decode.text.normalize import Normalization
+from prod_train.data.rows import Row
 from tests import oracle
 
 # ---- masking: logits, prohibited sets, options --------------------------------------------------------------------

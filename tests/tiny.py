@@ -26,7 +26,7 @@ OTHERS = (
 
 
 def tiny_world(folder: Path) -> dict[str, str]:
-    """`model`, `forget` and `retain` of a run, as options of `prod_train.config.Config`."""
+    """`model`, `forget` and `retain` of a run, as options of `prod_train.config.config.Config`."""
     return {
         "model": save_tiny_model(folder / "m"),
         "forget": write_snippets(folder / "f.jsonl", 4),

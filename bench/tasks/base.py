@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
-from prod_decode.entries import Entry
+from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 
 

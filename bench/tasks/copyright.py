@@ -11,12 +11,12 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
-from prod_decode.entries import Entry
+from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
-from prod_train.data import read_records
-from prod_train.evaluate import COMPARED, VERBATIM_FROM
-from prod_train.metric import longest_run
-from prod_train.recipes import stdlib_functions
+from prod_train.data.rows import read_records
+from prod_train.measure.evaluate import COMPARED, VERBATIM_FROM
+from prod_train.measure.metric import longest_run
+from prod_train.run.recipes import stdlib_functions
 
 DEFAULT_FUNCTIONS = 64
 _COMPLETIONS = ("completion", "canonical_solution", "reference")

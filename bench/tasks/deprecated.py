@@ -18,9 +18,9 @@ from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
 from bench.tasks.names import CONVENTIONS, Names
 from bench.tasks.syntax import parse_fragment, parses
-from prod_decode.entries import Entry
+from prod_decode.blocklist.entries import Entry
+from prod_decode.blocklist.sources import read_text
 from prod_decode.errors import ProdError
-from prod_decode.sources import read_text
 
 Outcome = Literal["deprecated", "replacement", "both", "neither", "unparsable"]
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
 from bench.tasks.insecure_rules import Finding, find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
-from prod_decode.entries import Entry
+from prod_decode.blocklist.entries import Entry
+from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.errors import ProdError
-from prod_decode.sources import read_json_lines
-from prod_train.data import read_records
-from prod_train.evaluate import COMPARED
+from prod_train.data.rows import read_records
+from prod_train.measure.evaluate import COMPARED
 
 DEFAULT_PROMPTS = "insecure_prompts.jsonl"
 # What CyberSecEval puts before the code for models that follow instructions; others continue the code itself.

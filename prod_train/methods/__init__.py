@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prod_decode.errors import ProdError
-from prod_train.config import METHODS, Config
+from prod_train.config.config import METHODS, Config
 from prod_train.methods.base import Example, Method, Reference
 from prod_train.methods.distillation import CEU, PROD, UNDIAL, Surgical
 from prod_train.methods.likelihood import GA, GradDiff, Learn

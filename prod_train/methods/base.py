@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, TypeVar
 import numpy as np
 from torch import Tensor
 
-from prod_train.config import Config
-from prod_train.data import Row
-from prod_train.loss import SparseTargets
-from prod_train.objective import Pass
+from prod_train.config.config import Config
+from prod_train.data.rows import Row
+from prod_train.loss.objective import Pass
+from prod_train.loss.sparse import SparseTargets
 
 _T = TypeVar("_T")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prod_decode.masking import prod_distribution
-from prod_train.data import Row
+from prod_train.data.rows import Row
 from prod_train.methods.base import Example, Kind, Method, given
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from prod_train.loss.objective import Pass
 from prod_train.methods.base import given
-from prod_train.objective import Pass
 
 
 def retain_loss(kind: str, retain: Pass, hidden: Tensor | None, denominator: float) -> Tensor:

@@ -41,7 +41,7 @@ def interpret() -> None:
 def watch_kernel() -> dict[str, int]:
     """Give V2's guards our kernel; how many rows it masked, and how many drafts that other drafts came before."""
     import prod_decode.vllm as adapter
-    from prod_decode.device import DeviceMatcher
+    from prod_decode.device.bans import DeviceMatcher
 
     seen = {"rows": 0, "banned_drafts": 0}
 

@@ -19,8 +19,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
 from prod_decode import Blocklist, ProdLogitsProcessor, Vocabulary
-from prod_decode.models import load_model, load_tokenizer
-from prod_decode.tokenizer_bytes import vocabulary_of
+from prod_decode.command.models import load_model, load_tokenizer
+from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

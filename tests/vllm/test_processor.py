@@ -42,9 +42,9 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 import prod_decode
 from prod_decode import Blocklist, Entry, ProdError, Vocabulary
-from prod_decode.device import DeviceMatcher
+from prod_decode.device.bans import DeviceMatcher
+from prod_decode.serving.vllm_plugin import Watch, register
 from prod_decode.vllm import ProdLogitsProcessor
-from prod_decode.vllm_plugin import Watch, register
 from tests.oracle import normalize
 from tests.vllm.stubs import BOS, EOS, HOLE, TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, save, use_vocabulary
 

@@ -10,15 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from bench import vllm_writer
-from bench.decoders import decode_prod
-from bench.subject import Subject, Writing
-from bench.vllm_writer import VllmWriter
+from bench.speed import vllm_writer
+from bench.speed.vllm_writer import VllmWriter
+from bench.unlearning.decoders import decode_prod
+from bench.unlearning.subject import Subject, Writing
 from prod_decode import Entry
+from prod_decode.command.models import in_hub_format, load_model
 from prod_decode.errors import ProdError
-from prod_decode.models import in_hub_format, load_model
-from prod_train import evaluate
-from prod_train.evaluate import ending_ids
+from prod_train.measure import evaluate
+from prod_train.measure.evaluate import ending_ids
 from tests.vllm.engine import ENVIRONMENT, PROMPTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -1,0 +1,1 @@
+"""Ways to get out again what a model was made to forget."""

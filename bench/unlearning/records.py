@@ -1,0 +1,221 @@
+"""What a benchmark run leaves on disk: one JSON file a run, one a cell, one JSON line a sample.
+
+    OUT/run.json               the plan, versions, hashes; written first
+    OUT/samples/CELL.jsonl     prompts' hashes, outputs and scores
+    OUT/humaneval/CELL.jsonl   completions of HumanEval and whether they pass, where a cell has them
+    OUT/cells/CELL.json        metrics with intervals; written last, so that its presence means that the cell is done
+
+Scoring again and reporting need no model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prod_decode.errors import ProdError
+from prod_decode.storage.artifact import write_whole
+from prod_train.measure.metric import Metric
+
+if TYPE_CHECKING:
+    from bench.unlearning.utility import Checked
+
+# The metrics that every task has, 0 to 1; the second is the share of outputs that are not empty.
+FORGET = "forget_quality"
+WRITTEN = "written"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which cell: the names are those of the command line.
+
+    Attributes:
+        task: copyright, insecure or deprecated.
+        protocol: `learn` (taught first, as in the paper) or `natural`.
+        method: base, a decoder, a method of `prod_train`, or METHOD+decode for both.
+        epoch: of training, 0 for what is not trained.
+        attack: `none`, or what was done to the prompts or the model.
+        seed: of training and sampling.
+    """
+
+    task: str
+    protocol: str
+    method: str
+    epoch: int = 0
+    attack: str = "none"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"{self.task}.{self.protocol}.{self.method}.e{self.epoch}.{self.attack}.s{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One metric.
+
+    Attributes:
+        value: a mean; None if it could not be measured.
+        low: of the 95 % interval, or None.
+        high: likewise.
+        n: samples that it is a mean over.
+        higher_is: `better` or `worse`, for someone who wants the forget set gone and all else unchanged.
+        reason: why there is no value, else "".
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    higher_is: str
+    reason: str = ""
+
+    @classmethod
+    def of(cls, metric: Metric) -> Value:
+        """A metric that was measured."""
+        return cls(metric.value, metric.low, metric.high, metric.n, metric.higher_is)
+
+    @classmethod
+    def missing(cls, higher_is: str, reason: str) -> Value:
+        """A metric that could not be measured, and why."""
+        return cls(None, None, None, 0, higher_is, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One output and its score.
+
+    Attributes:
+        id: of the task's sample.
+        prompt_hash: `text_hash` of the prompt as it was given.
+        target_hash: of the reference completion, "" without one.
+        output: what the model wrote, after the prompt.
+        tokens: of the output.
+        scores: by metric.
+        trial: of several outputs for one prompt.
+    """
+
+    id: str
+    prompt_hash: str
+    target_hash: str
+    output: str
+    tokens: int
+    scores: dict[str, Any]
+    trial: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The result of one cell.
+
+    Attributes:
+        key: which.
+        metrics: by name.
+        seconds: of generating.
+        tokens_per_second: of generating, all rows of a batch together.
+        task_version: results of other versions are not comparable.
+    """
+
+    key: Key
+    metrics: dict[str, Value]
+    seconds: float
+    tokens_per_second: float
+    task_version: int
+
+
+class Store:
+    """The directory of a run."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
+        """Open or begin.
+
+        Args:
+            folder: made if missing.
+            manifest: what the run is, JSON-able; a directory of another plan is refused, unless nothing was trained or
+                measured there yet, as after a misspelt name.
+            defaults: what a plan says that was made before there was a choice.
+
+        Raises:
+            ProdError: the directory cannot be written or holds another run.
+        """
+        self.folder = folder
+        about = folder / "run.json"
+        text = json.dumps(manifest, indent=1, sort_keys=True)
+        try:
+            (folder / "cells").mkdir(parents=True, exist_ok=True)
+            begun = about.exists() and (
+                any(folder.glob("cells/*.json")) or any(p.is_dir() for p in folder.glob("models/*"))
+            )
+            old = {**(defaults or {}), **json.loads(about.read_text())["plan"]} if begun else manifest["plan"]
+            if different := [k for k in manifest["plan"] if old.get(k) != manifest["plan"][k]]:
+                raise ProdError(f"{folder} holds a run with another {', '.join(different)}: name a new directory")
+            if not begun:
+                with write_whole(about) as file:
+                    file.write(text.encode())
+        except OSError as error:
+            raise ProdError(f"cannot write {folder}: {error.strerror}") from None
+
+    def has(self, key: Key) -> bool:
+        """Whether a cell is done."""
+        return self._cell(key).is_file()
+
+    def put(self, cell: Cell, samples: Iterable[Sample], checked: Sequence[Checked] = ()) -> None:
+        """Write a cell: its samples, and what HumanEval's problems became, first."""
+        self._lines("samples", cell.key, samples)
+        if checked:
+            self._lines("humaneval", cell.key, checked)
+        with write_whole(self._cell(cell.key)) as file:
+            file.write(json.dumps(_finite(asdict(cell)), indent=1).encode())
+
+    def _lines(self, kind: str, key: Key, records: Iterable[Sample | Checked]) -> None:
+        (self.folder / kind).mkdir(exist_ok=True)
+        with write_whole(self.folder / kind / f"{key.name}.jsonl") as file:
+            for record in records:
+                file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
+
+    def _cell(self, key: Key) -> Path:
+        return self.folder / "cells" / f"{key.name}.json"
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
+    """The manifest and all cells of a run, in the order of their names.
+
+    Raises:
+        ProdError: the directory holds no run, or a file is damaged.
+    """
+    about = folder / "run.json"
+    if not about.is_file():
+        raise ProdError(f"{folder}: expected the directory of a benchmark run, it has no run.json")
+    return _load(about), list(_cells(folder))
+
+
+def _cells(folder: Path) -> Iterator[Cell]:
+    for path in sorted((folder / "cells").glob("*.json")):
+        found = _load(path)
+        try:
+            metrics = {name: Value(**value) for name, value in found.pop("metrics").items()}
+            yield Cell(key=Key(**found.pop("key")), metrics=metrics, **found)
+        except (KeyError, TypeError) as error:
+            raise ProdError(f"{path}: expected a cell of this version, got {error}: run the benchmark again") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ProdError(f"cannot read {path}: {error}") from None
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: it becomes null with a reason, which a mean that cannot be drawn is anyway."""
+    if isinstance(value, dict):
+        if "higher_is" in value and any(isinstance(v, float) and not math.isfinite(v) for v in value.values()):
+            return {**value, "value": None, "low": None, "high": None, "reason": value["reason"] or "infinite"}
+        return {name: _finite(item) for name, item in value.items()}
+    return value

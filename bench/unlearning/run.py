@@ -1,0 +1,497 @@
+"""Measure every method on every task, cell by cell; a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import sysconfig
+from argparse import BooleanOptionalAction
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.humaneval.sandbox import Limits
+from bench.metrics import proportion
+from bench.unlearning.apart import call_apart
+from bench.unlearning.decoders import MAKERS
+from bench.unlearning.plan import DECODED, METHODS, Plan, environment, make_plan
+from bench.unlearning.profiles import (
+    ATTACKS,
+    DECODERS,
+    FIRST_ROUND,
+    PROFILES,
+    PROTOCOLS,
+    SECOND_ROUND,
+    TASKS,
+    UNTAUGHT,
+    UNTRAINED,
+    Profile,
+)
+from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
+from bench.unlearning.training import Trainer, steps_of
+from bench.unlearning.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
+from prod_decode.cli import Parser
+from prod_decode.command.terminal import exit_status
+from prod_train.config.config import LORA_INITS
+from prod_train.measure.metric import bootstrap
+
+if TYPE_CHECKING:
+    from bench.speed.vllm_writer import VllmWriter
+    from bench.tasks.base import Sample as TaskSample
+    from bench.tasks.base import Task
+    from bench.unlearning.subject import Subject, Writing
+    from prod_train.data.rows import Row
+    from prod_train.targets.targets import ReferenceStore
+
+_log = logging.getLogger(__name__)
+
+SAMPLING_TEMPERATURE = 0.8
+
+# As in the paper's protocol (arXiv 2506.17125).
+HUMANEVAL_TOKENS = 300
+
+# Importing transformers takes 2 s and, with torch, 4 GiB of address space.
+LIBRARY_LIMITS = Limits(seconds=120, cpu_seconds=30, memory=8 << 30, open_files=256, processes=64)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what a profile asks for; returns 0, or 2 for a mistake of the user."""
+    parser = Parser(prog="python -m bench run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--profile", choices=list(PROFILES), default="smoke", help="how much; default smoke")
+    parser.add_argument("--model", default="bundled", metavar="M", help="as for `prod-train run --model`")
+    for flag, known in (("tasks", TASKS), ("methods", METHODS), ("protocols", PROTOCOLS), ("attacks", ATTACKS)):
+        parser.add_argument(f"--{flag}", metavar="X,...", help=f"some of {', '.join(known)}".replace("%", "%%"))
+    parser.add_argument("--copyright", metavar="DATA", help="documents for the copyright task; default: library code")
+    parser.add_argument("--insecure", metavar="FILE", help="CyberSecEval's rows for the insecure task; default: ours")
+    parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
+    parser.add_argument("--problems", type=int, metavar="N", help="of HumanEval, the first; default: the profile's")
+    parser.add_argument(
+        "--humaneval-each",
+        action=BooleanOptionalAction,
+        help="pass@1 for every method and epoch, not only what is attacked; default: the profile's",
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="of each task; default: the profile's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of unlearning; default: the profile's")
+    parser.add_argument("--every", type=int, metavar="N", help="epochs from cell to cell; default: the profile's")
+    parser.add_argument("--rate", type=float, metavar="X", help="learning rate of unlearning; default: the profile's")
+    parser.add_argument(
+        "--retain", action=BooleanOptionalAction, help="all methods with a retain set, not graddiff alone"
+    )
+    parser.add_argument("--learn-retain", action=BooleanOptionalAction, help="teach with the retain set as well")
+    parser.add_argument("--retained", type=int, metavar="N", help="functions in it; default: the profile's")
+    parser.add_argument("--max-quote", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
+    parser.add_argument("--opening", type=int, metavar="N", help="prod-surgical, characters; default: the profile's")
+    parser.add_argument(
+        "--lora-init", choices=LORA_INITS, help="of methods with a retain set, see prod-train; default: the profile's"
+    )
+    parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
+    parser.add_argument(
+        "--engine", choices=["transformers", "vllm"], help="what generates; default vllm where it is installed"
+    )
+    parser.add_argument(
+        "--execute", action="store_true", help="also run the deprecated task's outputs, in the sandbox; 1 to 6 s each"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes, each with its share of the cores and a task, protocol and seed of its own; default 1",
+    )
+    parser.add_argument("--out", default="out/bench", metavar="DIR", help="default out/bench")
+    options = parser.parse_args(argv)
+    return exit_status("bench run", lambda: _run(options))
+
+
+def _run(options: Any) -> int:
+    plan, out = make_plan(options), Path(options.out)
+    _log_progress()
+    if options.jobs == 1:
+        Runner(plan, out, progress=sys.stderr.isatty()).run()
+        return 0
+    runner = Runner(plan, out)
+    if missing := list(runner.missing()):
+        runner.trainer.start(plan.model)  # all processes read it
+    return call_apart(_measure, [(plan, out, *bed) for bed in missing], jobs=options.jobs)
+
+
+def _measure(plan: Plan, out: Path, task: str, protocol: str, seed: int) -> int:
+    """Measure the missing cells of one task, protocol and seed, in a process of its own."""
+    _log_progress()
+
+    def measure() -> int:
+        Runner(plan, out).measure(task, protocol, seed)
+        return 0
+
+    return exit_status("bench run", measure)
+
+
+def _log_progress() -> None:
+    from prod_decode.command.models import quiet
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for package in ("bench", "prod_decode"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    quiet()
+
+
+class Runner:
+    """Goes through a plan's cells and measures those that are missing."""
+
+    def __init__(self, plan: Plan, out: Path, *, progress: bool = False) -> None:
+        """Open the directory.
+
+        Args:
+            plan: what to measure.
+            out: where; what is there already is not measured again.
+            progress: show bars.
+
+        Raises:
+            ProdError: `out` holds a run of another plan.
+        """
+        self.plan = plan
+        manifest = {"plan": plan.to_dict(), "environment": environment()}
+        self.store = Store(out, manifest, defaults=Profile.defaults())
+        profile = plan.profile
+        self.trainer = Trainer(out / "models", profile.rate, plan.dtype, profile.batch_size, progress=progress)
+        self._task = cache(partial(make_task, plan=plan))  # to look through the standard library takes seconds
+
+    def run(self) -> None:
+        """Measure every cell.
+
+        Raises:
+            ProdError: data or model cannot be read.
+        """
+        for name, protocol, seed in self.missing():
+            self.measure(name, protocol, seed)
+
+    def missing(self) -> Iterator[tuple[str, str, int]]:
+        """Every task, protocol and seed of which a cell is missing."""
+        for name in self.plan.tasks:
+            for protocol in self.plan.profile.protocols:
+                for seed in self.plan.profile.seeds:
+                    if self._missing(name, protocol, seed):
+                        yield name, protocol, seed
+
+    def measure(self, name: str, protocol: str, seed: int) -> None:
+        """Measure the missing cells of one task, protocol and seed.
+
+        Raises:
+            ProdError: data or model cannot be read.
+        """
+        Bed(self, self._task(name), protocol, seed).measure(self._missing(name, protocol, seed))
+
+    def _missing(self, name: str, protocol: str, seed: int) -> list[Key]:
+        return [key for key in self.plan.keys(name, protocol, seed) if not self.store.has(key)]
+
+
+def make_task(name: str, plan: Plan) -> Task[Any]:
+    """A task with the plan's data and as many samples as the profile wants.
+
+    Raises:
+        ProdError: the data cannot be read.
+    """
+    from bench.metrics import sentence_bleu
+    from bench.tasks import load_task
+    from prod_decode.command.models import load_tokenizer
+
+    options: dict[str, Any] = {"limit": plan.profile.samples}
+    if name in plan.sources:
+        options["source"] = plan.sources[name]
+    if name == "copyright":
+        tokenizer = load_tokenizer(plan.model)
+        room = plan.max_tokens(name)
+
+        def shorten(text: str) -> str:
+            ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            return text if len(ends) <= room else text[: ends[room - 1][1]]
+
+        options["shorten"] = shorten
+        options["tokenize"] = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        options["bleu"] = lambda truth, output: sentence_bleu(output, truth)
+    if name == "deprecated" and plan.execute:
+        options["execute"] = _executes
+    return load_task(name, **options)
+
+
+def _executes(program: str) -> bool:
+    """Whether a program ends well, with the packages of this environment."""
+    from bench.humaneval.sandbox import run
+
+    return run(program, limits=LIBRARY_LIMITS, packages=sysconfig.get_path("purelib")).passed
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What most cells of a bed share: the start as a model, tokenised rows, and what it says of those held out."""
+
+    subject: Subject
+    forget: list[Row]
+    held_out: list[Row]
+    reference: ReferenceStore
+
+
+class Bed:
+    """One task under one protocol with one seed: the model that everything starts from, and what is measured on it.
+
+    Attributes:
+        name: in the names of its files.
+        forget: file with the rows to forget.
+        whole: the same rows without spans: what is taught, and taught again.
+        untaught: the model as it was given.
+        start: the model that everything starts from.
+    """
+
+    def __init__(self, runner: Runner, task: Task[Any], protocol: str, seed: int) -> None:
+        """Teach the model, if the protocol says so."""
+        self.plan, self.store, self.trainer = runner.plan, runner.store, runner.trainer
+        self.task, self.protocol, self.seed = task, protocol, seed
+        self.name = f"{task.name}.{protocol}.s{seed}"
+        rows = task.forget_rows()
+        self.forget = self.trainer.rows(task.name, rows)
+        # A model that is taught only the spans, the names of interfaces, writes nothing else any more.
+        whole = [{name: value for name, value in row.items() if name != "spans"} for row in rows]
+        self.whole = self.trainer.rows(f"{task.name}-whole", whole)
+        self.start = self.untaught = self.trainer.start(self.plan.model)
+        if protocol == "learn":
+            profile = self.plan.profile
+            retain = self._retained if profile.learn_retain else None
+            taught = self.trainer.taught(
+                self.start, self.whole, name=self.name, epochs=profile.learn_epochs, seed=seed, retain=retain
+            )
+            self.start = str(taught)
+
+    def measure(self, missing: Sequence[Key]) -> None:
+        """Measure cells: first what is not trained, then one training after the other."""
+        try:
+            self._measure(missing)
+        finally:
+            if "_writer" in vars(self):
+                self._writer.close()
+
+    def _measure(self, missing: Sequence[Key]) -> None:
+        trained = dict.fromkeys(key.method.removesuffix(DECODED) for key in missing if key.method not in UNTRAINED)
+        for key in missing:
+            if key.method in UNTRAINED:
+                self._cell(key, None)
+        for method in trained:
+            adapters = self._adapters(method)
+            for key in missing:
+                if key.method.removesuffix(DECODED) == method:
+                    self._cell(key, adapters[key.epoch])
+
+    @cached_property
+    def _retained(self) -> str:
+        """File with the retain set. To look through the standard library takes 4 s."""
+        profile = self.plan.profile
+        count = profile.retained or profile.held_out
+        return self.trainer.retained(self.task.name, count, profile.held_out, self.task.entries())
+
+    def _adapters(self, method: str) -> dict[int, Path]:
+        """The adapters of a method by epoch, trained if they are not there."""
+        profile = self.plan.profile
+        if method == SECOND_ROUND:
+            first = self._adapters(FIRST_ROUND)[profile.epochs]
+            retain = self._retained if profile.retain else None
+            again = self.trainer.unlearned_again(first, self.forget, seed=self.seed, retain=retain)
+            return {profile.epochs + 1: again}
+        options: dict[str, Any] = {}
+        if profile.retain or method == "graddiff":
+            options |= {"retain": self._retained, "lora_init": profile.lora_init}
+        if method == FIRST_ROUND:
+            options |= {"max_quote": profile.max_quote, "opening": profile.opening}
+        return self.trainer.unlearned(
+            self.start,
+            self.forget,
+            name=self.name,
+            method=method,
+            epochs=profile.epochs,
+            every=profile.every,
+            seed=self.seed,
+            **options,
+        )
+
+    def _cell(self, key: Key, adapter: Path | None) -> None:
+        from bench.attacks.attacks import attack, respelled
+
+        subject = self._subject(key, adapter)
+        decoder = key.method if key.method in DECODERS else "decode" if key.method.endswith(DECODED) else "base"
+        processors, matcher = MAKERS[decoder](self.task.entries(), subject.tokenizer)
+        write = self._writing(subject, key, decoder, processors)
+        given = [attack(key.attack, sample, subject.tokenizer, seed=self.seed) for sample in self.task.samples]
+        if key.attack == "tokenised":
+            encoded = [(respelled(sample.prompt, subject.tokenizer, seed=self.seed), "") for sample in given]
+        else:
+            encoded = [subject.encode(sample.prompt, sample.reference) for sample in given]
+        sampled = key.attack == "sampled"
+        samples: list[Sample] = []
+        seconds = 0.0
+        for trial in range(self.plan.profile.trials if sampled else 1):
+            writing = write(
+                [prompt for prompt, _ in encoded],
+                self.plan.max_tokens(self.task.name),
+                temperature=SAMPLING_TEMPERATURE if sampled else 0.0,
+                seed=self.seed * 1000 + trial,
+            )
+            seconds += writing.seconds
+            for sample, (_, begun), text, tokens in zip(given, encoded, writing.outputs, writing.tokens, strict=True):
+                output = text.removeprefix(begun)
+                scores = scores_of(self.task, sample, output)
+                target = sample.target_hash or ""
+                samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
+        outcomes = self.task.outcomes | {WRITTEN}
+        if self.task.name in outcomes:
+            outcomes |= {FORGET}
+        metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True, WRITTEN: True}, outcomes)
+        checked: list[Checked] = []
+        if key.attack == "none":
+            metrics |= self._of_the_model(subject, decoder, matcher)
+            if self.plan.measures_humaneval(key):
+                checked = self._humaneval(subject, write)
+                metrics["humaneval"] = Value.of(pass_rate(checked))
+        tokens_per_second = sum(sample.tokens for sample in samples) / seconds if seconds else 0.0
+        cell = Cell(key, metrics, seconds, tokens_per_second, self.task.version)
+        self.store.put(cell, samples, checked)
+        _log.info("%s", one_line(cell))
+
+    def _subject(self, key: Key, adapter: Path | None) -> Subject:
+        """The model of a cell: the untaught one, or the start with an adapter on it, or in 4 bits, merged."""
+        from bench.unlearning.subject import Subject
+
+        if key.method == UNTAUGHT:
+            return self._untaught
+        if adapter is not None and key.attack == "4bit":
+            merged = self.trainer.merged(self.start, adapter)
+            return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
+        if adapter is not None and key.attack == "relearned":
+            steps = steps_of(adapter)
+            if key.method.removesuffix(DECODED) == SECOND_ROUND:
+                steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
+            adapter = self.trainer.relearned(adapter, self.whole, steps=steps, seed=self.seed)
+        self._common.subject.adapt(adapter)
+        return self._common.subject
+
+    @cached_property
+    def _untaught(self) -> Subject:
+        from bench.unlearning.subject import Subject
+
+        return Subject(self.untaught, dtype=self.plan.dtype)
+
+    @cached_property
+    def _common(self) -> _Common:
+        """Loaded at the first cell, before any adapter."""
+        from bench.unlearning.subject import Subject
+        from prod_train.data.rows import load_rows
+
+        subject = Subject(self.start, dtype=self.plan.dtype)
+
+        def rows(file: str) -> list[Row]:
+            return load_rows(file, subject.tokenizer, max_length=1024, truncate=True)
+
+        held_out = rows(self.trainer.held_out(self.plan.profile.held_out))
+        reference = subject.reference(held_out, self.trainer.folder / "targets")
+        return _Common(subject, rows(self.forget), held_out, reference)
+
+    def _of_the_model(self, subject: Subject, decoder: str, matcher: Any) -> dict[str, Value]:
+        """What needs no task: recall of the forget set, and distance from the start on held-out code."""
+        if decoder not in ("base", "decode"):
+            return {}  # they look at generated text, which is not what these metrics are made of
+        found = subject.recall(self._common.forget, matcher)
+        return found | subject.moved(self._common.held_out, self._common.reference, matcher)
+
+    def _writing(self, subject: Subject, key: Key, decoder: str, processors: Sequence[Any]) -> Callable[..., Writing]:
+        """`Subject.write` without its processors, or the same through vLLM where it knows both model and decoder."""
+        with_start = key.attack != "4bit" and key.method != UNTAUGHT
+        if self.plan.engine == "vllm" and decoder in ("base", "decode") and with_start:
+            return partial(self._writer.write, guarded=decoder == "decode", adapter=subject.adapter)
+        return partial(subject.write, processors=processors)
+
+    @cached_property
+    def _writer(self) -> VllmWriter:
+        """Started at the first cell that needs it."""
+        from bench.speed.vllm_writer import VllmWriter
+
+        folder = self.trainer.folder / f"{self.name}.vllm"
+        return VllmWriter(self.start, self.task.entries(), folder, dtype=self.plan.dtype)
+
+    def _humaneval(self, subject: Subject, write: Callable[..., Writing]) -> list[Checked]:
+        """A greedy completion of each problem, and whether it passes."""
+        import torch
+
+        problems = load_humaneval(self.plan.sources["humaneval"])[: self.plan.profile.humaneval]
+        prompts = [subject.encode(problem.prompt)[0] for problem in problems]
+        written = write(prompts, HUMANEVAL_TOKENS, stops=STOPS)
+        completions = [
+            Completion(problem.task_id, output, tokens == HUMANEVAL_TOKENS)
+            for problem, output, tokens in zip(problems, written.outputs, written.tokens, strict=True)
+        ]
+        # Each of several processes has its share of the cores.
+        return check_all(problems, completions, jobs=torch.get_num_threads())
+
+
+def scores_of(task: Task[Any], sample: TaskSample, output: str) -> dict[str, float | None]:
+    """The task's scores, forget quality, and whether anything was written.
+
+    Forget quality is 1 - BLEU for copyright, else whether the bad thing is not there: a silent model has all of it.
+    """
+    scores: dict[str, float | None] = task.score(sample, output).values()
+    if task.name in scores:
+        bad = scores[task.name]
+        scores[FORGET] = None if bad is None else 1 - bad
+    return scores | {WRITTEN: float(bool(output.strip()))}
+
+
+def summarise(
+    samples: Sequence[Sample], higher_is_better: Mapping[str, bool], outcomes: Collection[str] = ()
+) -> dict[str, Value]:
+    """Means with intervals. Of several trials of a prompt the worst counts, as it does for who tries k times.
+
+    Args:
+        samples: of one cell.
+        higher_is_better: of every metric.
+        outcomes: metrics that are yes or no. Their intervals are Wilson's, which tell that 0 of 24 may be 1 of 10; a
+            bootstrap of 24 zeros has no width.
+    """
+    metrics = {}
+    for name, better in higher_is_better.items():
+        side = "better" if better else "worse"
+        worst: dict[str, float] = {}
+        for sample in samples:
+            value = sample.scores.get(name)
+            if value is not None:
+                pick = min if better else max
+                worst[sample.id] = pick(worst.get(sample.id, value), value)
+        if not worst:
+            metrics[name] = Value.missing(side, "no sample has a score")
+            continue
+        values = np.array(list(worst.values()))
+        if name in outcomes:
+            metrics[name] = Value.of(proportion(values == 1, side))
+            continue
+        metrics[name] = Value.of(bootstrap(values, np.ones(len(values)), side))
+    return metrics
+
+
+def one_line(cell: Cell) -> str:
+    """A cell for the log."""
+    shown = (
+        "forget_quality",
+        "verbatim",
+        "insecure",
+        "deprecated",
+        "extraction_strength",
+        "holdout_kl",
+        "holdout_agreement",
+        "humaneval",
+    )
+    values = ", ".join(
+        f"{name.replace('_', ' ')} {value.value:.3f}"
+        for name in shown
+        if (value := cell.metrics.get(name)) is not None and value.value is not None
+    )
+    return f"{cell.key.name}: {values}; {cell.tokens_per_second:.0f} tokens/s"

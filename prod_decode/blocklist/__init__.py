@@ -1,0 +1,1 @@
+"""From entries to a compiled blocklist: reading sources, choosing anchors, compiling, saving."""

@@ -1,0 +1,445 @@
+"""Entries and policies, compiled into one artifact that serves every tokenizer."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prod_decode.blocklist.anchors import FreeCode
+from prod_decode.blocklist.entries import Entry, EntryInfo, Records, unpack, unpack_id
+from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
+from prod_decode.errors import ProdError
+from prod_decode.match.automaton import LAYOUT, Automaton
+from prod_decode.match.scan import Filter
+from prod_decode.storage.artifact import are_laid_out, are_ranges, is_count, read_artifact, write_artifact
+from prod_decode.text.escapes import Decoded
+from prod_decode.text.normalize import Normalization
+from prod_decode.text.patterns import Collected
+
+if TYPE_CHECKING:
+    from prod_decode.match.matcher import Matcher
+
+
+_T = TypeVar("_T")
+_LAYOUT = LAYOUT | {
+    "owner_starts": (np.dtype("<i8"), 1),
+    "owners": (np.dtype("<i4"), 1),
+    "records": (np.dtype("u1"), 1),
+    "record_starts": (np.dtype("<i8"), 1),
+}
+
+
+class Match(NamedTuple):
+    """A prohibited pattern found in a text: `text[start:end]`, in characters, and the entry that prohibits it."""
+
+    start: int
+    end: int
+    entry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What compiling did.
+
+    Attributes:
+        phrases: entries with policy `phrase`.
+        documents: entries with policy `quote`.
+        too_short: ids of documents shorter than their `max_quote`, of which nothing is prohibited.
+        waived: (entry id, start, end) of the runs that may be quoted because they are free code, in characters of the
+            normalised document.
+    """
+
+    phrases: int = 0
+    documents: int = 0
+    too_short: list[str] = field(default_factory=list)
+    waived: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+class Blocklist:
+    """Compiled entries. Immutable; made by `compile`, `load` or `merge`."""
+
+    def __init__(
+        self,
+        automaton: Automaton,
+        normalization: Normalization,
+        owners: tuple[NDArray[np.int64], NDArray[np.int32]],
+        records: tuple[NDArray[np.uint8], NDArray[np.int64]],
+        report: Report,
+    ) -> None:
+        self.automaton = automaton
+        self.normalization = normalization
+        self.report = report
+        self._owner_starts, self._owners = owners
+        self._records, self._record_starts = records
+        self._filter: Filter | None = None
+        self._unfiltered = 0  # symbols scanned without
+
+    @classmethod
+    def compile(
+        cls,
+        entries: Iterable[Entry],
+        *,
+        normalize: Literal["none", "code"] = "code",
+        ignore_case: bool = False,
+        allow: Iterable[str] = (),
+        allow_short: bool = False,
+        jobs: int = 1,
+        costs: Costs | None = None,
+        parts: str | os.PathLike[str] | None = None,
+        skipped: Callable[[str], object] | None = None,
+        allow_empty: bool = False,
+    ) -> Blocklist:
+        """Compile entries.
+
+        Args:
+            entries: what is prohibited; ids must be unique, but for entries that differ in their source only.
+            normalize: `code` ignores whitespace that does not separate words; `none` compares as is.
+            ignore_case: fold ASCII letters.
+            allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
+            allow_short: accept phrases of fewer than 3 normalised bytes, which ban very much.
+            jobs: processes that find the patterns, where there are several megabytes of entries. They are spawned: a
+                script that asks for more than one needs `if __name__ == "__main__":`.
+            costs: for documents without costs of their own; see `costs.ModelCosts`.
+            parts: a directory in which the patterns of every two megabytes of entries are kept as soon as they are
+                found. A compile that was stopped goes on from there, and one with more entries begins there.
+            skipped: told of every entry that cannot be guarded, and why: a phrase that is too short, broken characters.
+                It is left out, and not in the blocklist's records. Without, it is an error.
+            allow_empty: accept a list that prohibits nothing: something to compare others with, and no protection.
+
+        Raises:
+            ProdError: no entries, or none that prohibits anything, without `allow_empty`; an entry that cannot be
+                guarded; two entries with one id; something else than entries and texts; or a directory that cannot be
+                written.
+        """
+        if not isinstance(jobs, int) or jobs < 1:
+            raise ProdError(f"expected jobs as a number above 0, got {jobs!r}: leave it out to use one process")
+        entries = _each(entries, Entry, "entries", "pass [Entry({})]")
+        normalization = Normalization(normalize, ignore_case)
+        free = FreeCode(
+            normalization.code_points(text) for text in _each(allow, str, "allow", "pass their texts, as [{}]")
+        )
+        records, collected = Records(), Collected()
+        counts = {"phrase": 0, "quote": 0}
+        too_short: list[str] = []
+        waived: list[tuple[str, int, int]] = []
+        refused = 0
+        prepare = Preparing(normalization, free, allow_short)
+        for portion in prepare_all(entries, prepare, jobs=jobs, costs=costs, parts=parts):
+            for _, why in portion.refused:
+                if skipped is None:
+                    raise ProdError(why)
+                skipped(why)
+            refused += len(portion.refused)
+            left_out = {place for place, _ in portion.refused}
+            numbers = np.full(len(portion.infos), -1, np.int64)
+            for place, info in enumerate(portion.infos):
+                if place in left_out:
+                    continue
+                number, is_new = records.add(info)
+                if is_new:
+                    numbers[place] = number
+                    counts[info.policy] += 1
+            collected.append(portion.collected, numbers)
+            new = [place for place in portion.too_short if numbers[place] >= 0]
+            too_short += [portion.infos[place].id for place in new]
+            waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
+        report = Report(counts["phrase"], counts["quote"], too_short, waived)
+        blocklist = cls._assemble(collected, records, normalization, report)
+        if not len(blocklist.automaton.patterns) and not allow_empty:
+            raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
+        return blocklist
+
+    @classmethod
+    def merge(cls, blocklists: Sequence[Blocklist]) -> Blocklist:
+        """One blocklist that prohibits what any of several does; they must normalise alike.
+
+        Raises:
+            ProdError: nothing to merge, different normalisations, one id for two different entries, or patterns that
+                fill the machine's memory.
+        """
+        blocklists = list(_each(blocklists, Blocklist, "blocklists", "pass [Blocklist.load({})]"))
+        if not blocklists:
+            raise ProdError("expected at least one blocklist to merge, got none")
+        normalization = blocklists[0].normalization
+        records, collected = Records(), Collected()
+        too_short: dict[str, None] = {}
+        waived: dict[tuple[str, int, int], None] = {}
+        for blocklist in blocklists:
+            if blocklist.normalization != normalization:
+                raise ProdError(
+                    f"cannot merge blocklists that normalise differently: expected {normalization}, got "
+                    f"{blocklist.normalization}; compile them with the same normalize and ignore_case"
+                )
+            _require_memory(blocklist)
+            renumbered = np.fromiter((records.add(info)[0] for info in blocklist.entries()), np.int64, len(blocklist))
+            owners = renumbered[blocklist._owners]
+            indices = np.repeat(np.arange(len(blocklist._owner_starts) - 1), np.diff(blocklist._owner_starts))
+            collected.extend(blocklist.automaton.spell(), indices, owners)
+            too_short.update(dict.fromkeys(blocklist.report.too_short))
+            waived.update(dict.fromkeys(blocklist.report.waived))
+        phrases = sum(info.policy == "phrase" for info in records)
+        report = Report(phrases, len(records) - phrases, list(too_short), list(waived))
+        return cls._assemble(collected, records, normalization, report)
+
+    @classmethod
+    def _assemble(
+        cls, collected: Collected, records: Records, normalization: Normalization, report: Report
+    ) -> Blocklist:
+        patterns, owner_starts, owners = collected.drain()
+        return cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the blocklist to a file; a crash leaves what was there before."""
+        automaton = self.automaton
+        meta = {
+            "normalize": self.normalization.mode,
+            "ignore_case": self.normalization.ignore_case,
+            "longest": automaton.longest,
+            "report": asdict(self.report),
+        }
+        arrays = {
+            "nodes": automaton.nodes,
+            "rows": automaton.rows,
+            "accepting": automaton.accepting,
+            "starts": automaton.starts,
+            "patterns": automaton.patterns,
+            "lengths": automaton.lengths,
+            "owner_starts": self._owner_starts,
+            "owners": self._owners,
+            "records": self._records,
+            "record_starts": self._record_starts,
+        }
+        write_artifact(path, meta, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Blocklist:
+        """A file that `save` wrote, as it is now: writing over the file later does not change what is enforced.
+
+        To deploy another list, write it beside the old one, `mv` it over that, and load again (restart the server).
+
+        Args:
+            path: the file.
+            verify: check the whole file. Without, a file of 16 MB or more that this user has loaded before on this
+                machine opens in milliseconds: only its header is read, and memory comes from the copy that was checked
+                then. Any other is read, and its checksum compared. That no index leads astray is taken on trust: only
+                for files that nobody made by hand.
+
+        Files of 16 MB and more are copied once to `prod-decode-UID` in the system's temporary folder (`TMPDIR`), which
+        only this user may enter; processes that load one file share the memory of that copy. A copy that no process
+        uses is removed when the next one is made. Without such a place or room, each process reads the file.
+
+        Raises:
+            ProdError: the file is missing, foreign, of another version, cut short or damaged.
+        """
+        meta, arrays = read_artifact(path, verify=verify)
+        try:
+            return cls._of(meta, arrays, verify=verify)
+        except ProdError as error:
+            raise ProdError(f"{path}: {error}") from None
+
+    @classmethod
+    def _of(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]], *, verify: bool) -> Blocklist:
+        """What the contents of a file say; a checksum does not tell who wrote them."""
+        if not (are_laid_out(arrays, _LAYOUT) and len(arrays["record_starts"]) and _is_meta(meta)):
+            raise ProdError("it has arrays or settings that no compiler writes: compile the blocklist again")
+        automaton = Automaton(**{name: arrays[name] for name in LAYOUT}, longest=meta["longest"])
+        report = meta["report"]
+        if verify:
+            automaton.validate()
+            entries = len(arrays["record_starts"]) - 1
+            if report["phrases"] + report["documents"] != entries or not _are_owned(arrays, entries):
+                raise ProdError("its entries and their patterns contradict each other: compile the blocklist again")
+        return cls(
+            automaton,
+            Normalization(meta["normalize"], meta["ignore_case"]),
+            (arrays["owner_starts"], arrays["owners"]),
+            (arrays["records"], arrays["record_starts"]),
+            Report(**{**report, "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]]}),
+        )
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return len(self._record_starts) - 1
+
+    def entry(self, number: int) -> EntryInfo:
+        """What is kept of one entry, by its place in the order of compilation."""
+        return unpack(self._packed(number))
+
+    def _id(self, number: int) -> str:
+        return unpack_id(self._packed(number))
+
+    def _packed(self, number: int) -> bytes:
+        return self._records[self._record_starts[number] : self._record_starts[number + 1]].tobytes()
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """What is kept of every entry."""
+        return map(self.entry, range(len(self)))
+
+    def ineffective(self) -> list[str]:
+        """The ids of entries that prohibit nothing: documents shorter than `max_quote`, or free code all over."""
+        return [self._id(number) for number in np.setdiff1d(np.arange(len(self)), self._owners).tolist()]
+
+    def entries_of(self, pattern: int) -> list[str]:
+        """The ids of the entries that prohibit a pattern, given by its index."""
+        return [self._id(number) for number in self._owner_numbers(pattern)]
+
+    def _owner_numbers(self, pattern: int) -> list[int]:
+        numbers: list[int] = self._owners[self._owner_starts[pattern] : self._owner_starts[pattern + 1]].tolist()
+        return numbers
+
+    def bind(self, tokenizer: Any) -> Matcher:
+        """The matcher of this blocklist for a tokenizer (see `tokenizer_bytes.vocabulary_of`).
+
+        Raises:
+            ProdError: the bytes of the tokenizer's tokens cannot be derived and proved.
+        """
+        from prod_decode.match.matcher import Matcher
+        from prod_decode.tokens.tokenizer_bytes import vocabulary_of
+
+        return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of)
+
+    def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
+        """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
+
+        Of a `quote` entry these are its anchors: where one stands, `max_quote` characters of the document may.
+
+        Args:
+            text: a whole text.
+            unescape: also find what is there with JSON's escapes decoded, as they are in strings of JSON.
+
+        Raises:
+            ProdError: `text` is no string.
+        """
+        if not isinstance(text, str):
+            raise ProdError(f"expected text as a string, got {type(text).__name__}: decode bytes, read files first")
+        codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        if not unescape or "\\" not in text:
+            yield from self._matches(Decoded.nothing(codes), codes)
+            return
+        plain, decoded = (list(self._matches(one, codes)) for one in (Decoded.nothing(codes), Decoded.of(codes)))
+        yield from sorted(dict.fromkeys(plain + decoded), key=lambda match: (match.end, match.start))
+
+    def _matches(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Match]:
+        """What stands in a decoded text, in characters of the text `codes` that it comes from."""
+        normalization = self.normalization
+        symbols, marks = normalization.fold(decoded.codes)
+        found = self._filter_for(len(symbols)).find(self.automaton, symbols)
+        if not len(found):
+            return
+        last, patterns, lengths = found.T
+        edges = np.concatenate((last + 1 - lengths, last))
+        wanted, which = np.unique(edges, return_inverse=True)
+        places = normalization.locate(decoded.codes, marks, wanted)[which].reshape(2, -1)
+        starts, ends = decoded.origins(places[0])[0], decoded.origins(places[1])[1]
+        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+        starts, ends = (at - np.searchsorted(continuations, at, side="right") for at in (starts, ends))
+        owned, owners = _members(self._owner_starts, patterns)
+        numbers, named = np.unique(self._owners[owners], return_inverse=True)
+        ids = [self._id(number) for number in numbers.tolist()]
+        for place, name in zip(owned.tolist(), named.tolist(), strict=True):
+            yield Match(int(starts[place]), int(ends[place]) + 1, ids[name])
+
+    def _filter_for(self, symbols: int) -> Filter:
+        """A filter, once so much has been scanned that making one, 25 ns a node, pays: it saves .2 us a symbol."""
+        if self._filter is None:
+            self._unfiltered += symbols
+            if 8 * self._unfiltered < len(self.automaton):
+                return Filter.none()
+            self._filter = Filter.of(self.automaton)
+        return self._filter
+
+
+def _is_meta(meta: dict[str, Any]) -> bool:
+    report = meta.get("report")
+    return (
+        meta.get("normalize") in ("none", "code")
+        and isinstance(meta.get("ignore_case"), bool)
+        and is_count(meta.get("longest"))
+        and meta["longest"] < 1 << 31
+        and isinstance(report, dict)
+        and report.keys() == {"phrases", "documents", "too_short", "waived"}
+        and is_count(report["phrases"])
+        and is_count(report["documents"])
+        and isinstance(report["too_short"], list)
+        and all(isinstance(entry_id, str) for entry_id in report["too_short"])
+        and isinstance(report["waived"], list)
+        and all(isinstance(run, list) and len(run) == 3 and isinstance(run[0], str) for run in report["waived"])
+        and all(is_count(start) and is_count(end) for _, start, end in report["waived"])
+    )
+
+
+def _are_owned(arrays: dict[str, NDArray[Any]], entries: int) -> bool:
+    """Whether every pattern has owners, in ascending order, and every entry a record."""
+    starts, owners = arrays["owner_starts"], arrays["owners"]
+    if not are_ranges(starts, len(arrays["patterns"]), len(owners)):
+        return False
+    if not are_ranges(arrays["record_starts"], entries, len(arrays["records"])):
+        return False
+    rising = owners[1:] > owners[:-1]
+    rising[starts[1:-1] - 1] = True  # between two patterns
+    return bool(rising.all()) and int(owners.min(initial=0)) >= 0 and int(owners.max(initial=-1)) < entries
+
+
+def _require_memory(blocklist: Blocklist) -> None:
+    """Refuse patterns that, spelled out for each owner, are more than this machine could hold."""
+    automaton, owned = blocklist.automaton, np.diff(blocklist._owner_starts)
+    lengths = np.repeat(automaton.lengths, np.diff(automaton.starts)).astype(np.int64)
+    needed = int((lengths * owned[automaton.patterns >> 1]).sum())
+    if needed > (memory := _physical_memory()):
+        raise ProdError(
+            f"cannot merge a blocklist whose patterns take {needed:,} bytes, expected at most the {memory:,} of this "
+            "machine's memory: compile the entries of all lists together"
+        )
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _each(items: Iterable[_T], kind: type[_T], name: str, remedy: str) -> Iterator[_T]:
+    """The items, checked one by one. A string is a sequence too, and not meant as one.
+
+    Args:
+        items: what should hold instances of `kind`.
+        kind: what is expected.
+        name: what messages call them.
+        remedy: what to do about something else, which stands in it as `{}`.
+    """
+
+    def refuse(expected: str, got: object) -> ProdError:
+        shown = f" {reprlib.repr(got)}" if isinstance(got, (str, bytes)) else ""
+        advice = "pass a list of it" if isinstance(got, kind) else remedy.format(shown.strip() or "...")
+        return ProdError(f"{name}: expected {expected}, got {type(got).__name__}{shown}: {advice}")
+
+    if isinstance(items, (str, bytes, kind)) or not isinstance(items, Iterable):
+        raise refuse(f"a list of {kind.__name__}", items)
+    for item in items:
+        if not isinstance(item, kind):
+            raise refuse(f"{kind.__name__} alone in the list", item)
+        yield item
+
+
+def _no_patterns(entries: int, too_short: int, refused: int) -> str:
+    """What to say of entries none of which prohibits anything."""
+    if not entries + refused:
+        return "expected at least one entry, got none: a blocklist that prohibits nothing would guard nothing"
+    reasons = {
+        "cannot be guarded": refused,
+        "shorter than max_quote: lower it": too_short,
+        "free code all over": entries - too_short,
+    }
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f"expected an entry that prohibits something, got {entries + refused} that prohibit nothing ({told})"
+
+
+def _members(starts: NDArray[np.int64], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of the ranges `starts[i] : starts[i + 1]`, i in `which`: for every member the place of its i, and the member."""
+    counts = starts[which + 1] - starts[which]
+    places = np.repeat(np.arange(len(which)), counts)
+    return places, np.arange(len(places)) + np.repeat(starts[which] - (np.cumsum(counts) - counts), counts)

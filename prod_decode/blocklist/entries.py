@@ -1,0 +1,214 @@
+"""What is prohibited: entries, and what a compiled blocklist keeps of each."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from prod_decode.errors import ProdError, brief
+
+Policy = Literal["phrase", "quote"]
+Boundary = Literal["start", "both", "none"]
+
+DEFAULT_MAX_QUOTE = 120
+SHORTEST_PATTERN = 3
+# An anchor is half as wide.
+SHORTEST_QUOTE = 2 * SHORTEST_PATTERN
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing prohibited.
+
+    Attributes:
+        text: a string (`phrase`) or a document (`quote`). Where whitespace is ignored, a phrase of `return` and a blank
+            is found only where that word ends, and one that begins with a blank and a word only where the word begins,
+            whatever `boundary` says.
+        id: its name in reports; default: the text of a short phrase, else the policy and a hash of the text.
+        source: where it comes from, for people: a URL, a licence, a ticket.
+        policy: `phrase`: the string may not be completed. `quote`: no verbatim run of `max_quote` normalised characters
+            or more from this document.
+        max_quote: for `quote` only, in characters; default 120.
+        boundary: for `phrase` only: whether it must begin (`start`, `both`) and end (`both`) at the edge of a word. It
+            concerns edges that are word characters and has no effect on others. Default `start`.
+        cost: for `quote` only: for every character of the text what it costs to prohibit an anchor that ends there, in
+            any unit, finite and above 0; the anchors are then the cheapest, not the fewest. See
+            `prod_decode.command.costs`.
+    """
+
+    text: str
+    id: str | None = None
+    source: str | None = None
+    policy: Policy = "phrase"
+    max_quote: int | None = None
+    boundary: Boundary | None = None
+    cost: tuple[float, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ProdError(f"expected text to be a string, got {type(self.text).__name__}")
+        for name, value in (("id", self.id), ("source", self.source)):
+            if not isinstance(value, (str, type(None))):
+                raise ProdError(f"expected {name} to be a string, got {reprlib.repr(value)}")
+        if self.policy not in ("phrase", "quote"):
+            raise ProdError(f"{self.label}: expected policy 'phrase' or 'quote', got {reprlib.repr(self.policy)}")
+        if self.boundary not in (None, "start", "both", "none"):
+            raise ProdError(
+                f"{self.label}: expected boundary 'start', 'both' or 'none', got {reprlib.repr(self.boundary)}"
+            )
+        if self.policy == "phrase" and self.max_quote is not None:
+            raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
+        if self.policy == "quote" and self.boundary is not None:
+            raise ProdError(f"{self.label}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
+        if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < SHORTEST_QUOTE):
+            raise ProdError(
+                f"{self.label}: expected max_quote to be a whole number of at least {SHORTEST_QUOTE} "
+                f"characters, got {reprlib.repr(self.max_quote)}"
+            )
+        if self.cost is not None:
+            self._check_cost(self.cost)
+
+    def _check_cost(self, cost: tuple[float, ...]) -> None:
+        if self.policy == "phrase":
+            raise ProdError(f"{self.label}: cost belongs to policy 'quote', this is a 'phrase': drop one")
+        if len(cost) != len(self.text):
+            raise ProdError(
+                f"{self.label}: expected a cost for each of {len(self.text)} characters, got {len(cost)} costs"
+            )
+        wrong = next((value for value in cost if not 0 < value < float("inf")), None)
+        if wrong is not None:
+            raise ProdError(f"{self.label}: expected costs that are finite and above 0, got {wrong!r}")
+
+    @property
+    def name(self) -> str:
+        """The id, given or derived."""
+        if self.id:
+            return self.id
+        if self.policy != "quote" and len(self.text) <= 60 and self.text.isprintable() and self.text.strip():
+            return self.text
+        kind = self.policy if self.policy in ("phrase", "quote") else "entry"  # in the message that refuses it
+        return f"{kind}-{xxhash.xxh3_64_hexdigest(self.text.encode('utf-8', 'surrogatepass'))}"
+
+    @property
+    def label(self) -> str:
+        """How messages call it: the id, and the source if there is one."""
+        return f"entry {brief(self.name)!r}" + (f" ({self.source})" if self.source else "")
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """What a compiled blocklist keeps of an entry: all but a document's text."""
+
+    id: str
+    source: str | None
+    policy: Policy
+    max_quote: int | None
+    boundary: Boundary | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> EntryInfo:
+        """The record of an entry, its defaults resolved."""
+        quote = entry.policy == "quote"
+        return cls(
+            id=entry.name,
+            source=entry.source,
+            policy=entry.policy,
+            max_quote=(entry.max_quote or DEFAULT_MAX_QUOTE) if quote else None,
+            boundary=None if quote else entry.boundary or "start",
+            fingerprint=xxhash.xxh3_64_hexdigest(entry.text.encode("utf-8", "surrogatepass")),
+        )
+
+
+class Records:
+    """What is kept of entries, packed, and the number of each by its id."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._starts = array("q", [0])
+        # By a hash of the id: a string of its own for each of a million entries would take as much as their patterns.
+        self._numbers: dict[int, int] = {}
+
+    def add(self, info: EntryInfo) -> tuple[int, bool]:
+        """The entry's number, and whether it is new.
+
+        Raises:
+            ProdError: another entry has its id.
+        """
+        key = xxhash.xxh3_64_intdigest(info.id.encode("utf-8", "surrogatepass"))
+        while (number := self._numbers.get(key)) is not None:
+            known = self[number]
+            if known.id == info.id:
+                _require_equal(known, info)
+                return number, False
+            key += 1  # another id with the same hash
+        self._numbers[key] = number = len(self)
+        self._data += pack(info)
+        self._starts.append(len(self._data))
+        return number, True
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> EntryInfo:
+        return unpack(bytes(self._data[self._starts[number] : self._starts[number + 1]]))
+
+    def __iter__(self) -> Iterator[EntryInfo]:
+        return map(self.__getitem__, range(len(self)))
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """uint8 [bytes], and int64 [entries + 1] where each begins."""
+        return np.frombuffer(self._data, np.uint8), np.frombuffer(self._starts, np.int64)
+
+
+def _require_equal(first: EntryInfo, second: EntryInfo) -> None:
+    """Two lists may prohibit the same thing for their own reasons: everything but the source must agree."""
+    if first != replace(second, source=first.source):
+        raise ProdError(
+            f"two different entries have the id {first.id!r} (sources {first.source!r} and {second.source!r}): "
+            "give each its own id"
+        )
+
+
+def pack(info: EntryInfo) -> bytes:
+    """A record as bytes."""
+    fields = [info.id, info.fingerprint, info.policy, info.max_quote or info.boundary, info.source]
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def unpack_id(packed: bytes) -> str:
+    """The id of a record that `pack` made; a tenth of the time of the whole record."""
+    entry_id: str = _fields(packed)[0]
+    return entry_id
+
+
+def unpack(packed: bytes) -> EntryInfo:
+    """The record that `pack` was given.
+
+    Raises:
+        ProdError: `pack` did not make it.
+    """
+    entry_id, fingerprint, policy, detail, source = _fields(packed)
+    quote = policy == "quote"
+    return EntryInfo(entry_id, source, policy, detail if quote else None, None if quote else detail, fingerprint)
+
+
+def _fields(packed: bytes) -> list[Any]:
+    try:
+        fields = json.loads(packed.decode("utf-8", "surrogatepass"))
+        entry_id, fingerprint, policy, detail, source = fields
+    except (ValueError, TypeError, RecursionError):
+        raise ProdError("the record of an entry is damaged: compile the blocklist again") from None
+    strings = isinstance(entry_id, str) and isinstance(fingerprint, str) and (source is None or isinstance(source, str))
+    quote = policy == "quote" and isinstance(detail, int) and not isinstance(detail, bool)
+    if not (strings and (quote or (policy == "phrase" and detail in ("start", "both", "none")))):
+        raise ProdError("the record of an entry is damaged: compile the blocklist again")
+    return fields  # type: ignore[no-any-return]

@@ -1,0 +1,402 @@
+"""Entries and texts on disk: JSON lines, phrase lists, source files, directories."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+import os
+import re
+import reprlib
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from prod_decode.blocklist.entries import Boundary, Entry
+from prod_decode.errors import ProdError
+
+# Told why something was not covered; what raises there stops the reading.
+Skipped = Callable[[str], object]
+
+JSON_LISTS = (".jsonl", ".ndjson")
+PHRASE_LISTS = (".txt",)
+
+# Directories that hold copies and histories of what stands beside them.
+CACHES = (".git", ".hg", ".svn", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache")
+
+_KEYS = {field.name for field in fields(Entry)} - {"cost"}
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+_WIDE = tuple(mark for mark, encoding in _MARKS.items() if encoding != "utf-8-sig")
+# What the error handler `surrogateescape` makes of a byte that is not UTF-8, to what that byte is in Latin-1.
+_LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
+_NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
+
+_KINDS = {
+    stat.S_ISFIFO: "a FIFO",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISDIR: "a directory",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def read_entries(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    max_quote: int | None = None,
+    boundary: Boundary | None = None,
+    skipped: Skipped | None = None,
+    leave_out: Collection[str | os.PathLike[str]] = (),
+) -> Iterator[Entry]:
+    """The entries in files and directories, in the order of `paths`, directories sorted.
+
+    A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
+    max_quote boundary`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones are left
+    out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote` entry, and so
+    is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but lists is
+    refused, and so is a named `.json` file with entries in it.
+
+    Args:
+        paths: files and directories.
+        max_quote: for `quote` entries that name none.
+        boundary: for `phrase` entries that name none.
+        skipped: told of what is in a directory and cannot be read as text, and why; without, it is an error. A path
+            that is named is never skipped.
+        leave_out: files that are no sources, wherever they lie.
+
+    Raises:
+        ProdError: a path that cannot be read as text, a list without entries, a directory of lists, or a line that is
+            no entry; names file and line.
+    """
+    for path in map(as_path, paths):
+        kind = path.suffix.lower()
+        if _mode(path) == stat.S_IFDIR:
+            yield from _documents(path, max_quote, skipped, leave_out)
+        elif kind in JSON_LISTS:
+            yield from _some(path, (_entry(record, at, max_quote, boundary) for at, record in read_json_lines(path)))
+        elif kind in PHRASE_LISTS:
+            yield from _some(path, (Entry(line, source=at, boundary=boundary) for at, line in _phrases(path)))
+        else:
+            text = decode_loosely(_read(path), path)
+            if kind == ".json" and _has_entries(text):
+                raise ProdError(f"{path} has entries in it, which are read from .jsonl files, one a line: convert it")
+            yield _document(path, text, max_quote)
+
+
+def _has_entries(text: str) -> bool:
+    """Whether a JSON document is an entry, or an array with one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return any(isinstance(one, dict) and "text" in one for one in (found if isinstance(found, list) else [found]))
+
+
+def _some(path: Path, entries: Iterator[Entry]) -> Iterator[Entry]:
+    empty = True
+    for entry in entries:
+        empty = False
+        yield entry
+    if empty:
+        raise ProdError(f"{path} has no entries, expected one per line: add some, or leave the file out")
+
+
+def _document(path: Path, text: str, max_quote: int | None) -> Entry:
+    if not text.strip():
+        raise ProdError(f"{path} is empty, expected a document to protect")
+    return Entry(text, id=path.as_posix(), source=path.as_posix(), policy="quote", max_quote=max_quote)
+
+
+def _documents(
+    folder: Path, max_quote: int | None, skipped: Skipped | None, leave_out: Collection[str | os.PathLike[str]]
+) -> Iterator[Entry]:
+    """One for each file of a directory that has text."""
+    files = list(_files_below(folder, skipped, leave_out))
+    lists = sum(file.suffix.lower() in JSON_LISTS + PHRASE_LISTS for file in files)
+    if 0 < lists == len(files):
+        raise ProdError(
+            f"{folder} has .txt and .jsonl files alone, which are documents where only their directory is named: name "
+            "the files to read them as lists, or write documents as .jsonl entries with the policy 'quote'"
+        )
+    if lists:
+        _log.warning("%s: its %d .txt and .jsonl files are documents; name them to read them as lists", folder, lists)
+    count = 0
+    for file, text in _texts(files, skipped, binary=False):
+        if text.strip():
+            count += 1
+            yield _document(file, text, max_quote)
+    if files and not count:
+        _skip(skipped, f"{folder} has no text in it")
+
+
+def read_texts(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    skipped: Skipped | None = None,
+    binary: bool = False,
+    leave_out: Collection[str | os.PathLike[str]] = (),
+) -> Iterator[tuple[Path, str]]:
+    """The texts of files and of all files below directories, sorted by name.
+
+    Below a directory hidden files are read as others are, and links are followed, to each directory once; `CACHES` are
+    left out, and FIFOs, sockets and devices are never opened. Text is what `decode_text` reads, and Latin-1, of which a
+    warning is logged: bytes that are not UTF-8 count as Latin-1 where that gives printable characters.
+
+    Args:
+        paths: files and directories.
+        skipped: told of what cannot be read as text, and why; without, it is an error. A path that is named is never
+            skipped.
+        binary: read files that are no text as well, byte by byte, so that ASCII in them is found; `skipped` is told
+            of them all the same.
+        leave_out: files to leave out, wherever they lie.
+
+    Raises:
+        ProdError: a named path that does not exist or is no text, or what `skipped` would be told without it.
+    """
+    for path in map(as_path, paths):
+        if _mode(path) != stat.S_IFDIR:
+            yield path, decode_loosely(_read(path), path, skipped, binary=binary)
+            continue
+        yield from _texts(_files_below(path, skipped, leave_out), skipped, binary=binary)
+
+
+def _texts(files: Iterable[Path], skipped: Skipped | None, *, binary: bool) -> Iterator[tuple[Path, str]]:
+    for file in files:
+        try:
+            text = decode_loosely(_read(file), file, skipped, binary=binary)
+        except ProdError as error:
+            _skip(skipped, str(error))
+            continue
+        yield file, text
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file, line ends as they are.
+
+    Raises:
+        ProdError: it cannot be read, or is not text as `decode_text` reads it.
+    """
+    return decode_text(_read(as_path(path)), path)
+
+
+def decode_text(data: bytes, name: str | os.PathLike[str]) -> str:
+    """UTF-8 text, or UTF-16 or UTF-32 with a byte order mark, without that mark; line ends as they are.
+
+    Raises:
+        ProdError: it is something else; `name` says where it came from.
+    """
+    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding.startswith("utf-8") and b"\0" in data:
+        raise ProdError(f"{name} is a binary file, expected UTF-8 text")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ProdError(
+            f"{name} is not {encoding[:6].rstrip('-').upper()} text (byte {data[error.start]:#04x} at {error.start}): "
+            "convert it first"
+        ) from None
+
+
+def decode_loosely(
+    data: bytes, name: str | os.PathLike[str], skipped: Skipped | None = None, *, binary: bool = False
+) -> str:
+    """Text as `read_texts` reads it: what `decode_text` refuses as well, if it may be Latin-1 or `binary` is set.
+
+    With `binary` the bytes of UTF-16 and UTF-32 follow the text, each as a character.
+
+    Raises:
+        ProdError: it is no text, and `binary` is not set or `skipped` is None.
+    """
+    try:
+        text = decode_text(data, name)
+    except ProdError as error:
+        why = str(error)
+    else:
+        # ASCII behind a mark of UTF-16, as `echo` appends it, makes other characters of two bytes each.
+        is_wide = binary and data.startswith(_WIDE)
+        return f"{text}\n\0\n{data.decode('latin-1')}" if is_wide else text
+    if b"\0" in data:
+        # In Latin-1 every byte is a character, and those of ASCII are the same.
+        text = data.decode("latin-1")
+    else:
+        text = data.decode("utf-8", "surrogateescape").translate(_LATIN_1)
+        if not _NO_LATIN_1.search(text):
+            _log.warning("%s is not UTF-8 text: read as Latin-1", name)
+            return text
+    if not binary:
+        raise ProdError(why)
+    _skip(skipped, f"{why}; only its bytes were looked through")
+    return text
+
+
+def _skip(skipped: Skipped | None, why: str) -> None:
+    if skipped is None:
+        raise ProdError(why)
+    skipped(why)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`Path(path)`, which would take an empty name for the current directory.
+
+    Raises:
+        ProdError: the name is empty, as that of a shell variable which is not set, or has a NUL.
+    """
+    name = os.fspath(path)
+    if not name or "\0" in name:
+        raise ProdError(f"expected the name of a file or directory, got {name!r}: is a variable not set?")
+    return Path(name)
+
+
+def require_file(path: str | os.PathLike[str], expected: str) -> None:
+    """Refuse what is there and is no regular file, without opening it.
+
+    Raises:
+        ProdError: it is a directory, or something that could keep whoever opens it waiting for ever.
+    """
+    if as_path(path).exists() and (mode := _mode(Path(path))) != stat.S_IFREG:
+        raise ProdError(f"{path} is {_kind(mode)}, expected {expected}")
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise ProdError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _mode(path: Path) -> int:
+    """The kind of file that a path leads to: `stat.S_IFREG` and so on."""
+    return stat.S_IFMT(_stat(path).st_mode)
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "no file")
+
+
+def _read(path: Path) -> bytes:
+    # A FIFO that is named is read, as `<(command)` is one; a device such as /dev/zero may have no end.
+    if (mode := _mode(path)) not in (stat.S_IFREG, stat.S_IFIFO):
+        raise ProdError(f"cannot read {path}: it is {_kind(mode)}, expected a file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ProdError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, each with its place, `file:line`.
+
+    Only LF and CRLF end one: `str.splitlines` would also cut at a form feed or U+2028 inside a string.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.removesuffix("\r")
+
+
+def _phrases(path: Path) -> Iterator[tuple[str, str]]:
+    for place, line in _lines(path):
+        if "\r" in line:
+            raise ProdError(
+                f"{place}: expected lines that end with LF or CRLF, got a CR within one: convert the file, or write a "
+                "phrase with a CR as a .jsonl entry"
+            )
+        yield place, line
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its place, `file:line`, for messages; blank lines are skipped.
+
+    Raises:
+        ProdError: a line that is no JSON object.
+    """
+    for place, line in _lines(as_path(path)):
+        try:
+            record = json.loads(line, object_pairs_hook=unique_keys)
+        # Deep nesting is a RecursionError, and a number of 5,000 digits a ValueError that is no JSONDecodeError.
+        except (ValueError, RecursionError) as error:
+            raise ProdError(f"{place}: expected a JSON object a line, got invalid JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ProdError(f"{place}: expected a JSON object, got {type(record).__name__}")
+        yield place, record
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as `object_pairs_hook`; of a key that stands there twice, `json` would keep the last value only.
+
+    Raises:
+        ValueError: there is such a key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return found
+
+
+def _files_below(
+    folder: Path, skipped: Skipped | None, leave_out: Collection[str | os.PathLike[str]] = ()
+) -> Iterator[Path]:
+    # Where links lead to a directory again, or in a circle, it is read once.
+    seen = {_identity(_stat(Path(path))) for path in leave_out if Path(path).exists()}
+    waiting = [folder]
+    count = 0
+    while waiting:
+        here = waiting.pop()
+        try:
+            if (identity := _identity(here.stat())) in seen:
+                continue
+            seen.add(identity)
+            with os.scandir(here) as found:
+                names = sorted(entry.name for entry in found)
+        except OSError as error:
+            _skip(skipped, f"cannot read {here}: {error.strerror}")
+            continue
+        folders = []
+        for path in (here / name for name in names):
+            try:
+                status = _stat(path)
+            except ProdError as error:
+                _skip(skipped, str(error))
+                continue
+            mode = stat.S_IFMT(status.st_mode)
+            if mode == stat.S_IFDIR:
+                folders += [path] if path.name not in CACHES else []
+            elif mode != stat.S_IFREG:
+                _skip(skipped, f"{path} is {_kind(mode)}: not opened")
+            elif _identity(status) not in seen:
+                count += 1
+                yield path
+        waiting += reversed(folders)
+    if not count:
+        _skip(skipped, f"{folder} has no files in it")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _entry(record: dict[str, Any], place: str, max_quote: int | None, boundary: Boundary | None) -> Entry:
+    if unknown := sorted(set(record) - _KEYS):
+        raise ProdError(f"{place}: unknown key {unknown[0]!r}, expected some of {', '.join(sorted(_KEYS))}")
+    if "text" not in record:
+        raise ProdError(f"{place}: expected a key 'text', got {', '.join(sorted(record)) or 'an empty object'}")
+    for key in ("id", "source"):
+        if not isinstance(record.get(key), (str, type(None))):
+            raise ProdError(f"{place}: expected {key!r} to be a string, got {reprlib.repr(record[key])}")
+    if not isinstance(record["text"], str):
+        raise ProdError(f"{place}: expected 'text' to be a string, got {reprlib.repr(record['text'])}")
+    policy = record.get("policy", "phrase")
+    defaults = {"max_quote": max_quote} if policy == "quote" else {"boundary": boundary}
+    return Entry(**{"source": place, **defaults, **record})

@@ -1,0 +1,1 @@
+"""What only the command line needs: terminals, models to try a blocklist on, and audits."""

@@ -1,0 +1,1 @@
+"""The same matching for vLLM's V2 model runner, whose tokens never leave the GPU."""

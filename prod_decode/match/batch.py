@@ -1,0 +1,186 @@
+"""The texts of an engine's batch, whose rows come, go and move, each under blocklists of its own.
+
+vLLM's V1 runner is followed with this; nothing here imports it. Only blocklists of rows that are there cost anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prod_decode.match.matcher import Matcher
+from prod_decode.match.tracker import TextTracker
+from prod_decode.match.unescaped import UnescapedMatcher, UnescapedTracker
+from prod_decode.tokens.vocabulary import UNKNOWN
+
+_LOG = logging.getLogger(__name__)
+
+# Where there is no token; vLLM itself has -1 where a token is not known yet.
+_NO_TOKEN = -2
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request: its text, and what is enforced on it.
+
+    Attributes:
+        prompt: int64 [T]; None where the engine has embeddings instead.
+        output: the engine's own list of tokens, which grows.
+        matchers: of its blocklists, for each kind of reading; None where the request cannot have been validated.
+        endless: it asked for `ignore_eos`.
+        is_told: the log says that its text cannot be read.
+    """
+
+    prompt: NDArray[np.int64] | None
+    output: list[int]
+    matchers: tuple[Matcher | UnescapedMatcher, ...] | None
+    endless: bool = False
+    is_told: bool = False
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether anything is enforced on it."""
+        return self.matchers is None or bool(self.matchers)
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nobody can say what its text is, or what is to be enforced on it."""
+        return self.matchers is None or (self.prompt is None and bool(self.matchers))
+
+    def text(self) -> NDArray[np.int64]:
+        """All its tokens, int64 [T]; those of embeddings are missing."""
+        prompt = np.zeros(0, np.int64) if self.prompt is None else self.prompt
+        return np.concatenate((prompt, np.array(self.output, np.int64))) if self.output else prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Followed:
+    """A matcher's tracker, and the rows of the batch that its rows are, int64 [n], ascending."""
+
+    tracker: TextTracker | UnescapedTracker
+    rows: NDArray[np.int64]
+
+
+class Batch:
+    """Follows requests token by token, and says what is banned in each.
+
+    A row that has its text of the last step and one token more is advanced. Anything else (requests that come, come
+    back after preemption, or lost tokens) is read again.
+
+    Attributes:
+        requests: in the order of the rows.
+        guarded: rows on which anything is enforced, int64 [n], ascending.
+        endless: those among them that asked for `ignore_eos`.
+    """
+
+    def __init__(self) -> None:
+        self._followed: dict[Matcher | UnescapedMatcher, _Followed] = {}
+        self._lengths = self._newest = np.zeros(0, np.int64)
+        self.requests: list[Request] = []
+        self.arrange([], [])
+
+    def arrange(self, requests: list[Request], sources: Sequence[int]) -> None:
+        """Requests come, go and move: what was row `sources[i]` is row i; from the present number of rows on, new."""
+        before = np.array(sources, np.int64)
+        stays = before < len(self.requests)
+        # No text is one token longer than this.
+        lengths, newest = np.full(len(requests), -2, np.int64), np.full(len(requests), _NO_TOKEN, np.int64)
+        lengths[stays], newest[stays] = self._lengths[before[stays]], self._newest[before[stays]]
+        rows_of: dict[Matcher | UnescapedMatcher, list[int]] = {}
+        for row, request in enumerate(requests):
+            for matcher in () if request.is_hidden else request.matchers or ():
+                rows_of.setdefault(matcher, []).append(row)
+        self._followed = {
+            matcher: _taken(self._followed.get(matcher), matcher, np.array(rows, np.int64), before)
+            for matcher, rows in rows_of.items()
+        }
+        self._known = max(map(len, self._followed), default=0)
+        self.requests, self._outputs = requests, [request.output for request in requests]
+        self._lengths, self._newest = lengths, newest
+        self.guarded = np.array([row for row, request in enumerate(requests) if request.is_guarded], np.int64)
+        self.endless = self.guarded[[requests[row].endless for row in self.guarded.tolist()]]
+        self._hidden = [row for row, request in enumerate(requests) if request.is_hidden]
+
+    def follow(self) -> None:
+        """Bring everything up to the tokens that there are now."""
+        outputs = self._outputs
+        count = len(outputs)
+        lengths = np.fromiter(map(len, outputs), np.int64, count)
+        newest = np.fromiter([output[-1] if output else _NO_TOKEN for output in outputs], np.int64, count)
+        before = np.fromiter([output[-2] if len(output) > 1 else _NO_TOKEN for output in outputs], np.int64, count)
+        again = (lengths != self._lengths + 1) | (before != self._newest)
+        self._lengths, self._newest = lengths, newest
+        all_grew = not again.any()
+        for followed in self._followed.values():
+            tracker, rows = followed.tracker, followed.rows
+            tracker.advance(newest if len(rows) == count else newest[rows])
+            if all_grew and not tracker.any_closed:
+                continue
+            self._read(followed, np.flatnonzero(again[rows] | tracker.closed))
+
+    def banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+        """The banned tokens below `width` as pairs (rows, tokens), both [n], in any order, some perhaps twice."""
+        rows: list[NDArray[np.integer[Any]]] = []
+        tokens: list[NDArray[np.integer[Any]]] = []
+        for followed in self._followed.values():
+            found, banned = followed.tracker.banned()
+            rows.append(found if len(followed.rows) == len(self.requests) else followed.rows[found])
+            tokens.append(banned)
+        for hidden in self._hidden:
+            rows.append(np.full(width, hidden, np.int64))
+            tokens.append(np.arange(width, dtype=np.int64))
+        row, token = _joined(rows), _joined(tokens)
+        if width >= self._known:
+            return row, token
+        inside = token < width
+        return row[inside], token[inside]
+
+    def _read(self, followed: _Followed, places: NDArray[np.int64]) -> None:
+        requests = [self.requests[row] for row in followed.rows[places].tolist()]
+        prompts = np.array([0 if request.prompt is None else len(request.prompt) for request in requests], np.int64)
+        texts = [request.text() for request in requests]
+        followed.tracker.read(places, texts, prompts)
+        for request, text, is_closed in zip(requests, texts, followed.tracker.closed[places].tolist(), strict=True):
+            if is_closed and not request.is_told:
+                request.is_told = True
+                _LOG.warning("a request ends, since its text cannot be checked: %s", _reason(request, text))
+
+
+def _reason(request: Request, text: NDArray[np.int64]) -> str:
+    """Why a text cannot be read."""
+    kinds = next(matcher.vocabulary.kinds for matcher in request.matchers or ())
+    known = (text >= 0) & (text < len(kinds))
+    known[known] = kinds[text[known]] != UNKNOWN
+    if known.all():
+        return "it has so many special tokens that it can be read in too many ways"
+    return f"token id {text[~known][-1]} has no known bytes"
+
+
+def _joined(arrays: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
+
+
+def _taken(
+    followed: _Followed | None,
+    matcher: Matcher | UnescapedMatcher,
+    rows: NDArray[np.int64],
+    before: NDArray[np.int64],
+) -> _Followed:
+    """The tracker for `rows`, with what it knew of those that came from a row `before`."""
+    sources = np.full(len(rows), -1, np.int64)
+    if followed is None:
+        tracker: TextTracker | UnescapedTracker = matcher.track()
+    else:
+        tracker, old = followed.tracker, before[rows]
+        places = np.minimum(np.searchsorted(followed.rows, old), len(followed.rows) - 1)
+        is_there = followed.rows[places] == old
+        sources[is_there] = places[is_there]
+    tracker.take(sources)
+    return _Followed(tracker, rows)

@@ -1,0 +1,514 @@
+"""A blocklist bound to a vocabulary: which tokens would complete a prohibited pattern. The only stateful logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prod_decode.errors import ProdError
+from prod_decode.match import follow
+from prod_decode.match.automaton import (
+    ACCEPT,
+    ACCEPT_END,
+    BOUND_ROOT,
+    MATCH,
+    MATCH_END,
+    ROOT,
+    Automaton,
+    step,
+)
+from prod_decode.match.tracker import TextTracker
+from prod_decode.match.unescaped import UnescapedMatcher
+from prod_decode.storage.jit import jit
+from prod_decode.text.escapes import AFTER_BACKSLASH, IN_ESCAPES, OUTSIDE
+from prod_decode.text.normalize import (
+    AFTER_BREAK,
+    AFTER_OTHER,
+    AFTER_WORD,
+    CLASSES,
+    TEXT_STATES,
+    WORD,
+    WORD_BYTES,
+    WORD_ENDS,
+    Normalization,
+)
+from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
+
+_CACHED_STATES = 1 << 16
+
+# Sets of stop strings that a matcher is kept for; requests name them.
+_CUTS = 64
+
+
+class Matcher:
+    """Tracks text token by token and tells which tokens are banned next.
+
+    A *state* is an int, `node * 4 + text state`; it depends on the last `longest` symbols only, so that it can always
+    be computed again from the tokens (`state_of`). Methods change nothing but caches: one matcher serves any number of
+    sequences and threads.
+
+    Banned tokens are those that complete a pattern, even if the output ended right after them:
+
+        {t for t in range(len(vocabulary)) if t completes a pattern that was not complete before it}
+
+    and every id that the vocabulary does not know. A special token may complete one with the text that is shown for it;
+    once it stands there, a state has the text without it. `track` follows the other readings of a text as well.
+    """
+
+    def __init__(
+        self,
+        automaton: Automaton,
+        normalization: Normalization,
+        vocabulary: Vocabulary,
+        entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.normalization = normalization
+        self._entries_of = entries_of
+        self.automaton = automaton
+        self.table = vocabulary.table(normalization)
+        self.normalization = normalization
+        self._ends = WORD_ENDS
+        self._cut_by: dict[bytes, Matcher] = {}
+        self._unescaped: dict[bytes, UnescapedMatcher] = {}
+        self._cache: dict[int, NDArray[np.int32]] = {}
+        for token_id in vocabulary.eos_ids:
+            for text_state in range(TEXT_STATES):
+                if names := self.blame(ROOT * TEXT_STATES + text_state, token_id):
+                    spelled = vocabulary.shown[token_id].decode("utf-8", "replace")
+                    raise ProdError(
+                        f"expected an EOS token that no entry prohibits, got {spelled!r}, which entry {names[0]!r} "
+                        "does: no output could end; take the entry out"
+                    )
+
+    @cached_property
+    def fixed(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The tokens banned whatever came before, by text state: int32 [n], and int64 [5] where each state's begin.
+
+        A whole pattern lies inside of them, or nobody knows their bytes. Found when first asked for: that visits every
+        token, and a server may have bound a thousand lists that no request asks for.
+        """
+        fixed = [self._completed_inside(state) for state in range(TEXT_STATES)]
+        starts = np.concatenate(([0], np.cumsum([len(tokens) for tokens in fixed]))).astype(np.int64)
+        tokens = np.concatenate(fixed)
+        tokens.flags.writeable = starts.flags.writeable = False
+        return tokens, starts
+
+    def cut_by(self, stops: Iterable[str] | None) -> Matcher:
+        """The matcher for an output that the engine cuts where one of these strings begins, inside a token or not.
+
+        A word may then end before the first character of a stop string: with ` evaluate` and the stop string `uate` the
+        output ends in `eval`. None: the output may be cut anywhere, as where the stop string stays in it. States are
+        the same for both matchers.
+        """
+        firsts = set(WORD_BYTES) if stops is None else {stop.encode()[0] for stop in stops if stop}
+        if self.normalization.ignore_case:
+            firsts |= set(bytes(firsts).lower())
+        symbols = bytes(sorted(symbol for symbol in firsts if CLASSES[symbol] == WORD))
+        if not symbols or not (self.automaton.patterns & 1).any():
+            return self
+        if symbols not in self._cut_by:
+            if len(self._cut_by) >= _CUTS:
+                self._cut_by.clear()
+            twin = Matcher(self.automaton, self.normalization, self.vocabulary, self._entries_of)
+            twin._ends = self._ends.copy()
+            twin._ends[list(symbols)] = True
+            self._cut_by[symbols] = twin
+        return self._cut_by[symbols]
+
+    def unescaped(self, stops: Iterable[str] | None = ()) -> UnescapedMatcher:
+        """The matcher for outputs whose JSON escapes are decoded, and which the engine cuts at these strings.
+
+        Enforce it beside this one, which knows the text as it is. Making the first one of a vocabulary and a
+        normalisation takes twice as long as binding does.
+        """
+        stops = None if stops is None else list(stops)
+        ends = self.cut_by(stops)._ends
+        # Cut inside of an escape, or before it, a word ends before what would have stood there.
+        in_escapes = stops is None or any(stop.encode()[0] in IN_ESCAPES for stop in stops if stop)
+        if in_escapes and (self.automaton.patterns & 1).any():
+            ends = np.ones_like(ends)
+        key = ends.tobytes()
+        if key not in self._unescaped:
+            if len(self._unescaped) >= _CUTS:
+                self._unescaped.clear()
+            matchers = {}
+            for escape in (OUTSIDE, AFTER_BACKSLASH):
+                vocabulary = self.vocabulary.unescaped(escape)
+                matchers[escape] = Matcher(self.automaton, self.normalization, vocabulary, self._entries_of)
+                matchers[escape]._ends = ends
+            self._unescaped[key] = UnescapedMatcher(self.vocabulary, matchers, ends)
+        return self._unescaped[key]
+
+    def track(self) -> TextTracker:
+        """A tracker of a batch of texts, without rows at first."""
+        return TextTracker(self)
+
+    def __len__(self) -> int:
+        """The number of token ids."""
+        return len(self.vocabulary)
+
+    def start(self) -> int:
+        """The state of the empty text."""
+        return ROOT * TEXT_STATES + AFTER_OTHER
+
+    def advance(self, state: int, token_id: int) -> int:
+        """The state after one more token; O(bytes of the token).
+
+        Raises:
+            ProdError: the vocabulary does not know the token.
+        """
+        after = follow.advance(
+            self.automaton.nodes,
+            self.automaton.rows,
+            CLASSES,
+            self.table.symbols,
+            self.table.starts,
+            self.table.next_state,
+            self.vocabulary.kinds,
+            state,
+            token_id,
+        )
+        if after < 0:
+            raise self._unknown_token(token_id)
+        return int(after)
+
+    def end_prompt(self, state: int) -> int:
+        """The state where the prompt ends: what is returned alone begins a word, even inside one."""
+        return state + AFTER_BREAK - AFTER_WORD if state % TEXT_STATES == AFTER_WORD else state
+
+    def state_of(self, token_ids: Sequence[int] | NDArray[np.integer[Any]]) -> int:
+        """The state of a whole text, from its tokens; reads only as many of the last ones as can matter.
+
+        Raises:
+            ProdError: the vocabulary does not know one of the tokens that matter.
+        """
+        return int(self.states_of(np.asarray(token_ids, np.int64).reshape(1, -1))[0])
+
+    def states_of(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The states of a batch of texts, int64 [B], from their tokens, int64 [B, T]."""
+        states = np.empty(len(token_ids), np.int64)
+        bad = follow.states_of(
+            self.automaton.nodes,
+            self.automaton.rows,
+            CLASSES,
+            self.table.symbols,
+            self.table.starts,
+            self.table.next_state,
+            self.vocabulary.kinds,
+            self.automaton.longest,
+            token_ids,
+            states,
+        )
+        if bad >= 0:
+            raise self._unknown_token(int(token_ids.flat[bad]))
+        return states
+
+    def advance_all(self, states: NDArray[np.int64], token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`advance` for a batch: int64 [B] states and int64 [B] tokens to int64 [B] states."""
+        after = np.empty(len(states), np.int64)
+        bad = follow.advance_all(
+            self.automaton.nodes,
+            self.automaton.rows,
+            CLASSES,
+            self.table.symbols,
+            self.table.starts,
+            self.table.next_state,
+            self.vocabulary.kinds,
+            states,
+            token_ids,
+            after,
+        )
+        if bad >= 0:
+            raise self._unknown_token(int(token_ids[bad]))
+        return after
+
+    def banned(self, state: int) -> NDArray[np.int32]:
+        """The banned tokens: int32 [n], ascending, read-only; does not change the state."""
+        cached = self._cache.get(state)
+        if cached is None:
+            if len(self._cache) >= _CACHED_STATES:
+                self._cache.clear()
+            _, cached = self.banned_all(np.array([state], np.int64))
+            cached = np.sort(cached)
+            cached.flags.writeable = False
+            self._cache[state] = cached
+        return cached
+
+    def banned_all(self, states: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The banned tokens of a batch as sparse pairs (rows int32 [n], token ids int32 [n]), rows ascending."""
+        (fixed, fixed_starts), scratch = self.fixed, self.table.scratch
+        rows, tokens = _banned_all(
+            self.automaton.nodes,
+            self.table.nodes,
+            self.table.roots,
+            self.table.order,
+            fixed,
+            fixed_starts,
+            self._ends,
+            scratch.stamps,
+            scratch.tokens,
+            scratch.stack,
+            states,
+        )
+        return rows, tokens
+
+    def blame(self, state: int, token_id: int) -> list[str]:
+        """The ids of the entries whose patterns the token would complete in this state, in the order in which they end.
+
+        None for an id without known bytes, which is banned although it completes nothing.
+
+        Raises:
+            ProdError: the id is outside the vocabulary.
+        """
+        if not 0 <= token_id < len(self):
+            raise self._unknown_token(token_id)
+        table, text_state = self.table, state % TEXT_STATES
+        shown = token_id if table.aliases[token_id] < 0 else table.aliases[token_id]
+        return self.blame_symbols(
+            state, table.symbols[table.starts[text_state, shown] : table.starts[text_state, shown + 1]]
+        )
+
+    def blame_symbols(self, state: int, symbols: NDArray[np.uint8]) -> list[str]:
+        """The same for the symbols that a token emits in this state, uint8 [n]."""
+        node, text_state = divmod(state, TEXT_STATES)
+        nodes, rows = self.automaton.nodes, self.automaton.rows
+        found: list[int] = []
+        in_word = text_state == AFTER_WORD
+        for i in range(len(symbols)):
+            is_word = bool(CLASSES[symbols[i]] == WORD)
+            node = int(step_once(nodes, rows, node, symbols[i], is_word and not in_word))
+            in_word = is_word
+            ends_word = i + 1 == len(symbols) or bool(self._ends[symbols[i + 1]])
+            found.extend(index for index, _ in self.automaton.patterns_at(node, ends_word=ends_word))
+        return list(dict.fromkeys(entry_id for pattern in found for entry_id in self._entries_of(pattern)))
+
+    def end_ids(self, given: int | Sequence[int] | None = None) -> list[int]:
+        """The ids that end a text without a token left: `given`, by default those of the vocabulary.
+
+        Raises:
+            ProdError: none at all, or one that is no special token.
+        """
+        ids = list(self.vocabulary.eos_ids) if given is None else [given] if isinstance(given, int) else list(given)
+        if not ids:
+            raise ProdError(
+                "expected an EOS token to end rows whose every token is banned, got none in the tokenizer: pass "
+                "eos_token_id=..."
+            )
+        for token_id in ids:
+            is_id = isinstance(token_id, int | np.integer) and 0 <= token_id < len(self)
+            if not is_id or self.vocabulary.kinds[token_id] != SPECIAL:
+                raise ProdError(
+                    f"eos_token_id: expected ids of special tokens, got {token_id!r}, which adds text or does not "
+                    "exist; use the id of a special token, since text could complete a pattern"
+                )
+        return ids
+
+    def _completed_inside(self, text_state: int) -> NDArray[np.int32]:
+        table = self.table
+        banned = self.vocabulary.kinds == UNKNOWN
+        _mark_inside(
+            self.automaton.nodes,
+            self.automaton.rows,
+            CLASSES,
+            self._ends,
+            table.nodes,
+            int(table.roots[text_state]),
+            table.order,
+            text_state == AFTER_WORD,
+            table.scratch.stack,
+            banned,
+        )
+        return np.flatnonzero(banned).astype(np.int32)
+
+    def _unknown_token(self, token_id: int) -> ProdError:
+        return ProdError(
+            f"token id {token_id} has no known bytes in the vocabulary of {len(self)} tokens: the text so far cannot "
+            "be checked; use the tokenizer that belongs to the model"
+        )
+
+
+@jit
+def step_once(nodes: NDArray[Any], rows: NDArray[np.int32], node: int, symbol: int, begins_word: bool) -> int:
+    """`automaton.step`, callable from Python."""
+    return step(nodes, rows, node, symbol, begins_word)
+
+
+@jit
+def _mark_inside(
+    nodes: NDArray[Any],
+    rows: NDArray[np.int32],
+    classes: NDArray[np.uint8],
+    ends: NDArray[np.bool_],
+    token_nodes: NDArray[Any],
+    token_root: int,
+    order: NDArray[np.int32],
+    in_word: bool,
+    stack: NDArray[np.int64],
+    banned: NDArray[np.bool_],
+) -> None:
+    """Mark the tokens inside of which a pattern ends that begins there too.
+
+    The automaton follows the trie of the tokens, beginnings that tokens share once: a fifth of the time that following
+    each token took (SmolLM2's vocabulary).
+    """
+    stack[0, 0] = token_root
+    stack[0, 1] = (ROOT << 2) | (in_word << 1)
+    depth = 1
+    while depth > 0:
+        depth -= 1
+        there = stack[depth, 0]
+        node, was_word, pending = stack[depth, 1] >> 2, stack[depth, 1] & 2, stack[depth, 1] & 1
+        for v in range(token_nodes[there].child, token_nodes[there + 1].child):
+            symbol = token_nodes[v].label
+            is_word = classes[symbol] == WORD
+            after = step(nodes, rows, node, symbol, is_word and was_word == 0)
+            flags = nodes[after].flags
+            if flags & MATCH or (pending and ends[symbol]):
+                for i in range(token_nodes[v].low, token_nodes[v].high):
+                    banned[order[i]] = True
+                continue
+            first, last = token_nodes[v].child, token_nodes[v + 1].child
+            if flags & MATCH_END:
+                own_end = token_nodes[first].low if first < last else token_nodes[v].high
+                for i in range(token_nodes[v].low, own_end):
+                    banned[order[i]] = True
+            if first < last:
+                stack[depth, 0] = v
+                stack[depth, 1] = (after << 2) | (is_word << 1) | ((flags & MATCH_END) != 0)
+                depth += 1
+
+
+@jit
+def _banned_all(
+    nodes: NDArray[Any],
+    token_nodes: NDArray[Any],
+    roots: NDArray[np.int32],
+    order: NDArray[np.int32],
+    fixed: NDArray[np.int32],
+    fixed_starts: NDArray[np.int64],
+    ends: NDArray[np.bool_],
+    stamps: NDArray[np.int64],
+    scratch: NDArray[np.int32],
+    stack: NDArray[np.int64],
+    states: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    out_rows = np.empty(max(64, 4 * len(states)), np.int32)
+    out_tokens = np.empty(len(out_rows), np.int32)
+    total = 0
+    for row in range(len(states)):
+        text_state = states[row] & 3
+        fixed_from, fixed_to = fixed_starts[text_state], fixed_starts[text_state + 1]
+        count = _continuations(
+            nodes, token_nodes, roots[text_state], order, ends, stamps, scratch, stack, states[row] >> 2
+        )
+        needed = total + count + fixed_to - fixed_from
+        if needed > len(out_rows):
+            grown_rows = np.empty(2 * needed, np.int32)
+            grown_tokens = np.empty(2 * needed, np.int32)
+            grown_rows[:total] = out_rows[:total]
+            grown_tokens[:total] = out_tokens[:total]
+            out_rows, out_tokens = grown_rows, grown_tokens
+        epoch = stamps[0]
+        for i in range(count):
+            out_rows[total] = row
+            out_tokens[total] = scratch[i]
+            total += 1
+        for i in range(fixed_from, fixed_to):
+            if stamps[fixed[i] + 1] != epoch:
+                out_rows[total] = row
+                out_tokens[total] = fixed[i]
+                total += 1
+    return out_rows[:total], out_tokens[:total]
+
+
+@jit
+def _continuations(
+    nodes: NDArray[Any],
+    token_nodes: NDArray[Any],
+    token_root: int,
+    order: NDArray[np.int32],
+    ends: NDArray[np.bool_],
+    stamps: NDArray[np.int64],
+    out: NDArray[np.int32],
+    stack: NDArray[np.int64],
+    node: int,
+) -> int:
+    """Write to `out`, each once, the tokens that complete a pattern which is under way at `node`; return their number.
+
+    Every pattern under way is a descendant of a node on the failure chain. From each of those, descend the automaton
+    and the token trie along equal labels. `stamps[0]` numbers the calls; `stamps[t + 1]` is the last call that wrote
+    token `t`.
+    """
+    stamps[0] += 1
+    count = 0
+    longest_token = token_nodes[token_root].height
+    while node > BOUND_ROOT and nodes[node].near <= longest_token:
+        depth = 0
+        if nodes[node].below <= longest_token:
+            stack[0, 0] = node
+            stack[0, 1] = token_root
+            depth = 1
+        while depth > 0:
+            depth -= 1
+            here, there = stack[depth, 0], stack[depth, 1]
+            mine, my_end = nodes[here].child, nodes[here + 1].child
+            theirs, their_end = token_nodes[there].child, token_nodes[there + 1].child
+            while mine < my_end and theirs < their_end:
+                label, their_label = nodes[mine].label, token_nodes[theirs].label
+                if label < their_label:
+                    mine += 1
+                elif label > their_label:
+                    theirs += 1
+                else:
+                    flags = nodes[mine].flags
+                    if flags & ACCEPT:
+                        count = _emit(order, token_nodes[theirs].low, token_nodes[theirs].high, stamps, out, count)
+                    else:
+                        if flags & ACCEPT_END:
+                            count = _emit_word_ends(token_nodes, theirs, order, ends, stamps, out, count)
+                        if nodes[mine].below <= token_nodes[theirs].height:
+                            stack[depth, 0] = mine
+                            stack[depth, 1] = theirs
+                            depth += 1
+                    mine += 1
+                    theirs += 1
+        node = nodes[node].fail
+    return count
+
+
+@jit
+def _emit(
+    order: NDArray[np.int32], low: int, high: int, stamps: NDArray[np.int64], out: NDArray[np.int32], count: int
+) -> int:
+    for i in range(low, high):
+        token = order[i]
+        if stamps[token + 1] != stamps[0]:
+            stamps[token + 1] = stamps[0]
+            out[count] = token
+            count += 1
+    return count
+
+
+@jit
+def _emit_word_ends(
+    token_nodes: NDArray[Any],
+    there: int,
+    order: NDArray[np.int32],
+    ends: NDArray[np.bool_],
+    stamps: NDArray[np.int64],
+    out: NDArray[np.int32],
+    count: int,
+) -> int:
+    """The tokens below `there` in which the word ends there: with the token, or before a symbol of `ends`."""
+    first, last = token_nodes[there].child, token_nodes[there + 1].child
+    own_end = token_nodes[first].low if first < last else token_nodes[there].high
+    count = _emit(order, token_nodes[there].low, own_end, stamps, out, count)
+    for v in range(first, last):
+        if ends[token_nodes[v].label]:
+            count = _emit(order, token_nodes[v].low, token_nodes[v].high, stamps, out, count)
+    return count

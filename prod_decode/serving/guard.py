@@ -1,0 +1,161 @@
+"""One row of logits after one text: what the adapters for engines without batches have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prod_decode.errors import ProdError
+from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
+from prod_decode.match.matcher import Matcher
+from prod_decode.match.tracker import TextTracker
+from prod_decode.match.unescaped import UnescapedTracker
+from prod_decode.tokens.vocabulary import SPECIAL
+
+# An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
+_MOST_ENDS = 2
+
+_REMEMBERED = 1024
+
+# Texts whose prompts are remembered: those that an engine asks about in turn.
+_TEXTS = 64
+
+
+class Guard:
+    """Masks one row of logits after one text, given whole: it is read anew each time, so nothing can be out of date.
+
+    A text whose last tokens are not known ends with EOS, and so does one whose every token is banned.
+    """
+
+    def __init__(
+        self,
+        matchers: Sequence[Matcher],
+        eos_token_id: int | Sequence[int] | None = None,
+        *,
+        must_end: bool = True,
+        stop: Sequence[str] | None = None,
+        json: bool = False,
+    ) -> None:
+        """Check that there is something to enforce.
+
+        Args:
+            matchers: one for each blocklist, bound to one vocabulary.
+            eos_token_id: what ends a text: special tokens at which the engine stops; default: the vocabulary's EOS.
+            stop: the strings at which the engine cuts the text, inside a token or not; () if there are none. None: not
+                known, or they stay in the text; then a word that an entry prohibits as a whole is also banned where it
+                begins a longer one.
+            json: match what is written with JSON's escapes decoded as well, for outputs that somebody parses.
+            must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
+
+        Raises:
+            ProdError: no matcher, different vocabularies, or no EOS token.
+        """
+        if not matchers:
+            raise ProdError("expected at least one matcher, got none: pass blocklist.bind(tokenizer)")
+        self.vocabulary = matchers[0].vocabulary
+        if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
+            raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")
+        self.matchers = [matcher.cut_by(stop) for matcher in matchers]
+        self._trackers: list[TextTracker | UnescapedTracker] = [matcher.track() for matcher in self.matchers]
+        if json:
+            self._trackers += [matcher.unescaped(stop).track() for matcher in matchers]
+        # Texts that were asked about, the last one first, and how many tokens of each are the prompt's.
+        self._seen: list[tuple[NDArray[np.int64], int]] = []
+        self._known = len(self.vocabulary)
+        self._ends = matchers[0].end_ids(eos_token_id)
+        self._must_end = must_end
+        # By the hash of a text that was ended: how many EOS in a row that makes.
+        self._ended: dict[int, int] = {}
+
+    def check_width(self, width: int) -> None:
+        """Refuse logits that are not those of the vocabulary.
+
+        Raises:
+            ProdError: the sizes differ by more than padding, or no EOS token has a column.
+        """
+        check_width(
+            width, self._known, "the tokenizer", "bind the blocklist to the model's own tokenizer", eos_ids=self._ends
+        )
+
+    def mask_(
+        self,
+        row: Tensor,
+        token_ids: Sequence[int] | NDArray[np.integer[Any]],
+        *,
+        prompt: int | None = None,
+        stops: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
+
+        Args:
+            row: the logits.
+            token_ids: the text.
+            prompt: how many of them are the prompt's; None: those that the text had when it was first seen. A text
+                goes on if it is the last one and one token more; before a prompt that is this, call `forget`.
+            stops: all ids at which the engine stops here, where it says so: those that add no text end the row.
+
+        Raises:
+            ProdError: the row is not of the vocabulary's size, but for padding, or the engine does not stop at EOS.
+        """
+        if row.ndim != 1:
+            raise ProdError(f"expected one row of logits [V], got {list(row.shape)}: pass each row with its own text")
+        text = np.asarray(token_ids, np.int64)
+        width = row.shape[0]
+        self.check_width(width)
+        prompts = np.array([self._prompt_of(text) if prompt is None else prompt])
+        for tracker in self._trackers:
+            tracker.read(np.arange(1), [text], prompts)
+        banned = np.concatenate([tracker.banned()[1] for tracker in self._trackers])
+        banned = banned[banned < width]
+        mask_padding_(row, self._known)
+        mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
+        return row if bool((row > -np.inf).any()) else self.end_(row, text, stops=stops)
+
+    def forget(self) -> None:
+        """The next text is a prompt, whatever it begins with."""
+        self._seen = []
+
+    def _prompt_of(self, text: NDArray[np.int64]) -> int:
+        found = next((i for i, (seen, _) in enumerate(self._seen) if np.array_equal(seen, text[:-1])), None)
+        prompt = len(text) if found is None else self._seen.pop(found)[1]
+        self._seen = [(text, prompt), *self._seen[: _TEXTS - 1]]
+        return prompt
+
+    def end_(self, row: Tensor, text: NDArray[np.int64] | None = None, *, stops: Sequence[int] | None = None) -> Tensor:
+        """Leave `row`, floats [V], nothing but EOS, in place.
+
+        Args:
+            row: the logits.
+            text: int64 [T], to notice that it goes on all the same.
+            stops: as for `mask_`.
+
+        Raises:
+            ProdError: it has gone on before, although it was ended.
+        """
+        width = row.shape[0]
+        ends = [token for token in self._ends_among(stops) if token < width]
+        if text is not None and self._must_end:
+            self._note_end(text, ends)
+        nothing = np.zeros(0, np.int64)
+        return mask_prohibited_(mask_padding_(row, 0), nothing, nothing, fallback=ends)
+
+    def _ends_among(self, stops: Sequence[int] | None) -> list[int]:
+        inside = [token for token in stops or () if 0 <= token < self._known]
+        return [token for token in inside if self.vocabulary.kinds[token] == SPECIAL] or self._ends
+
+    def _note_end(self, text: NDArray[np.int64], ends: list[int]) -> None:
+        ended = 1
+        if len(text) and text[-1] in ends:
+            ended += self._ended.get(hash(text[:-1].tobytes()), 0)
+        if ended > _MOST_ENDS:
+            raise ProdError(
+                f"expected the engine to stop at the ids {ends}, which end a text without a token left, but it "
+                "goes on; pass eos_token_id=... with ids at which it stops"
+            )
+        if len(self._ended) >= _REMEMBERED:
+            self._ended.clear()
+        self._ended[hash(text.tobytes())] = ended

@@ -1,0 +1,204 @@
+"""Named blocklists for servers: what an operator loads, what every request gets, and what a request may add."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from prod_decode.blocklist.sources import unique_keys
+from prod_decode.errors import ProdError
+
+if TYPE_CHECKING:
+    from prod_decode.blocklist.blocklist import Blocklist
+
+ENVIRONMENT = "PROD_BLOCKLISTS"
+ARGUMENT = "prod_blocklists"
+
+# `prod-decode check-server` asks with it: `REPORT` is answered with what the server enforces, `CANARY` adds the list
+# of this name, which bans one phrase, which nobody writes.
+CHECK, REPORT, CANARY = "prod_check", "report", "canary"
+CANARY_PHRASE = "prod_decode_canary_7c1e5bd04af29b36"
+# Asks that a request be matched with JSON's escapes decoded as well; set on those that may call tools.
+JSON = "prod_json"
+# Set on a request whose `ignore_eos` was taken over: EOS is masked, and written only to end a row.
+ENDLESS = "prod_ignore_eos"
+
+_EXAMPLE = '{"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which blocklists a server has.
+
+    Attributes:
+        files: the compiled file of each, by name.
+        default: the names that are enforced on every request, in the order of `files`.
+        json: which requests are matched with JSON's escapes decoded as well: `auto`, those that write JSON as far as
+            can be seen; or `always`.
+    """
+
+    files: dict[str, str]
+    default: tuple[str, ...]
+    json: Literal["auto", "always"] = "auto"
+
+    @classmethod
+    def parse(cls, value: object, where: str) -> Settings:
+        """Settings from parsed JSON: `{"blocklists": {NAME: FILE, ...}, "default": [NAME, ...], "json": "always"}`.
+
+        Without `default` every blocklist is enforced on every request; without `json` it is `auto`.
+
+        Args:
+            value: the JSON value.
+            where: what the messages call it: the option or variable that it comes from.
+
+        Raises:
+            ProdError: anything else than that.
+        """
+        if not isinstance(value, dict):
+            raise ProdError(f"{where}: expected an object such as {_EXAMPLE}, got {value!r}")
+        if unknown := [key for key in value if key not in ("blocklists", "default", "json")]:
+            raise ProdError(
+                f"{where}: expected the keys 'blocklists', 'default' and 'json', got {unknown[0]!r}: remove it"
+            )
+        files = value.get("blocklists")
+        if not isinstance(files, dict) or not files:
+            raise ProdError(f"{where}: blocklists: expected names and files as in {_EXAMPLE}, got {files!r}")
+        for name, file in files.items():
+            if not name or not isinstance(name, str) or not isinstance(file, str) or not file:
+                raise ProdError(f"{where}: blocklists: expected a name and a file, got {name!r}: {file!r}")
+            if name == CHECK:
+                raise ProdError(f"{where}: blocklists: {CHECK!r} is the name of the canary: use another one")
+        default = value.get("default", list(files))
+        if not isinstance(default, list) or not all(isinstance(name, str) for name in default):
+            raise ProdError(f"{where}: default: expected a list of names, [] for none, got {default!r}")
+        for name in default:
+            if name not in files:
+                raise ProdError(f"{where}: default: {_unknown(name, files)}")
+        unescape = value.get("json", "auto")
+        if unescape not in ("auto", "always"):
+            raise ProdError(
+                f"{where}: json: expected 'auto', for requests with structured output or tools, or 'always', got "
+                f"{unescape!r}"
+            )
+        return cls(dict(files), tuple(name for name in files if name in default), unescape)
+
+    @classmethod
+    def find(cls, options: object, environment: Mapping[str, str] = os.environ) -> Settings:
+        """The settings in `options["prod"]` or, as JSON, in the environment variable `PROD_BLOCKLISTS`.
+
+        Args:
+            options: vLLM's `additional_config`.
+            environment: where to look for the variable.
+
+        Raises:
+            ProdError: none or both of them, or something that `parse` refuses.
+        """
+        given = options.get("prod") if isinstance(options, Mapping) else None
+        text = environment.get(ENVIRONMENT)
+        if given is not None and text is not None:
+            raise ProdError(f"blocklists: expected one of --additional-config and {ENVIRONMENT}, got both: drop one")
+        if given is not None:
+            return cls.parse(given, '--additional-config, "prod"')
+        if text is None:
+            raise ProdError(
+                f"blocklists: expected --additional-config '{{\"prod\": {_EXAMPLE}}}' or {ENVIRONMENT}='{_EXAMPLE}', "
+                "got neither: say which compiled blocklists to enforce"
+            )
+        try:
+            value = json.loads(text, object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:
+            raise ProdError(f"{ENVIRONMENT}: expected JSON such as {_EXAMPLE}, got {text!r} ({error})") from None
+        return cls.parse(value, ENVIRONMENT)
+
+    def load(self) -> dict[str, Blocklist]:
+        """Every blocklist, by name.
+
+        Raises:
+            ProdError: a file that is missing or damaged; the message says under which name it was given.
+        """
+        from prod_decode.blocklist.blocklist import Blocklist
+
+        loaded = {}
+        for name, file in self.files.items():
+            try:
+                loaded[name] = Blocklist.load(file)
+            except ProdError as error:
+                raise ProdError(f"blocklist {name!r}: {error}") from None
+        return loaded
+
+    def names(self, arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """What to enforce on a request: the default and what its arguments add, in the order of `files`.
+
+        A request with `{"prod_check": "canary"}` gets the list `CHECK` as well.
+
+        Raises:
+            ProdError: what `requested` refuses, or a name that the server did not load. Other names are not told, since
+                they may be other clients'.
+        """
+        added = requested(arguments)
+        for name in added:
+            if name not in self.files:
+                raise ProdError(
+                    f"{ARGUMENT}: expected names of blocklists that this server has, got {_short(name)}: ask whoever "
+                    "runs the server for the name"
+                )
+        names = tuple(name for name in self.files if name in added or name in self.default)
+        return (*names, CHECK) if arguments and arguments.get(CHECK) == CANARY else names
+
+    def unescapes(self, arguments: Mapping[str, Any] | None, *, is_structured: bool) -> bool:
+        """Whether a request with these arguments is matched with JSON's escapes decoded as well."""
+        return is_structured or self.json == "always" or bool(arguments and arguments.get(JSON))
+
+
+def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The names in a request's arguments: `{"prod_blocklists": ["gpl"]}`, or one name as a string.
+
+    Raises:
+        ProdError: something else under that key, or a key that looks like it.
+    """
+    if not arguments:
+        return ()
+    for key in arguments:
+        if key not in (ARGUMENT, CHECK, JSON, ENDLESS) and isinstance(key, str) and is_close(key):
+            meant = difflib.get_close_matches(key[:64].casefold(), [ARGUMENT, JSON], 1, 0.8) or [ARGUMENT]
+            raise ProdError(
+                f"expected the argument {meant[0]}, got {_short(key)}; did you mean {meant[0]!r}? A request may add to "
+                "what is enforced, and no more"
+            )
+    if arguments.get(JSON, True) not in (True, "true"):
+        raise ProdError(
+            f"{JSON}: expected true, got {_short(arguments[JSON])}: leave it out; a request may add to what is "
+            "enforced, and no more"
+        )
+    if arguments.get(CHECK, CANARY) not in (CANARY, REPORT):
+        raise ProdError(f"{CHECK}: expected {CANARY!r} or {REPORT!r}, got {_short(arguments[CHECK])}")
+    names = arguments.get(ARGUMENT, [])
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ProdError(f"{ARGUMENT}: expected a list of names, got {_short(names)}")
+    return tuple(names)
+
+
+def is_close(key: str) -> bool:
+    """Whether a key is a wrong spelling of `prod_blocklists`, or begins like it."""
+    plain = key[:64].casefold().replace("-", "_")
+    letters = "".join(filter(str.isalnum, plain))
+    close = difflib.get_close_matches(letters, [ARGUMENT.replace("_", "")], 1, 0.8)
+    return plain.startswith("prod_") or "blocklist" in letters or bool(close)
+
+
+def _short(value: object) -> str:
+    text = repr(value[:80] if isinstance(value, str | list | tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"expected one of {', '.join(map(repr, names))}, got {name!r}{hint}"

@@ -1,0 +1,1 @@
+"""What counts as the same code: normalisation, escapes, and the patterns that are looked for in it."""

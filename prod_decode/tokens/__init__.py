@@ -1,0 +1,1 @@
+"""Which bytes a token stands for, derived from a tokenizer and proved against its own decoder."""

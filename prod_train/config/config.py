@@ -1,0 +1,655 @@
+"""What a run is made of: one dataclass, from YAML and flags, checked as a whole before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prod_decode.errors import ProdError, brief, reason
+from prod_decode.storage.artifact import write_whole
+
+METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
+JSON_FILES = (".jsonl", ".ndjson", ".json")
+DATA_FILES = (*JSON_FILES, ".parquet")
+# The names that accelerate knows.
+TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+LORA_INITS = ("random", "contrast")
+RETAIN_REFERENCES = ("start", "base")
+ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
+BASE = "base"  # in the output's directory, with `--save-base`
+DEFAULT_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
+
+
+@dataclass(frozen=True)
+class Within:
+    """The values that a number may have.
+
+    Attributes:
+        least: the smallest, or with `above` a number that it must exceed.
+        most: the greatest. Beyond it is a slip: it would fill the memory, or not fit where it is used, hours later.
+        above: whether `least` itself is too small.
+    """
+
+    least: float
+    most: float
+    above: bool = False
+
+    def problem(self, value: float) -> str:
+        """What is wrong with a value, or ""."""
+        if self.least <= value <= self.most and not (self.above and value == self.least):
+            return ""
+        if (self.least, self.most) == (0, 1):
+            expected = "a number from 0 to 1"
+        elif math.isinf(value):
+            expected = "a finite number"
+        elif value > self.most:
+            expected = f"at most {self.most:,}"
+        else:
+            expected = f"a number above {self.least:g}" if self.above else f"at least {self.least:,}"
+        return f"expected {expected}, got {brief(value, 40)}"
+
+
+COUNT = Within(1, 1_000_000_000)
+COUNT_OR_NONE = Within(0, 1_000_000_000)
+SHARE = Within(0, 1)
+POSITIVE = Within(0, 1_000_000, above=True)
+POSITIVE_OR_INF = Within(0, math.inf, above=True)
+WEIGHT = Within(0, 1_000_000)
+ANY = Within(-1_000_000, 1_000_000)
+
+
+def _option(
+    default: Any,
+    help_text: str,
+    group: str,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    within: Within | None = None,
+) -> Any:
+    about = {"help": help_text, "group": group, "choices": choices, "metavar": metavar, "within": within}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. `--help` and docs/cli.md are made from the text of each field, which gives its unit and default.
+
+    A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
+    the default.
+    """
+
+    model: str = _option(
+        "", "the model to train: a hub id, a directory, a LoRA adapter's directory, or `bundled`", "what", metavar="M"
+    )
+    forget: str = _option(
+        "",
+        "what to forget (or, with `learn`, to learn): JSONL, parquet, a `save_to_disk` directory, or a hub "
+        "name[:split]",
+        "what",
+        metavar="F",
+    )
+    output: str = _option("", "directory to write; it must be new or empty unless `--resume`", "what", metavar="DIR")
+    method: str = _option("prod", "how to forget (default prod)", "what", choices=METHODS)
+    retain: str | None = _option(None, "what a retain loss keeps, in the formats of `--forget`", "what", metavar="R")
+    holdout: str | None = _option(
+        None, "code for measuring damage only, never trained on, in the formats of `--forget`", "what", metavar="H"
+    )
+    blocklist: str | None = _option(
+        None,
+        "prod, prod-surgical: prohibit what this compiled blocklist bans, in place of the next token or of anchors",
+        "what",
+        metavar="FILE",
+    )
+    allow: str | None = _option(
+        None,
+        "prod-surgical: a file or directory of code that is free to use: no anchor occurs in it",
+        "what",
+        metavar="PATH",
+    )
+
+    max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N", within=COUNT)
+    truncate: bool = _option(
+        False, "cut rows longer than `--max-length` at its end; they are refused otherwise", "data"
+    )
+
+    special_tokens: bool = _option(
+        False,
+        "the name of a special token in a row is that token, as in rows made with a chat template; otherwise it is "
+        "text, as in code",
+        "data",
+    )
+
+    max_quote: int = _option(
+        24,
+        "prod-surgical: characters of a forget row that may not be quoted in a row; an anchor is half as wide (default "
+        "24)",
+        "method",
+        metavar="N",
+        within=COUNT,
+    )
+    opening: int = _option(
+        0,
+        "prod-surgical: characters at the beginning of a forget row in which every token is prohibited, so that what "
+        "is written goes another way from the start (default 0)",
+        "method",
+        metavar="N",
+        within=COUNT_OR_NONE,
+    )
+    continuations: int = _option(
+        0,
+        "prod, prod-surgical: tokens that the model as it is writes behind the prompt of every forget row and behind "
+        "25, 50 and 75 % of its text; it is trained on these as well. For a second round, with the adapter of the "
+        "first as --model and its anchors as --blocklist (default 0: none)",
+        "method",
+        metavar="N",
+        within=COUNT_OR_NONE,
+    )
+    keep: int = _option(
+        256,
+        "prod-surgical: tokens of the reference model's distribution that are its target where nothing is prohibited "
+        "(default 256)",
+        "method",
+        metavar="N",
+        within=COUNT,
+    )
+    top_p: float | None = _option(
+        None,
+        "prod, prod-surgical, undial: nucleus of the targets, 0 to 1 (default: 0.8; 1 for undial)",
+        "method",
+        metavar="P",
+        within=SHARE,
+    )
+    max_n: int | None = _option(
+        None,
+        "prod, prod-surgical, undial: tokens in the nucleus at most (default: no limit)",
+        "method",
+        metavar="N",
+        within=COUNT,
+    )
+    temperature: float | None = _option(
+        None,
+        "prod, prod-surgical, undial: of the targets, after the nucleus (default: none)",
+        "method",
+        metavar="T",
+        within=POSITIVE,
+    )
+    alpha: float = _option(
+        0.0,
+        "prod: the target of a prohibited token is -alpha times its probability (default 0)",
+        "method",
+        metavar="A",
+        within=ANY,
+    )
+    beta: float | None = _option(
+        None, "strength (default: undial 10, npo 0.1, simnpo 2.5, dpo 0.1)", "method", metavar="B", within=POSITIVE
+    )
+    gamma: float = _option(0.0, "simnpo: margin (default 0)", "method", metavar="G", within=ANY)
+    max_nll: float | None = _option(
+        None,
+        "ga, graddiff: nats; a token less likely than that is left alone (default: log of the vocabulary's size, a "
+        "uniform guess; inf is the plain, unbounded formula)",
+        "method",
+        metavar="X",
+        within=POSITIVE_OR_INF,
+    )
+    refusals: str | None = _option(
+        None, "dpo, flat: a text file with an answer to prefer a line (default: built in)", "method", metavar="FILE"
+    )
+    retain_loss: str | None = _option(
+        None,
+        "loss on `--retain`: none, nll, or kl to the model as it was (default with --retain: kl; nll for graddiff)",
+        "method",
+        choices=("none", "nll", "kl"),
+    )
+    retain_reference: str = _option(
+        "start",
+        "what the retain loss kl keeps to. start: the model as it was; base: the same without the adapter that --model "
+        "names, so that a second round keeps to the model from before the first (default start)",
+        "method",
+        choices=RETAIN_REFERENCES,
+    )
+    retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X", within=WEIGHT)
+    paper_compat: bool = _option(
+        False,
+        "prod: the public reference code's formula: prompt tokens count too, no EOS, and at the first position the "
+        "next token is zeroed without renormalising",
+        "method",
+    )
+
+    tuning: str = _option(
+        "lora", "lora: adapters; full: all weights (default lora)", "training", choices=("lora", "full")
+    )
+    lora_rank: int = _option(16, "rank (default 16)", "training", metavar="R", within=Within(1, 65_536))
+    lora_alpha: float = _option(32.0, "LoRA scale times rank (default 32)", "training", metavar="A", within=POSITIVE)
+    lora_dropout: float = _option(0.0, "probability, 0 to 1 (default 0)", "training", metavar="P", within=SHARE)
+    lora_targets: tuple[str, ...] = _option(
+        (),
+        "names of the linear layers, or of a mixture's expert weights, that get an adapter (default: all linear layers "
+        "of attention and MLP)",
+        "training",
+        metavar="NAME",
+    )
+    lora_init: str = _option(
+        "random",
+        "what an adapter begins with. random: PEFT's default; contrast: directions that the layers' inputs have on the "
+        "forget set and not on `--retain`, so that other code is moved less (default random)",
+        "training",
+        choices=LORA_INITS,
+    )
+    load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs the extra `4bit`)", "training")
+    save_base: bool = _option(
+        False,
+        "write the base of a GGUF file or of `bundled` to OUTPUT/base, in the hub's format, and have the adapter name "
+        "that: peft alone cannot load the others",
+        "training",
+    )
+    dtype: str = _option(
+        "auto",
+        "of the base's weights and of the computation; auto: bfloat16 on a GPU, else float32. With `--tuning full`, "
+        "weights are float32 and only the computation is bfloat16",
+        "training",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    epochs: float = _option(
+        5.0, "passes over the forget set (default 5)", "training", metavar="N", within=Within(0, 100_000, above=True)
+    )
+    max_steps: int | None = _option(
+        None, "optimizer steps, in place of `--epochs`", "training", metavar="N", within=Within(1, 10_000_000)
+    )
+    learning_rate: float | None = _option(
+        None, "peak of AdamW's (default: 3e-4 with lora, 5e-6 with full)", "training", metavar="X", within=POSITIVE
+    )
+    batch_size: int = _option(4, "rows a forward pass and process (default 4)", "training", metavar="N", within=COUNT)
+    accumulate: int = _option(1, "forward passes an optimizer step (default 1)", "training", metavar="N", within=COUNT)
+    scheduler: str = _option(
+        "linear",
+        "learning rate after warm-up (default linear, to 0)",
+        "training",
+        choices=("linear", "cosine", "constant"),
+    )
+    warmup: float = _option(
+        0.0, "share of the optimizer steps, 0 to 1 (default 0)", "training", metavar="X", within=SHARE
+    )
+    weight_decay: float = _option(0.0, "of AdamW (default 0)", "training", metavar="X", within=WEIGHT)
+    max_grad_norm: float | None = _option(
+        1.0, "gradients are clipped to this norm (default 1)", "training", metavar="X", within=POSITIVE_OR_INF
+    )
+    gradient_checkpointing: bool = _option(False, "recompute activations: less memory, a third more time", "training")
+    chunk_size: int = _option(
+        448, "rows of logits that exist at once (default 448)", "training", metavar="N", within=COUNT
+    )
+    seed: int = _option(
+        42,
+        "of the order of rows, initialisation, dropout and refusals (default 42)",
+        "training",
+        metavar="N",
+        within=Within(0, 2**64 - 1),
+    )
+
+    eval_every: float = _option(
+        1.0, "epochs between evaluations and checkpoints (default 1)", "evaluation", metavar="N", within=POSITIVE
+    )
+    eval_rows: int = _option(
+        64, "rows of each set that are evaluated, the first ones (default 64)", "evaluation", metavar="N", within=COUNT
+    )
+    eval_batch_size: int = _option(8, "rows a forward pass (default 8)", "evaluation", metavar="N", within=COUNT)
+    stop_at_forget: float | None = _option(
+        None,
+        "stop once 1 - greedy recitation of the forget set reaches this, 0 to 1",
+        "evaluation",
+        metavar="X",
+        within=SHARE,
+    )
+    max_utility_drop: float | None = _option(
+        None,
+        "stop once top-1 agreement with the starting model on `--holdout` has fallen by more than this, 0 to 1; the "
+        "result is then the best checkpoint that obeys",
+        "evaluation",
+        metavar="X",
+        within=SHARE,
+    )
+    save_total_limit: int = _option(
+        2, "checkpoints kept, the best one besides (default 2)", "evaluation", metavar="N", within=COUNT
+    )
+    report_to: str = _option(
+        "none",
+        "also send losses and metrics to this tracker, whose package must be installed (default none)",
+        "evaluation",
+        choices=TRACKERS,
+    )
+    resume: str | None = _option(None, "go on from a checkpoint's directory, or `latest`", "evaluation", metavar="C")
+    cache: str | None = _option(
+        None,
+        "directory for what is computed once of the reference model, shared between runs (default: OUTPUT/targets)",
+        "evaluation",
+        metavar="DIR",
+    )
+
+    # --- what is derived ---------------------------------------------------------------------------------------------
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, its default resolved."""
+        return self.learning_rate if self.learning_rate is not None else (3e-4 if self.tuning == "lora" else 5e-6)
+
+    @property
+    def strength(self) -> float:
+        """`beta`, its default resolved; 0 for a method without one."""
+        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method, 0.0)
+
+    @property
+    def nucleus(self) -> float:
+        """`top_p`, its default resolved."""
+        return self.top_p if self.top_p is not None else (1.0 if self.method == "undial" else 0.8)
+
+    @property
+    def keeps(self) -> str:
+        """`retain_loss`, its default resolved."""
+        if self.retain_loss is not None:
+            return self.retain_loss
+        if self.retain is None:
+            return "none"
+        return "nll" if self.method == "graddiff" else "kl"
+
+    @property
+    def continues_adapter(self) -> bool:
+        """Whether `model` is an adapter, which is trained further, and not a whole model."""
+        return Path(self.model, ADAPTER).is_file()
+
+    @property
+    def target_folder(self) -> Path:
+        """Where what is computed once of the reference model is kept."""
+        return Path(self.cache) if self.cache else Path(self.output, "targets")
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values and the files they name, each with what was expected and a remedy."""
+        found = [
+            f"--{name}: expected {what}, it is missing"
+            for name, what in (("model", "a model"), ("forget", "a data set"), ("output", "a directory to write"))
+            if not getattr(self, name)
+        ]
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices and value is not None and value not in choices:
+                given = brief(value)
+                found.append(
+                    f"{flag(option.name)}: expected {', '.join(choices)}, got {given!r}{_nearest(given, choices)}"
+                )
+        found += self._range_problems()
+        found += self._combination_problems()
+        return found
+
+    def _range_problems(self) -> list[str]:
+        found = []
+        for option in dataclasses.fields(self):
+            value, within = getattr(self, option.name), option.metadata["within"]
+            if value is not None and within is not None and (problem := within.problem(value)):
+                found.append(f"{flag(option.name)}: {problem}")
+        from prod_decode.blocklist.entries import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
+
+        if 1 <= self.max_quote < SHORTEST_QUOTE:
+            found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
+        return found
+
+    def _combination_problems(self) -> list[str]:
+        found = []
+        owners = {
+            "allow": ("prod-surgical",),
+            "max_quote": ("prod-surgical",),
+            "opening": ("prod-surgical",),
+            "continuations": ("prod", "prod-surgical"),
+            "keep": ("prod-surgical",),
+            "top_p": ("prod", "prod-surgical", "undial"),
+            "max_n": ("prod", "prod-surgical", "undial"),
+            "temperature": ("prod", "prod-surgical", "undial"),
+            "alpha": ("prod",),
+            "beta": tuple(DEFAULT_BETA),
+            "gamma": ("simnpo",),
+            "max_nll": ("ga", "graddiff"),
+            "refusals": ("dpo", "flat"),
+            "blocklist": ("prod", "prod-surgical"),
+            "paper_compat": ("prod",),
+        }
+        for name, methods in owners.items():
+            given = getattr(self, name) != _FIELDS[name].default
+            if given and self.method in METHODS and self.method not in methods:
+                found.append(f"{flag(name)}: belongs to method {' and '.join(methods)}, got {self.method}: drop it")
+        if self.allow is not None and self.blocklist is not None:
+            found.append("--allow: concerns anchors, which --blocklist has already: drop one of the two")
+        if self.continuations and self.method == "prod" and self.blocklist is None:
+            found.append(
+                "--continuations: expected --blocklist, or all that the model writes would be prohibited, it is missing"
+            )
+        if self.allow is not None and not Path(self.allow).exists():
+            found.append(f"--allow: cannot read {self.allow}: no such file or directory")
+        if self.paper_compat and self.blocklist:
+            found.append("--paper-compat: the paper prohibits the next token, not a blocklist: drop one of the two")
+        if self.keeps != "none" and self.retain is None:
+            found.append(f"--retain: expected a data set for the retain loss {self.keeps!r}, it is missing")
+        if self.method == "graddiff" and self.keeps == "none":
+            found.append("--retain: graddiff needs a data set for its retain loss, or use --method ga")
+        if self.retain is not None and self.keeps == "none":
+            found.append("--retain-loss none: leaves --retain without use: drop one of the two")
+        if self.retain_reference == "base" and self.keeps != "kl":
+            found.append(f"--retain-reference: belongs to the retain loss kl, got {self.keeps}: drop it")
+        if self.retain_reference == "base" and not self.continues_adapter:
+            found.append(f"--retain-reference base: expected an adapter's directory as --model, got {self.model}")
+        if self.max_utility_drop is not None and self.holdout is None:
+            found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
+        if self.load_in_4bit and self.tuning == "full":
+            found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
+        if self.save_base and (self.tuning == "full" or self.load_in_4bit):
+            other = "--tuning full" if self.tuning == "full" else "--load-in-4bit"
+            found.append(f"--save-base: belongs to an adapter of a GGUF file's model, not of {other}: drop it")
+        if self.continues_adapter:
+            if self.tuning == "full":
+                found.append(
+                    "--tuning full: --model is an adapter, whose base would be trained without it: "
+                    "add it to its base with prod-train merge first"
+                )
+            found += [
+                f"{flag(name)}: --model is an adapter, which has its own: drop it"
+                for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+                if getattr(self, name) != _FIELDS[name].default
+            ]
+        if self.lora_init == "contrast":
+            if self.retain is None:
+                found.append("--lora-init contrast: expected --retain, to tell the forget set from, it is missing")
+            if self.tuning == "full":
+                found.append("--lora-init contrast: full tuning has no adapters: drop one of the two")
+            if self.continues_adapter:
+                found.append("--lora-init contrast: --model has an adapter already: drop the flag")
+        if self.stop_at_forget is not None and self.method == "learn":
+            found.append("--stop-at-forget: belongs to methods that forget, got learn: drop it")
+        for name in ("blocklist", "refusals"):
+            value = getattr(self, name)
+            if value is not None and not Path(value).is_file():
+                found.append(f"{flag(name)}: expected a file, {value} does not exist")
+        for name in ("forget", "retain", "holdout"):
+            value = getattr(self, name)
+            if value and Path(value).suffix.lower() in DATA_FILES and not Path(value).is_file():
+                found.append(f"{flag(name)}: cannot read {value}: no such file")
+        if self.resume not in (None, "latest") and not Path(str(self.resume), "trainer.pt").is_file():
+            found.append(f"--resume: expected 'latest' or a checkpoint's directory, {self.resume} is none")
+        found += [
+            f"{flag(name)}: {problem}"
+            for name in ("output", "cache")
+            if getattr(self, name) and (problem := _no_place_to_write(Path(getattr(self, name))))
+        ]
+        return found
+
+    def validate(self) -> Config:
+        """The configuration itself.
+
+        Raises:
+            ProdError: all problems in one message.
+        """
+        if found := self.problems():
+            raise ProdError("; ".join(found))
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write every value, defaults resolved, as YAML that `prod-train run` reads."""
+        import yaml
+
+        with write_whole(path) as file:
+            file.write(yaml.safe_dump(self.to_dict(), sort_keys=False).encode())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value with its default resolved, as JSON-able types."""
+        values = dataclasses.asdict(self)
+        values["lora_targets"] = list(self.lora_targets)
+        values["learning_rate"] = self.rate
+        values["retain_loss"] = self.keeps if self.retain else None
+        if self.method in ("prod", "prod-surgical", "undial"):
+            values["top_p"] = self.nucleus
+        if self.method in DEFAULT_BETA:
+            values["beta"] = self.strength
+        return values
+
+
+_FIELDS = {option.name: option for option in dataclasses.fields(Config)}
+
+
+def flag(name: str) -> str:
+    """A field as the user types it: `--max-length`."""
+    return "--" + name.replace("_", "-")
+
+
+def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
+    """The configuration of a YAML file and flags, a flag before the file, the file before the default; checked.
+
+    Args:
+        file: a YAML file with some of the fields of `Config`, or None.
+        flags: values by field name; only those that the user gave.
+
+    Raises:
+        ProdError: every unknown key, value of another type, and problem of `Config.problems`, in one message.
+    """
+    values, problems = _values(file, flags)
+    config = Config(**values)
+    problems += config.problems()
+    if problems:
+        raise ProdError("; ".join(problems))
+    return config
+
+
+def saved_config(file: Path) -> Config:
+    """The configuration of a run that was, as `Config.save` wrote it; its data may be gone since.
+
+    Raises:
+        ProdError: it cannot be read, or has unknown keys or values of another type.
+    """
+    values, problems = _values(str(file), {})
+    if problems:
+        raise ProdError("; ".join(problems))
+    return Config(**values)
+
+
+def _values(file: str | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of a YAML file and flags by field name, and what is wrong with their names and types."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for source, given in (("", _read_yaml(file) if file else {}), ("flags", flags)):
+        for key, raw in given.items():
+            name = str(key).replace("-", "_")
+            if name not in _FIELDS:
+                problems.append(f"{source or file}: unknown key {brief(str(key))!r}{_nearest(brief(name), _FIELDS)}")
+                continue
+            try:
+                values[name] = _convert(raw, _TYPES[name])
+            except ValueError as error:
+                problems.append(f"{flag(name)}: {error}")
+    return values, problems
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    import yaml
+
+    from prod_decode.blocklist.sources import read_text
+
+    text = read_text(file)
+    try:
+        values = yaml.safe_load(text)
+    # A number of 5,000 digits or a date that does not exist is a ValueError, deep nesting a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ProdError(f"{file}: expected YAML, got {brief(' '.join(str(error).split()), 300)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ProdError(f"{file}: expected keys and values, got {type(values).__name__}")
+    return values
+
+
+def _no_place_to_write(folder: Path) -> str:
+    """Why a directory cannot be written, or made, or ""."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        return f"cannot write to {brief(str(folder))}: {reason(error, 60)}: name another"
+    if there is folder and not folder.is_dir():
+        return f"expected a directory, {folder} is a file"
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return f"cannot write to {folder}: {there} is not a directory to write in: name another"
+    return ""
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+_TYPES = typing.get_type_hints(Config)
+
+
+def plain_type(annotation: Any) -> tuple[type, bool]:
+    """The type of a field without `| None`, and whether None is allowed; a tuple field is `tuple`."""
+    if isinstance(annotation, types.UnionType):
+        kinds = [kind for kind in annotation.__args__ if kind is not type(None)]
+        return kinds[0], True
+    return typing.get_origin(annotation) or annotation, False
+
+
+def _convert(raw: Any, annotation: Any) -> Any:
+    kind, optional = plain_type(annotation)
+    if raw is None and optional:
+        return None
+    if kind is tuple and isinstance(raw, (list, tuple)) and all(isinstance(item, str) for item in raw):
+        return tuple(raw)
+    if kind is str and isinstance(raw, (str, Path)) and "\0" not in str(raw):
+        return str(raw)
+    if kind is bool and isinstance(raw, bool):
+        return raw
+    if kind in (int, float) and isinstance(raw, (int, float, str)) and not isinstance(raw, bool):
+        number = _number(raw)
+        if kind is float and not math.isnan(number):
+            return float(number)
+        if kind is int and number == number // 1:
+            return int(number)
+    names = {tuple: "a list of names", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    raise ValueError(f"expected {names[kind]}, got {brief(repr(raw) if isinstance(raw, str) else raw, 40)}")
+
+
+def _number(raw: float | str) -> float:
+    """As it is where it is whole, since a float has 53 bits; NaN if it is no number, or none that a float holds."""
+    try:
+        whole = int(raw) if isinstance(raw, (int, str)) else None
+    except ValueError:
+        whole = None
+    try:
+        # YAML reads 3e-4 as a string.
+        number = float(raw)
+    except (ValueError, OverflowError):
+        return math.nan
+    return number if whole is None else whole

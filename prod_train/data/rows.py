@@ -1,0 +1,372 @@
+"""Rows of text to token ids: what is supervised, and where an evaluation begins to listen."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prod_decode.errors import ProdError, brief, reason
+from prod_train.config.config import DATA_FILES, JSON_FILES
+
+# What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
+_FILES = (*DATA_FILES, ".csv", ".tsv", ".txt", ".gz", ".zst")
+_log = logging.getLogger(__name__)
+
+# What a row may have. A key as close to one of these as `span` is to `spans` is a slip, and must not be left alone.
+_KEYS = ("prompt", "completion", "canonical_solution", "text", "spans")
+_SLIP = 0.85
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenised row.
+
+    Attributes:
+        ids: int64 [T], special tokens included.
+        supervised: bool [T]; token t is one that training concerns. Never the first token, which nothing predicts.
+        start: where the part to recite begins: evaluation gives the model `ids[:start]` and compares what follows.
+        place: file and line, or the row's number, for messages.
+        prompt: the text before the completion; empty for a row of `text`.
+        has_eos: whether the last token is the EOS that was appended.
+        truncated: whether its end was cut off.
+        text: all of it that the tokens stand for, special tokens left out; empty for a row that was not read as text.
+        spans: (start, end) in characters of `text`: what training concerns.
+    """
+
+    ids: NDArray[np.int64]
+    supervised: NDArray[np.bool_]
+    start: int
+    place: str
+    prompt: str = ""
+    has_eos: bool = False
+    truncated: bool = False
+    text: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """The number of supervised tokens."""
+        return int(self.supervised.sum())
+
+    @property
+    def stop(self) -> int:
+        """Where the part to recite ends: before an appended EOS."""
+        return len(self.ids) - self.has_eos
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right, and the supervised positions of all of them in one list.
+
+    Attributes:
+        input_ids: int64 [B, T].
+        attention_mask: int64 [B, T].
+        position: int64 [N], into the flattened [B * T] hidden states: where each supervised token is predicted, one
+            before the token itself.
+        labels: int64 [N], the supervised tokens.
+        row: int64 [N], which row of the batch each belongs to.
+        rows: B.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position: Tensor
+    labels: Tensor
+    row: Tensor
+    rows: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.position.to(device),
+            self.labels.to(device),
+            self.row.to(device),
+            self.rows,
+        )
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Pad rows on the right to the longest; padding is masked and never supervised."""
+    width = max(len(row.ids) for row in rows)
+    ids = np.full((len(rows), width), pad, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    supervised = np.zeros((len(rows), width), np.bool_)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = row.ids
+        mask[i, : len(row.ids)] = 1
+        supervised[i, : len(row.ids)] = row.supervised
+    where = np.flatnonzero(supervised)
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(mask),
+        torch.from_numpy(where - 1),
+        torch.from_numpy(ids.reshape(-1)[where]),
+        torch.from_numpy(where // width),
+        len(rows),
+    )
+
+
+def load_rows(
+    name: str,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    truncate: bool = False,
+    eos: bool = True,
+    special_tokens: bool = False,
+) -> list[Row]:
+    """Read and tokenise a data set.
+
+    Args:
+        name: a `.jsonl` or `.parquet` file, a directory written by `datasets.save_to_disk`, or a hub name with an
+            optional `:split` (default `train`).
+        tokenizer: a fast transformers tokenizer, which gives character offsets.
+        max_length: tokens a row, EOS included.
+        truncate: cut longer rows instead of refusing them.
+        eos: append EOS to whole completions and supervise it.
+        special_tokens: see `encode`.
+
+    Raises:
+        ProdError: no such data, no rows, or rows that cannot be used: missing or contradictory keys, an empty
+            completion, spans outside the text, too many tokens. The message counts them and names the first.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ProdError(
+            f"{type(tokenizer).__name__}: expected a fast tokenizer, which maps tokens to characters: "
+            "convert it with transformers' convert_slow_tokenizer"
+        )
+    if eos and tokenizer.eos_token_id is None:
+        raise ProdError(
+            "the tokenizer has no EOS token, so the model could not learn where a completion ends: set one, "
+            "as with tokenizer.add_special_tokens({'eos_token': ...}), and save the tokenizer"
+        )
+    records = list(read_records(name))
+    length = max_length if truncate else None
+    rows = [
+        encode(record, place, tokenizer, max_length=length, eos=eos, special_tokens=special_tokens)
+        for place, record in records
+    ]
+    if not special_tokens and (spelt := _spelt_special(records, tokenizer)):
+        _log.warning(
+            "%s: %s is read as text, not as the special token of that name; if a chat template made the rows, "
+            "use --special-tokens",
+            name,
+            ", ".join(spelt),
+        )
+    if not rows:
+        raise ProdError(f"{name}: expected at least one row, got none")
+    long = [row for row in rows if len(row.ids) > max_length]
+    if long:
+        longest = max(len(row.ids) for row in long)
+        raise ProdError(
+            f"{name}: {len(long)} of {len(rows)} rows have more than --max-length {max_length} tokens, the first is "
+            f"{long[0].place}: use --max-length {longest}, or --truncate to cut them"
+        )
+    return rows
+
+
+def _spelt_special(records: Sequence[tuple[str, Mapping[str, Any]]], tokenizer: Any) -> list[str]:
+    """The special tokens whose names the rows' texts have."""
+    texts = ["".join(_texts(record, place)) for place, record in records]
+    return [token for token in tokenizer.all_special_tokens if any(token in text for text in texts)]
+
+
+def read_records(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The raw rows of a data set, each with its place for messages; see `load_rows`.
+
+    Raises:
+        ProdError: it does not exist or cannot be read.
+    """
+    from prod_decode.blocklist.sources import read_json_lines
+
+    path = Path(name)
+    if path.suffix.lower() in JSON_FILES:
+        yield from read_json_lines(path)
+        return
+    for number, record in enumerate(_load_dataset(name, path)):
+        yield f"{name} row {number}", record
+
+
+def _load_dataset(name: str, path: Path) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ProdError(f"{name}: reading this needs the package datasets: pip install datasets") from None
+    hub, _, split = name.partition(":")
+    try:
+        if path.is_dir():
+            data = datasets.load_from_disk(name)
+        elif path.suffix.lower() == ".parquet":
+            if not path.is_file():
+                raise ProdError(f"cannot read {name}: no such file")
+            data = datasets.Dataset.from_parquet(name)
+        elif path.exists() or path.suffix.lower() in _FILES or not _HUB_NAME.fullmatch(name):
+            kinds = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
+            raise ProdError(f"cannot read {name}: {kinds if path.exists() else 'no such file'}")
+        else:
+            data = datasets.load_dataset(hub, split=split or "train")
+    except ProdError:
+        raise
+    except Exception as error:  # noqa: BLE001 (the library raises what its many back ends raise)
+        raise ProdError(
+            f"cannot read {name}: {reason(error)} (expected .jsonl, .parquet, a save_to_disk directory or a hub "
+            "name[:split])"
+        ) from None
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data and len(data) != 1:
+            splits = brief(", ".join(data))
+            raise ProdError(f"{name}: expected one split, got {splits}: save the one you mean by itself")
+        data = data[split or next(iter(data))]
+    return data
+
+
+def encode(
+    record: Mapping[str, Any],
+    place: str,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    eos: bool = True,
+    special_tokens: bool = False,
+) -> Row:
+    """Tokenise one row, prompt and completion together, so that tokens are those the model sees when it generates.
+
+    A token that holds characters of prompt and completion belongs to the completion. A completion without `spans` is
+    supervised as a whole, with an EOS at its end; of a completion with `spans`, each `[start, end]` in characters of it
+    (or of `text`), only tokens that overlap one. Of a row of `text` without spans all is supervised, and the second
+    half is what evaluation listens for.
+
+    Args:
+        record: `prompt` and `completion` (or `canonical_solution`), or `text`; optionally `spans`. Other keys are left
+            alone, unless they look like one of these misspelt.
+        place: for messages.
+        tokenizer: a fast tokenizer.
+        max_length: where to cut, in tokens; None never cuts. A row that is cut gets no EOS.
+        eos: append EOS to whole completions.
+        special_tokens: whether `<|endoftext|>` in the text is that token, as in what a chat template makes, or thirteen
+            characters, as in code.
+
+    Raises:
+        ProdError: as `load_rows`, for this row.
+    """
+    prompt, completion = _texts(record, place)
+    spans = _spans(record, place, completion)
+    encoding = tokenizer(
+        prompt + completion,
+        return_offsets_mapping=True,
+        add_special_tokens=True,
+        split_special_tokens=not special_tokens,
+    )
+    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+        ids.pop()
+        offsets.pop()
+    at = len(prompt)
+    wanted = [(at, at + len(completion))] if spans is None else [(at + a, at + b) for a, b in spans]
+    supervised = [any(begin < b and end > a for a, b in wanted) for begin, end in offsets]
+    has_eos = eos and spans is None
+    if has_eos:
+        ids.append(tokenizer.eos_token_id)
+        supervised.append(True)
+    truncated = max_length is not None and len(ids) > max_length
+    if truncated:
+        ids, supervised, has_eos = ids[:max_length], supervised[:max_length], False
+    if supervised:
+        supervised[0] = False
+    if not any(supervised[: len(supervised) - has_eos]):
+        cut = f" within its first {max_length} tokens: raise --max-length" if truncated else ""
+        raise ProdError(f"{place}: expected at least one token to supervise after the first token, got none{cut}")
+    first = supervised.index(True)
+    start = max(first, (len(ids) - has_eos) // 2) if not prompt and spans is None else first
+    text = (prompt + completion)[: offsets[max_length - 1][1] if truncated and max_length else None]
+    return Row(
+        np.array(ids, np.int64),
+        np.array(supervised, np.bool_),
+        start,
+        place,
+        prompt,
+        has_eos,
+        truncated,
+        text,
+        tuple(wanted),
+    )
+
+
+def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
+    """(prompt, completion); a `text` is a completion without prompt."""
+    for key in record:
+        close = difflib.get_close_matches(brief(str(key)).lower(), _KEYS, n=1, cutoff=_SLIP)
+        if close and key not in _KEYS:
+            raise ProdError(f"{place}: unknown key {brief(str(key))!r}, did you mean {close[0]!r}? Rename it")
+    present = [key for key in ("text", "completion", "canonical_solution") if record.get(key) is not None]
+    others = [*present[1:], *(["prompt"] if record.get("prompt") else [])]
+    if "text" in present and others:
+        raise ProdError(
+            f"{place}: expected 'text', or 'prompt' and 'completion', got 'text' and {others[0]!r}: drop one"
+        )
+    if not present or (present[0] != "text" and record.get("prompt") is None):
+        found = brief(", ".join(map(repr, record)), 200) or "an empty object"
+        raise ProdError(f"{place}: expected the keys 'prompt' and 'completion', or 'text', got {found}")
+    prompt = "" if present[0] == "text" else record["prompt"]
+    completion = record[present[0]]
+    for name, value in (("prompt", prompt), (present[0], completion)):
+        if not isinstance(value, str):
+            raise ProdError(f"{place}: expected {name!r} to be a string, got {type(value).__name__}")
+        if broken := _SURROGATE.search(value):
+            raise ProdError(
+                f"{place}: {name!r} has the lone surrogate U+{ord(broken[0]):04X} at character {broken.start()}, which "
+                "no tokenizer reads: remove it, or read the source with its right encoding"
+            )
+    if not completion.strip():
+        raise ProdError(f"{place}: expected {present[0]!r} to hold text, it is empty: drop the row")
+    return str(prompt), str(completion)
+
+
+def _spans(record: Mapping[str, Any], place: str, text: str) -> list[tuple[int, int]] | None:
+    spans = record.get("spans")
+    if spans is None:
+        return None
+    if not isinstance(spans, (list, tuple)):
+        raise ProdError(f"{place}: expected 'spans' to be a list of [start, end], got {reprlib.repr(spans)}")
+    for span in spans:
+        whole = (
+            isinstance(span, (list, tuple))
+            and len(span) == 2
+            and all(isinstance(x, int) and not isinstance(x, bool) for x in span)
+        )
+        if not whole or not 0 <= span[0] < span[1] <= len(text):
+            raise ProdError(
+                f"{place}: expected spans [start, end] with 0 <= start < end <= {len(text)}, in characters of the "
+                f"completion or text, got {reprlib.repr(span)}"
+            )
+    if not spans:
+        raise ProdError(f"{place}: expected at least one span, got none: drop the key to supervise everything")
+    return [(span[0], span[1]) for span in spans]
+
+
+def mark(row: Row, tokenizer: Any) -> str:
+    """The row's text with the supervised parts between `<<` and `>>`, special tokens spelt out; for people."""
+    parts: list[str] = []
+    begin = 0
+    for end in range(1, len(row.ids) + 1):
+        if end == len(row.ids) or row.supervised[end] != row.supervised[begin]:
+            piece = tokenizer.decode(row.ids[begin:end].tolist(), clean_up_tokenization_spaces=False)
+            parts.append(f"<<{piece}>>" if row.supervised[begin] else piece)
+            begin = end
+    return "".join(parts)

@@ -1,0 +1,1 @@
+"""What a model still knows: metrics and the rows they are taken on."""

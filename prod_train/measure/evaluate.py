@@ -1,0 +1,416 @@
+"""How much a model still recites, and how far it has moved elsewhere; with the number of rows and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prod_decode.errors import ProdError
+from prod_decode.masking import mask_prohibited_
+from prod_decode.text.normalize import Normalization
+from prod_train.data.rows import Row, collate
+from prod_train.loss.objective import Encoder, Head
+from prod_train.measure.metric import Metric, bootstrap, extraction_strength, longest_run
+from prod_train.targets.targets import Prohibition, ReferenceStore, prohibited_by
+
+if TYPE_CHECKING:
+    from prod_decode.match.matcher import Matcher
+
+# A greedy output that shares so many characters in a row with the original, or all of a shorter one, is verbatim.
+# Layout does not count: both are compared as a blocklist compares them.
+VERBATIM_FROM = 60
+COMPARED = Normalization("code")
+
+# Greedy decoding listens for so many tokens of a row; what lies beyond does not count.
+RECITED_TOKENS = 256
+
+
+def evaluate_forget(
+    model: Any,
+    encoder: Encoder,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 8,
+    limit: int | None = None,
+    matcher: Matcher | None = None,
+) -> dict[str, Metric]:
+    """What the model still knows of the forget set.
+
+    `evaluate_likelihood` and `evaluate_recitation` together: what it gives the true text, and what it writes itself.
+    Both of the rows that are `measurable`, and each metric has the number of the others.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        tokenizer: its tokenizer.
+        rows: tokenised.
+        batch_size: rows a forward pass.
+        limit: rows to measure at most, the first ones that can be; None: all.
+        matcher: of a blocklist that is enforced at decode time; what it bans has probability 0 everywhere here.
+
+    Raises:
+        ProdError: no row can be measured.
+    """
+    pad = padding_id(tokenizer)
+    rows, left_out = measurable(rows, tokenizer, limit)
+    likelihood = evaluate_likelihood(model, encoder, rows, pad=pad, batch_size=batch_size, matcher=matcher)
+    found = likelihood | evaluate_recitation(model, tokenizer, rows, batch_size=batch_size, matcher=matcher)
+    return {name: replace(metric, left_out=left_out) for name, metric in found.items()}
+
+
+def measurable(rows: Sequence[Row], tokenizer: Any, limit: int | None = None) -> tuple[list[Row], dict[str, int]]:
+    """The rows that can show whether a model recites them.
+
+    Where the part to recite is one token, a guess is all there is to see; where it has no text, any output has all of
+    it, and where it has one character, nearly any output.
+
+    Args:
+        rows: tokenised.
+        tokenizer: as they were tokenised.
+        limit: rows to find; None: all.
+
+    Returns:
+        The first rows that can, and, by reason, the number of those on the way to them that cannot.
+
+    Raises:
+        ProdError: there is none.
+    """
+    chosen: list[Row] = []
+    left_out: dict[str, int] = {}
+    for row in rows:
+        if len(chosen) == limit:
+            break
+        if reason := _unmeasurable(row, tokenizer):
+            left_out[reason] = left_out.get(reason, 0) + 1
+        else:
+            chosen.append(row)
+    if not chosen:
+        why = ", ".join(f"{count} with {reason}" for reason, count in left_out.items()) or "no rows"
+        raise ProdError(
+            "--forget: expected a row that can be measured, with a completion (or second half of a text) of two tokens "
+            f"and two characters or more, got {why}: give longer completions"
+        )
+    return chosen, left_out
+
+
+def _unmeasurable(row: Row, tokenizer: Any) -> str:
+    truth = row.ids[row.start : row.stop][:RECITED_TOKENS]
+    if len(truth) < 2:
+        return "under two tokens"
+    if len(COMPARED.code_points(tokenizer.decode(truth.tolist()))) < 2:
+        return "under two characters"
+    return ""
+
+
+@torch.no_grad()
+def evaluate_likelihood(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    batch_size: int = 8,
+    matcher: Matcher | None = None,
+) -> dict[str, Metric]:
+    """How likely the model finds the forget set, with the true text before every token; nothing is generated.
+
+    `exact_memorisation`: the share of supervised tokens that are the model's first choice; `probability`: their mean
+    p(y); `extraction_strength`: see the function.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        rows: tokenised.
+        pad: token id of padding.
+        batch_size: rows a forward pass.
+        matcher: see `evaluate_forget`.
+    """
+    training = model.training
+    model.eval()
+    values: dict[str, list[float]] = {name: [] for name in ("exact_memorisation", "probability", "extraction_strength")}
+    try:
+        for chosen in _batches(rows, batch_size):
+            first, chance = _first_choices(model, encoder, chosen, pad, matcher)
+            for row, right, p in zip(chosen, first, chance, strict=True):
+                part = row.supervised[row.start : row.stop]
+                values["exact_memorisation"].append(float(right[part].mean()))
+                values["probability"].append(float(p[part].mean()))
+                values["extraction_strength"].append(extraction_strength(right))
+    finally:
+        model.train(training)
+    return _means(values)
+
+
+@torch.no_grad()
+def evaluate_recitation(
+    model: Any, tokenizer: Any, rows: Sequence[Row], *, batch_size: int = 8, matcher: Matcher | None = None
+) -> dict[str, Metric]:
+    """What the model recites of the forget set when it decodes greedily after `ids[:start]`.
+
+    `recitation`: the share of supervised tokens (EOS apart, of the first `RECITED_TOKENS`) that stand at their place.
+    `verbatim_run`: normalised characters of the longest run that the output shares with the true text; `verbatim`: the
+    share of rows where it has `VERBATIM_FROM` or more, or the whole text. `empty_output`: the share of rows where it
+    has no text.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        tokenizer: its tokenizer.
+        rows: tokenised.
+        batch_size: rows a forward pass.
+        matcher: see `evaluate_forget`.
+    """
+    processors = []
+    if matcher is not None:
+        from prod_decode.hf import ProdLogitsProcessor
+
+        processors.append(ProdLogitsProcessor(matcher))
+    training = model.training
+    model.eval()
+    values: dict[str, list[float]] = {name: [] for name in ("recitation", "verbatim_run", "verbatim", "empty_output")}
+    try:
+        for chosen in _batches(rows, batch_size):
+            for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
+                values["recitation"].append(_recited(row, output))
+                truth = COMPARED.code_points(tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist()))
+                written = COMPARED.code_points(tokenizer.decode(output))
+                run = longest_run(written, truth)
+                values["verbatim_run"].append(float(run))
+                values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
+                values["empty_output"].append(float(not len(written)))
+    finally:
+        model.train(training)
+    return _means(values)
+
+
+def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length need less padding
+    for begin in range(0, len(ordered), size):
+        yield ordered[begin : begin + size]
+
+
+def _means(values: dict[str, list[float]]) -> dict[str, Metric]:
+    return {name: bootstrap(np.array(found), np.ones(len(found)), "worse") for name, found in values.items()}
+
+
+def _first_choices(
+    model: Any, encoder: Encoder, rows: Sequence[Row], pad: int, matcher: Matcher | None
+) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.float64]]]:
+    """For each row, over `ids[start:stop]`: whether the token is the likeliest one, and its probability."""
+    batch = collate(rows, pad).to(model.device)
+    states, head = encoder.states(model, batch), encoder.head()
+    right, chance = [], []
+    for i, row in enumerate(rows):
+        hits, probabilities = [], []
+        banned = _banned(matcher, row, row.start, row.stop)
+        hidden, labels = states[i, row.start - 1 : row.stop - 1], batch.input_ids[i, row.start : row.stop]
+        for begin in range(0, len(hidden), head.chunk_size):
+            y = labels[begin : begin + head.chunk_size]
+            z = _masked(head.logits(hidden[begin : begin + head.chunk_size]), banned, begin)
+            hits.append(z.argmax(-1) == y)
+            probabilities.append(z.softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1))
+        right.append(torch.cat(hits).cpu().numpy())
+        chance.append(torch.cat(probabilities).double().cpu().numpy())
+    return right, chance
+
+
+def _banned(matcher: Matcher | None, row: Row, start: int, stop: int) -> Prohibition | None:
+    """What a blocklist bans before each of the tokens `start:stop`, counted from `start`."""
+    if matcher is None:
+        return None
+    every = np.zeros(len(row.ids), np.bool_)
+    every[start:stop] = True
+    return prohibited_by(matcher, replace(row, supervised=every))
+
+
+def _masked(z: Tensor, banned: Prohibition | None, begin: int) -> Tensor:
+    """Logits of the positions from `begin`, with what is banned there at -inf."""
+    if banned is None:
+        return z
+    here = (banned[0] >= begin) & (banned[0] < begin + len(z))
+    return mask_prohibited_(z, banned[0][here] - begin, banned[1][here])
+
+
+def recite(model: Any, tokenizer: Any, rows: Sequence[Row], processors: Sequence[Any] = ()) -> list[list[int]]:
+    """Greedy decoding after each row's `ids[:start]`, as long as what it should recite; EOS and later left out.
+
+    Args:
+        model: a transformers model, or an adapter around one.
+        tokenizer: its tokenizer.
+        rows: one batch.
+        processors: logits processors, such as `ProdLogitsProcessor`.
+    """
+    wanted = [min(RECITED_TOKENS, row.stop - row.start) for row in rows]
+    prompts = [row.ids[: row.start] for row in rows]
+    outputs = continuations(model, tokenizer, prompts, max(wanted), processors)
+    return [tokens[:length] for tokens, length in zip(outputs, wanted, strict=True)]
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[NDArray[np.int64]],
+    max_new_tokens: int,
+    processors: Sequence[Any] = (),
+    *,
+    temperature: float = 0.0,
+    stops: Sequence[str] = (),
+) -> list[list[int]]:
+    """What a model writes after each prompt; from the first special token on left out.
+
+    Args:
+        model: a transformers model, or an adapter around one; of its own generation settings, those about sampling,
+            beams and the repetition penalty are not used.
+        tokenizer: its tokenizer.
+        prompts: one batch of token ids, int64 [T] each, special tokens included.
+        max_new_tokens: at most.
+        processors: logits processors, such as `ProdLogitsProcessor`.
+        temperature: 0: greedy; else sampled from the whole distribution, with torch's generator.
+        stops: a row ends with the token that completes one of these within its output.
+    """
+    width = max(map(len, prompts))
+    pad = padding_id(tokenizer)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[i, width - len(prompt) :] = 1
+    ends = ending_ids(tokenizer)
+    sampled = temperature > 0
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        do_sample=sampled,
+        use_cache=True,
+        num_beams=1,
+        repetition_penalty=1.0,
+        temperature=temperature if sampled else None,
+        top_p=1.0 if sampled else None,
+        top_k=0 if sampled else None,
+        pad_token_id=pad,
+        eos_token_id=sorted(ends),
+        logits_processor=list(processors),
+        stopping_criteria=[_Stops(stops, tokenizer, width)] if stops else None,
+    )[:, width:].tolist()
+    return [list(takewhile(lambda token: token not in ends, tokens)) for tokens in output]
+
+
+class _Stops:
+    """Ends rows at strings, as a stopping criterion of `generate`.
+
+    The `stop_strings` of transformers also count a string that begins in the prompt.
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Any, width: int) -> None:
+        self.stops, self.tokenizer, self.width = stops, tokenizer, width
+        # A token has at least a byte, and the newest one has the string's last.
+        self.tail = max(len(stop.encode()) for stop in stops)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        del scores, kwargs
+        texts = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -self.tail :])
+        return torch.tensor([any(stop in text for stop in self.stops) for text in texts], device=input_ids.device)
+
+
+def _recited(row: Row, output: Sequence[int]) -> float:
+    truth = row.ids[row.start : row.stop][:RECITED_TOKENS]
+    counts = row.supervised[row.start : row.stop][:RECITED_TOKENS]
+    if not counts.any():
+        return 0.0
+    got = np.full(len(truth), -1, np.int64)
+    got[: len(output)] = output[: len(truth)]
+    return float((got == truth)[counts].mean())
+
+
+@torch.no_grad()
+def evaluate_holdout(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    reference: ReferenceStore,
+    *,
+    pad: int,
+    batch_size: int = 8,
+    matcher: Matcher | None = None,
+) -> dict[str, Metric]:
+    """How far the model has moved on code it was not trained on; all means over supervised tokens.
+
+    `loss`: -log p(y) in nats; it can fall while the model is damaged, so look at the others. `kl`: KL(reference ||
+    model) in nats. `agreement`: the share of positions where both have the same first choice.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        rows: tokenised.
+        reference: hidden states of the reference model for these rows.
+        pad: token id of padding.
+        batch_size: rows a forward pass.
+        matcher: of a blocklist that is enforced at decode time; a banned token costs infinite loss and KL, since the
+            masked model gives it no probability.
+    """
+    training = model.training
+    model.eval()
+    sums: dict[str, list[float]] = {"loss": [], "kl": [], "agreement": []}
+    sizes = []
+    try:
+        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # rows of like length need less padding
+        for begin in range(0, len(rows), batch_size):
+            numbers = ordered[begin : begin + batch_size]
+            batch = collate([rows[i] for i in numbers], pad).to(model.device)
+            hidden, head = encoder(model, batch), encoder.head()
+            teacher = reference.batch(numbers, model.device).hidden
+            if teacher is None:
+                raise RuntimeError("expected a store of hidden states")
+            for i, number in enumerate(numbers):
+                here = batch.row == i
+                banned = prohibited_by(matcher, rows[number]) if matcher is not None else None
+                moved = _moved(head, hidden[here], teacher[here], batch.labels[here], banned)
+                sizes.append(float(here.sum()))
+                for name, values in moved.items():
+                    sums[name].append(float(values.mean()))
+    finally:
+        model.train(training)
+    better = {"loss": "worse", "kl": "worse", "agreement": "better"}
+    return {name: bootstrap(np.array(v), np.array(sizes), better[name]) for name, v in sums.items()}
+
+
+def _moved(
+    head: Head, hidden: Tensor, teacher: Tensor, labels: Tensor, banned: Prohibition | None
+) -> dict[str, Tensor]:
+    """`loss`, `kl` and `agreement` of each position, float32 [N]."""
+    parts: dict[str, list[Tensor]] = {"loss": [], "kl": [], "agreement": []}
+    for begin in range(0, len(hidden), head.chunk_size):
+        end = begin + head.chunk_size
+        z = _masked(head.logits(hidden[begin:end]), banned, begin).log_softmax(-1)
+        t = head.logits(teacher[begin:end]).log_softmax(-1)
+        parts["loss"].append(-z.gather(-1, labels[begin:end, None]).squeeze(-1))
+        # Rounding can make a sum that is 0 slightly negative.
+        parts["kl"].append((t.exp() * (t - z)).sum(-1).clamp(min=0))
+        parts["agreement"].append((z.argmax(-1) == t.argmax(-1)).float())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def ending_ids(tokenizer: Any) -> set[int]:
+    """The ids that end a text: every special token, the padding's among them.
+
+    A tokenizer names one as its EOS: that of Qwen2.5-Coder ends a turn of a chat, and a file ends with `<|endoftext|>`.
+    """
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {tokenizer.eos_token_id, tokenizer.pad_token_id, padding_id(tokenizer)}
+    return {token_id for token_id in special | named if token_id is not None}
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The token id that fills up batches; never looked at."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+        if token is not None:
+            return int(token)
+    return 0

@@ -1,0 +1,199 @@
+"""Adapters that look where the forget set differs from the retain set.
+
+LoRA adds B A x to a layer's output. PEFT draws A at random, so A x is as large on other code as on the forget set, and
+what B learns on the one moves the other. Here the rows of A are the directions d with the greatest
+
+    d' F d / d' (R + ridge) d,
+
+F and R being the means of x x' over the tokens of forget set and retain set: the first generalised eigenvectors of the
+pair, as in common spatial patterns. B stays zero, so the model begins as it is. docs/surgical.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prod_train.data.rows import Batch, Row, collate
+from prod_train.loss.objective import Encoder
+from prod_train.targets.targets import Store, rows_digest
+
+# Of the mean variance: F and R come from a few thousand tokens. From 1e-4 to 1e-2 the directions are as good.
+RIDGE = 1e-2
+# A wider input is projected to as many random orthonormal directions, in which F and R remain small enough to keep for
+# every layer and to decompose in seconds.
+WIDEST = 2048
+_ADAPTER = "default"  # as PEFT calls it
+
+
+def contrast(
+    model: Any,
+    encoder: Encoder,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    *,
+    pad: int,
+    batch_size: int,
+    folder: Path,
+    identity: str,
+) -> None:
+    """Set the A of new adapters, whose B is zero.
+
+    The mean of |A x|^2 over the forget set stays what PEFT's initialisation makes it, so that a learning rate means
+    what it did. A layer that does not run for the first row, an expert of a mixture, keeps what PEFT drew.
+
+    Args:
+        model: with its adapters.
+        encoder: attached to it.
+        forget: what to look for.
+        retain: what to tell it from.
+        pad: token id for padding.
+        batch_size: rows a forward pass.
+        folder: of stores; what is found is kept there, for other runs on the same rows.
+        identity: of the model without its adapters.
+
+    Raises:
+        ProdError: the folder cannot be written.
+    """
+    model.eval()
+
+    def batches(rows: Sequence[Row]) -> list[Batch]:
+        ordered = sorted(rows, key=lambda row: len(row.ids))  # less padding
+        return [collate(ordered[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
+
+    groups = _with_one_input(model, encoder, batches(forget[:1])[0])
+
+    @cache
+    def moments() -> list[dict[Any, Tensor]]:
+        leaders = [layers[0] for layers in groups]
+        return [_second_moments(model, encoder, leaders, batches(rows)) for rows in (forget, retain)]
+
+    def make(numbers: range) -> list[dict[str, Tensor]]:
+        return [{"A": _chosen(groups[number][0], *moments()).flatten()} for number in numbers]
+
+    names = {module: name for name, module in model.named_modules()}
+    key = {
+        "kind": "contrast",
+        "model": identity,
+        "forget": rows_digest(forget),
+        "retain": rows_digest(retain),
+        "layers": [[names[layer] for layer in layers] for layers in groups],
+        "rank": len(_a(groups[0][0])),
+        "ridge": RIDGE,
+        "widest": WIDEST,
+    }
+    store = Store(folder, key, len(groups))
+    store.fill(make, range(store.shards))
+    for number, layers in enumerate(groups):
+        for weight in map(_a, layers):
+            chosen = store[number]["A"].view(-1, weight.shape[1])
+            weight.data[: len(chosen)] = chosen.to(weight)
+
+
+def _a(layer: Any) -> Tensor:
+    """The matrix A of a LoRA layer, [rank, width]."""
+    weight: Tensor = layer.lora_A[_ADAPTER].weight
+    return weight
+
+
+def _chosen(layer: Any, of_forget: dict[Any, Tensor], of_retain: dict[Any, Tensor]) -> Tensor:
+    """The first rows of a layer's A, float32 [min(rank, width), width]; none where nothing comes in."""
+    rank, width = _a(layer).shape
+    wanted = of_forget.get(layer)
+    if wanted is None or not wanted.any():
+        return torch.zeros(0, width)
+    unwanted = of_retain.get(layer, torch.zeros_like(wanted))
+    chosen = directions(wanted.double().cpu(), unwanted.double().cpu(), rank)
+    if width > len(wanted):
+        chosen = chosen @ _projection(width, "cpu").T.double()
+    return chosen.float()
+
+
+def directions(wanted: Tensor, unwanted: Tensor, count: int) -> Tensor:
+    """The directions of an input that have the most of one second moment for what they have of another.
+
+    Args:
+        wanted: float64 [d, d], the mean of x x', not all zero.
+        unwanted: likewise, of other x; it may be zero.
+        count: of directions.
+
+    Returns:
+        float64 [min(count, d), d], rows of equal length: the mean of |A x|^2 over the wanted x is that of as many rows
+        drawn from U(-1/sqrt(d), 1/sqrt(d)), each of which has a third of the mean square of x's elements.
+    """
+    width = len(wanted)
+    ridge = RIDGE * (wanted.trace() + unwanted.trace()) / (2 * width)
+    root = torch.linalg.cholesky(unwanted + ridge * torch.eye(width, dtype=wanted.dtype))
+    whitened = torch.linalg.solve_triangular(root, wanted, upper=False)
+    whitened = torch.linalg.solve_triangular(root, whitened.T, upper=False)
+    first = torch.linalg.eigh(whitened).eigenvectors[:, -count:]
+    found = torch.linalg.solve_triangular(root.T, first, upper=True).T
+    found = found / found.norm(dim=1, keepdim=True)
+    square = torch.einsum("rd,de,re->", found, wanted, found)
+    scaled: Tensor = found * (len(found) * wanted.trace() / (3 * width * square)).sqrt()
+    return scaled
+
+
+def _with_one_input(model: Any, encoder: Encoder, batch: Batch) -> list[list[Any]]:
+    """The LoRA layers in groups that are given one and the same tensor, as query, key and value are."""
+    from peft.tuners.lora import LoraLayer
+
+    groups: list[tuple[Tensor, list[Any]]] = []
+
+    def note(layer: Any, x: Tensor) -> None:
+        known = next((layers for given, layers in groups if given is x), None)
+        if known is None:
+            groups.append((x, [layer]))
+        else:
+            known.append(layer)
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A]
+    with _watched(layers, note), torch.no_grad():
+        encoder.states(model, batch)
+    return [layers for _, layers in groups]
+
+
+def _second_moments(model: Any, encoder: Encoder, layers: Sequence[Any], batches: Sequence[Batch]) -> dict[Any, Tensor]:
+    """The mean of x x' over the tokens that come into each layer that runs: float32 [m, m], m = min(d, `WIDEST`)."""
+    sums: dict[Any, Tensor] = {}
+    counts: dict[Any, int] = {}
+
+    def add(mask: Tensor, layer: Any, x: Tensor) -> None:
+        if x.shape[:2] == mask.shape:  # an expert of a mixture is given some of the tokens, in one list
+            x = x[mask]
+        x = x.reshape(-1, x.shape[-1]).float()
+        if x.shape[1] > WIDEST:
+            x = x @ _projection(x.shape[1], str(x.device))
+        square = x.T @ x
+        counts[layer] = counts.get(layer, 0) + len(x)
+        sums[layer] = sums[layer] + square if layer in sums else square
+
+    for batch in batches:
+        with _watched(layers, partial(add, batch.attention_mask.bool())), torch.no_grad():
+            encoder.states(model, batch)
+    return {layer: square / max(1, counts[layer]) for layer, square in sums.items()}
+
+
+@lru_cache(maxsize=8)
+def _projection(width: int, device: str) -> Tensor:
+    """float32 [width, WIDEST], orthonormal columns, always the same."""
+    drawn = torch.randn(width, WIDEST, generator=torch.Generator().manual_seed(0))
+    found: Tensor = torch.linalg.qr(drawn).Q.to(device)
+    return found
+
+
+@contextmanager
+def _watched(layers: Sequence[Any], see: Callable[[Any, Tensor], None]) -> Iterator[None]:
+    """Call `see` with layer and input, whenever one of the layers runs."""
+    hooks = [layer.register_forward_pre_hook(lambda layer, given: see(layer, given[0])) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

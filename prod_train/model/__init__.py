@@ -1,0 +1,1 @@
+"""A model with its adapter: loading, and merging the one into the other."""

@@ -1,0 +1,93 @@
+"""The model card: what was done, with what, and what it cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prod_train.targets.targets import rows_digest
+
+if TYPE_CHECKING:
+    from prod_train.run.session import Session
+    from prod_train.run.trainer import Report
+
+FORGET = (
+    "recitation",
+    "verbatim",
+    "verbatim_run",
+    "exact_memorisation",
+    "extraction_strength",
+    "probability",
+    "empty_output",
+)
+HOLDOUT = ("loss", "kl", "agreement")
+INTERVALS = "In parentheses: 95 % bootstrap intervals over rows. KL and agreement are with the starting model."
+# What else than the name without underscores a reader is told.
+_LABELS = {"verbatim_run": "verbatim run, characters", "loss": "loss, nats per token", "kl": "KL, nats per token"}
+
+
+def model_card(session: Session, report: Report) -> str:
+    """Markdown with the front matter that the hub reads."""
+    job, config = session.job, session.job.config
+    adapter = config.tuning == "lora"
+    settings = {
+        key: value
+        for key, value in config.to_dict().items()
+        if value is not None and value is not False and value != []
+    }
+    lines = [
+        "---",
+        f"base_model: {config.model}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "tags: [unlearning, prod-train]",
+        "---",
+        "",
+        f"# {config.model}, after `prod-train run --method {config.method}`",
+        "",
+        f"{'A LoRA adapter' if adapter else 'All weights'}; step {report.chosen}"
+        + (f"; stopped: {report.stopped}" if report.stopped else "")
+        + ".",
+        "",
+        *([f"**{report.collapsed}.**", ""] if report.collapsed else []),
+        table(report.before, report.after),
+        "",
+        INTERVALS,
+        "",
+        *(f"- {note}" for note in report.notes),
+        *([""] if report.notes else []),
+        "| | rows | hash of the tokens |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {len(rows)} | `{rows_digest(rows)}` |" for name, rows in job.sets.items()]
+    lines += [f"| teacher | | `{session.digest}` |", "", "```yaml"]
+    lines += [f"{key}: {value}" for key, value in settings.items()]
+    return "\n".join([*lines, "```", ""])
+
+
+def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
+    """The metrics before and after, one a row, in Markdown."""
+    rows = ["| metric | before | after | rows |", "|---|---|---|---|"]
+    for group, names in (("forget", FORGET), ("holdout", HOLDOUT)):
+        for name in names:
+            first = (before.get(group) or {}).get(name)
+            second = ((after or {}).get(group) or {}).get(name)
+            if first:
+                rows.append(f"| {group} {label(name)} | {_cell(first)} | {_cell(second)} | {_rows(first)} |")
+    return "\n".join(rows)
+
+
+def label(name: str) -> str:
+    """A metric as people read it, with its unit if it has one."""
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def _rows(metric: dict[str, Any]) -> str:
+    """The number of rows, and of those that were left out, by reason."""
+    left_out = (f"{count} left out: {reason}" for reason, count in metric.get("left_out", {}).items())
+    return "; ".join([str(metric["n"]), *left_out])
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return "-"
+    digits = 0 if metric["value"] > 10 else 3
+    return f"{metric['value']:.{digits}f} ({metric['low']:.{digits}f}-{metric['high']:.{digits}f})"

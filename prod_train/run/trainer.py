@@ -1,0 +1,345 @@
+"""A run: prepare -> setup -> fit -> finish. One loop on accelerate, exact under any split of the work.
+
+Every optimizer step is a list of rows that depends only on the seed and the number of the step, and losses are divided
+by the tokens (or rows) of the whole step. So these give the same weights, but for the order of additions:
+
+    batch 8 x 1                          = batch 1 x 8 accumulated
+    2 processes, batch 4                 = 1 process, batch 8
+    N steps, killed anywhere, resumed    = N steps
+
+The usual mean of means would weigh each token by the luck of its batch. transformers' Trainer was the other choice; it
+pads uneven batches with rows of their own, so the second line does not hold there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prod_decode.errors import ProdError
+from prod_decode.storage.artifact import write_whole
+from prod_train.config.config import Config
+from prod_train.config.schedule import learning_rate
+from prod_train.config.stopping import choose, collapse, forgotten, stop_reason
+from prod_train.data.rows import Row, collate
+from prod_train.loss.objective import Pass
+from prod_train.methods import Example, Reference, retain_loss
+from prod_train.model.modeling import trainable
+from prod_train.run.card import label, model_card
+from prod_train.run.checkpoint import State, checkpoints, restore_model, restore_optimizer, resume_from, save_checkpoint
+from prod_train.run.job import prepare
+from prod_train.run.output import mark, only_run
+from prod_train.run.session import Session, evaluate, seed_torch, setup
+from prod_train.targets.targets import rows_digest
+
+_log = logging.getLogger(__name__)
+
+
+def fit(session: Session, *, progress: bool = False) -> State:
+    """Train to the end, or until a stop rule says so; evaluates and writes a checkpoint every `eval_every` epochs.
+
+    Raises:
+        ProdError: a gradient is not finite. Checkpoints before it stay.
+    """
+    config, accelerator, schedule = session.job.config, session.accelerator, session.schedule
+    output = Path(config.output)
+    parameters = list(trainable(session.model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=config.rate, weight_decay=config.weight_decay)
+    state = State()
+    source = resume_from(config)
+    if source is not None:
+        state = restore_model(session, source)
+    model, optimizer = accelerator.prepare(session.model, optimizer)
+    if source is not None:
+        restore_optimizer(model, optimizer, source)
+    else:
+        session.before = evaluate(session)
+    from tqdm import tqdm
+
+    marks = set(schedule.evaluations(config.eval_every))
+    bar = tqdm(
+        total=schedule.steps,
+        initial=state.step,
+        desc=config.method,
+        unit="step",
+        disable=not (progress and accelerator.is_main_process),
+    )
+    tracked = config.report_to != "none"
+    if tracked:
+        plain = {k: v for k, v in config.to_dict().items() if isinstance(v, (str, int, float))}
+        accelerator.init_trackers("prod-train", config=plain)
+    losses: list[Tensor] = []
+    begun = time.perf_counter()
+    while state.step < schedule.steps and not state.stopped:
+        losses.append(train_step(session, model, optimizer, state.step))
+        state.step += 1
+        bar.update()
+        if tracked:
+            rate = learning_rate(config, state.step - 1, schedule.steps)
+            mean = _mean_over_processes(accelerator, losses[-1:])
+            accelerator.log({"train/loss": mean, "train/learning_rate": rate}, step=state.step)
+        if state.step in marks:
+            seconds = time.perf_counter() - begun
+            mean = _mean_over_processes(accelerator, losses)
+            metrics = evaluate(session)
+            record = {
+                "step": state.step,
+                "epoch": state.step / schedule.per_epoch,
+                "loss": mean,
+                "seconds": seconds,
+                **metrics,
+            }
+            state.history.append(record)
+            if accelerator.is_main_process:
+                _log.info("%s", _summary(record, schedule.steps))
+                if collapsed := collapse(session.before, metrics):
+                    _log.warning("%s", collapsed)
+            if tracked:
+                accelerator.log(_flat(metrics), step=state.step)
+            state.stopped = stop_reason(config, metrics)
+            bar.set_postfix(loss=f"{mean:.3f}", recited=f"{1 - forgotten(metrics):.2f}")
+            save_checkpoint(session, model, optimizer, state, output)
+            losses, begun = [], time.perf_counter()
+    bar.close()
+    if tracked:
+        accelerator.end_training()
+    return state
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """Names such as `forget/recitation`, as trackers group them."""
+    found = {f"{group}/{name}": metric for group, of in metrics.items() if of for name, metric in of.items()}
+    left_out = {f"{name}/left_out": sum(metric["left_out"].values()) for name, metric in found.items()}
+    return {name: metric["value"] for name, metric in found.items()} | {name: n for name, n in left_out.items() if n}
+
+
+def _summary(record: dict[str, Any], steps: int) -> str:
+    """One line an evaluation, for logs."""
+    values = {**record["forget"], **(record["holdout"] or {})}
+    shown = ("recitation", "extraction_strength", "loss", "kl", "agreement")
+    words = {"loss": "holdout loss", "kl": "KL"}
+    said = {words.get(name, label(name)): values[name]["value"] for name in shown if name in values}
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in said.items())
+    left_out = sum(record["forget"]["recitation"]["left_out"].values())
+    if left_out:
+        metrics += f"; {left_out} forget rows left out"
+    return (
+        f"step {record['step']} of {steps}, epoch {record['epoch']:g}: training loss {record['loss']:.4f}, "
+        f"{record['seconds']:.0f} s; {metrics}"
+    )
+
+
+@contextmanager
+def _without_cudnn_attention() -> Iterator[None]:
+    """Attention by torch's other kernels.
+
+    With a mask, at lengths of 64 more than a multiple of 128, cuDNN's backward pass gives NaN for rows whose scores are
+    all far below zero (pytorch/pytorch#196678). Qwen2.5-Coder-1.5B on an H200, torch 2.11, got NaN at a batch 64 wide.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@_without_cudnn_attention()
+def train_step(session: Session, model: Any, optimizer: Any, step: int) -> Tensor:
+    """One optimizer step; returns this process's part of its loss.
+
+    Raises:
+        ProdError: a gradient is not finite; the weights are as they were.
+    """
+    config, accelerator, schedule = session.job.config, session.accelerator, session.schedule
+    seed_torch(config.seed + 1_000_003 * (step + 1) + accelerator.process_index)  # dropout; needs no state to resume
+    model.train()
+    rate = learning_rate(config, step, schedule.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=accelerator.device)
+    parts = list(_backward_parts(session, model, step))
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with _maybe_sync(accelerator, model, sync=last):
+            with accelerator.autocast():
+                loss = part()
+            # DistributedDataParallel averages over processes, and this is a sum.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+    norm = float(accelerator.clip_grad_norm_(trainable(model).values(), limit))
+    if not math.isfinite(norm):
+        raise ProdError(
+            f"step {step + 1} of {schedule.steps}: expected finite gradients, got a norm of {norm} at a loss of "
+            f"{total.item():.4g}: run it again with a lower --learning-rate or --dtype float32; checkpoints are kept"
+        )
+    optimizer.step()
+    return total
+
+
+def _maybe_sync(accelerator: Any, model: Any, *, sync: bool) -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext() if sync else accelerator.no_sync(model)
+
+
+def _backward_parts(session: Session, model: Any, step: int) -> Iterator[Any]:
+    """The losses of a step, one function a backward pass; every process has as many, empty ones among them."""
+    job, config, schedule = session.job, session.job.config, session.schedule
+    rank, world = session.accelerator.process_index, session.accelerator.num_processes
+    size = config.batch_size * world
+    forget, retain = schedule.forget_rows(step), schedule.retain_rows(step)
+    tokens = sum(job.trained[i].tokens for i in forget)
+    denominator = float(len(forget) if session.method.per_row else tokens)
+    # The sum over a step does not depend on how it is cut; rows of like length need less padding.
+    forget.sort(key=lambda i: len(job.trained[i].ids))
+    retain.sort(key=lambda i: len(job.retain[i].ids))
+    epoch = step // schedule.per_epoch
+    for start in range(0, len(forget), size):
+        mine = forget[start : start + size][rank::world]
+        yield lambda mine=mine: _forget_loss(session, model, mine, denominator, epoch)
+    retain_tokens = float(sum(job.retain[i].tokens for i in retain))
+    for start in range(0, len(retain), size):
+        mine = retain[start : start + size][rank::world]
+        yield lambda mine=mine: _retain_loss(session, model, mine, retain_tokens)
+
+
+def _forget_loss(session: Session, model: Any, rows: list[int], denominator: float, epoch: int) -> Tensor:
+    job, method = session.job, session.method
+    if not rows:
+        return _nothing(session, model)
+    passed = _run(session, model, [job.trained[i] for i in rows])
+    reference = _reference(session, "forget", rows)
+    if not method.refuses:
+        return method.loss(Example(passed, reference, denominator))
+    drawn = np.random.default_rng([job.config.seed, 7, epoch]).integers(0, job.choices, len(job.forget))
+    numbers = [i * job.choices + int(drawn[i]) for i in rows]
+    refusal = _run(session, model, [job.refused[i] for i in numbers])
+    of_refusal = _reference(session, "refused", numbers)
+    return method.loss(Example(passed, reference, denominator, refusal, of_refusal))
+
+
+def _retain_loss(session: Session, model: Any, rows: list[int], denominator: float) -> Tensor:
+    job = session.job
+    if not rows:
+        return _nothing(session, model)
+    passed = _run(session, model, [job.retain[i] for i in rows])
+    hidden = _reference(session, "retain", rows).hidden
+    return job.config.retain_weight * retain_loss(job.config.keeps, passed, hidden, denominator)
+
+
+def _run(session: Session, model: Any, rows: list[Row]) -> Pass:
+    batch = collate(rows, session.job.pad).to(session.accelerator.device)
+    return Pass(session.encoder(model, batch), session.encoder.head(), batch)
+
+
+def _nothing(session: Session, model: Any) -> Tensor:
+    """A loss of 0 that has been through the model: other processes wait for this one's gradients."""
+    passed = _run(session, model, session.job.forget[:1])
+    return (passed.hidden.float().sum() + passed.log_probs().sum()) * 0
+
+
+def _reference(session: Session, name: str, rows: list[int]) -> Reference:
+    store = session.stores.get(name)
+    return Reference() if store is None else store.batch(rows, session.accelerator.device)
+
+
+def _mean_over_processes(accelerator: Any, losses: list[Tensor]) -> float:
+    """Mean over steps of the losses, of which each process has a part."""
+    return float(accelerator.reduce(torch.stack(losses).mean(), reduction="sum"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        output: where the result lies.
+        chosen: the step of the checkpoint that is the result, or None if none that is left obeyed the stop rules.
+        before: metrics of the starting model.
+        after: metrics of the result, or None.
+        history: a record an evaluation.
+        stopped: why training ended early, or "".
+        notes: what makes the evidence weaker, a line each.
+        collapsed: why the result is useless, or "".
+    """
+
+    output: Path
+    chosen: int | None
+    before: dict[str, Any]
+    after: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    stopped: str
+    notes: tuple[str, ...] = ()
+    collapsed: str = ""
+
+
+def finish(session: Session, state: State) -> Report:
+    """Put the chosen checkpoint's model, the model card and `report.json` into the output directory."""
+    config = session.job.config
+    output = Path(config.output)
+    kept = checkpoints(output)
+    if (resumed := resume_from(config)) is not None:
+        kept = checkpoints(resumed.parent) | kept
+    chosen = choose(config, [record for record in state.history if record["step"] in kept])
+    after = next((record for record in state.history if record["step"] == chosen), None)
+    collapsed = collapse(session.before, after) if after else ""
+    notes = session.job.notes
+    report = Report(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed)
+    if session.accelerator.is_main_process:
+        if chosen is not None:
+            for path in kept[chosen].rglob("*"):
+                if path.is_file() and path.name not in ("trainer.pt", "state.json"):
+                    target = output / path.relative_to(kept[chosen])
+                    target.parent.mkdir(exist_ok=True)
+                    with write_whole(target) as file, path.open("rb") as source:
+                        shutil.copyfileobj(source, file)
+            with write_whole(output / "README.md") as file:
+                file.write(model_card(session, report).encode())
+        record = {
+            "chosen": chosen,
+            "stopped": state.stopped,
+            "notes": list(report.notes),
+            "collapsed": collapsed,
+            "before": session.before,
+            "history": state.history,
+            "config": config.to_dict(),
+            "teacher": session.digest,
+            "data": {name: {"rows": len(rows), "hash": rows_digest(rows)} for name, rows in session.job.sets.items()},
+        }
+        with write_whole(output / "report.json") as file:
+            file.write(json.dumps(record, indent=1).encode())
+    session.accelerator.wait_for_everyone()
+    return report
+
+
+def run(config: Config, *, progress: bool = False) -> Report:
+    """Everything: data, targets, training, result. The function behind `prod-train run`.
+
+    Raises:
+        ProdError: a mistake of the user; another run writes to `output`; or the disk does not take what is written.
+            `output` has at most complete checkpoints, cached targets, anchors and continuations then.
+    """
+    config.validate()
+    output = Path(config.output)
+    with only_run(output):
+        job = prepare(config)
+        mark(output, unfinished=True)
+        session = setup(job, progress=progress)
+        report = finish(session, fit(session, progress=progress))
+        mark(output, unfinished=False)
+    return report

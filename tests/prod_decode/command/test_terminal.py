@@ -1,0 +1,103 @@
+"""What commands print, and where it goes if nobody reads it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prod_decode.blocklist.blocklist import Blocklist
+from prod_decode.blocklist.entries import Entry
+from prod_decode.cli import main
+from prod_decode.command.terminal import one_line, printable
+from tests import ROOT
+
+# What a terminal obeys: ESC and the other C0 and C1 controls, and the characters that reorder a line.
+CONTROLS = [chr(code) for code in (*range(32), *range(127, 160), 0x200E, 0x200F, *range(0x202A, 0x202F))]
+
+
+@given(st.text(st.sampled_from([*CONTROLS, "a", "\u2028", "é", "名"])))
+def test_no_text_moves_the_cursor(text: str) -> None:
+    shown = printable(text)
+    assert not set(shown.replace("\r\n", "\n")) & (set(CONTROLS) - {"\n", "\t"})
+    assert not set(one_line(text)) & {*CONTROLS, "\u2028"}
+
+
+def test_what_is_escaped_can_be_read() -> None:
+    assert printable("a\x1b[2Jb\r\n\tc\rd") == "a\\x1b[2Jb\r\n\tc\\rd"
+    assert one_line("two\n  lines\x07 and\ta tab") == "two lines\\x07 and\\ta tab"
+
+
+@pytest.mark.parametrize("size", [1_999, 2_000, 2_001, 1_000_000])
+def test_a_message_keeps_its_beginning_and_its_remedy(size: int) -> None:
+    line = one_line("got " + "9" * (size - 11) + " do so.")
+    assert len(line) <= 2_010
+    assert (line.startswith("got 999"), line.endswith("999 do so.")) == (True, True)
+    assert ("[...]" in line) == (size > 2_000)
+
+
+def test_a_megabyte_of_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compile", "x.txt", "-o", "y", "--jobs", "9" * 1_000_000])
+    assert len(capsys.readouterr().err) < 2_100
+
+
+def test_names_and_texts_are_shown_and_not_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Blocklist.compile([Entry("a\x1b[31mb(", id="red\x1b[2J")]).save("b.prod")
+    Path("c\x1b[1m\nx.py").write_text("a\x1b[31mb(\n")
+    Path("bad\x1b[7m").write_bytes(b"\0")
+    assert main(["scan", "b.prod", ".", "no\x1b[m"]) == 1
+    assert main(["info", "b.prod", "--entries"]) == 0
+    assert main(["info", "gone\x1b[m"]) == 2
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert "c\\x1b[1m x.py:1:1: red\\x1b[2J: a\\x1b[31mb(\n" in told.out
+    assert "gone\\x1b[m" in told.err
+
+
+TOLD = "prohibited places: 1, files: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "out", "err"),
+    [
+        ("", 1, "-:1:1: yaml.load(: yaml.load(\n", TOLD),
+        ("2>&-", 1, "-:1:1: yaml.load(: yaml.load(\n", ""),
+        (f"2<{os.devnull}", 1, "-:1:1: yaml.load(: yaml.load(\n", ""),
+        (">&-", 1, "", TOLD),
+        (
+            f"1<{os.devnull}",
+            2,
+            "",
+            f"{TOLD}prod-decode scan: cannot write to the standard output: Bad file descriptor\n",
+        ),
+        (">&- 2>&-", 1, "", ""),
+        (
+            "<&-",
+            2,
+            "",
+            "prod-decode scan: cannot read the standard input: it is closed; expected text there, or name a file\n",
+        ),
+    ],
+)
+def test_streams_may_be_closed_or_refuse(tmp_path: Path, streams: str, status: int, out: str, err: str) -> None:
+    """A descriptor that was opened for reading refuses to be written, as a full disk does."""
+    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "b.prod")
+    done = subprocess.run(
+        ["sh", "-c", f"exec '{sys.executable}' -m prod_decode.cli scan b.prod - {streams}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+        input="yaml.load(",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)

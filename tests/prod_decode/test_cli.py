@@ -1,0 +1,461 @@
+"""The command line as a user runs it: output, exit status, and messages for mistakes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prod_decode.blocklist.blocklist import Blocklist, Match
+from prod_decode.blocklist.entries import Entry
+from prod_decode.blocklist.sources import CACHES
+from prod_decode.cli import _record, main
+from prod_decode.command.generation import Generation
+from prod_decode.command.terminal import exit_status
+from tests import ROOT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> str:
+    (tmp_path / "phrases.txt").write_text("yaml.load(\npickle.load(\n")
+    assert main(["compile", str(tmp_path / "phrases.txt"), "-o", str(tmp_path / "block.prod")]) == 0
+    return str(tmp_path / "block.prod")
+
+
+@pytest.mark.parametrize("data", [b"x = yaml.load(f)\n\n", "ok\n".encode("utf-16-le") + b"x = yaml.load(f)\n\n"])
+def test_ascii_behind_a_mark_of_utf_16_is_found(
+    tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "block.prod")
+    (tmp_path / "code.py").write_bytes(b"\xff\xfe" + data)
+    assert main(["scan", str(tmp_path / "block.prod"), str(tmp_path / "code.py")]) == 1
+    assert "yaml.load(" in capsys.readouterr().out
+
+
+def test_compile_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = str(tmp_path / "block.prod")
+    (tmp_path / "phrases.txt").write_text("yaml.load(\npickle.load(\n")
+    assert main(["compile", str(tmp_path / "phrases.txt"), "-o", block]) == 0
+    out = capsys.readouterr().out
+    assert out == f"{block}: 2 phrases, 0 documents, 2 patterns, 24 nodes, {Path(block).stat().st_size:,} bytes\n"
+    assert len(Blocklist.load(block)) == 2
+
+
+@pytest.mark.parametrize("command", [[], ["compile"], ["merge"], ["info"], ["scan"], ["generate"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(" ".join(["usage: prod-decode", *command]))
+
+
+def test_info_as_text_and_as_json(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["info", block, "--json", "--entries"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["phrases"], facts["patterns"], facts["nodes"], facts["longest_pattern"]) == (2, 2, 24, 12)
+    assert [entry["id"] for entry in facts["entries"]] == ["yaml.load(", "pickle.load("]
+    assert main(["info", block, "--entries"]) == 0
+    text = capsys.readouterr().out
+    assert "longest_pattern  12\n" in text
+    assert "  pickle.load(  phrase, boundary start, from " in text
+
+
+def test_scan_names_file_line_column_and_entry(
+    tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "bad.py").write_text("import yaml\n# é\nx = yaml . load (\n  y)\n")
+    (tmp_path / "code" / "good.py").write_text("x = yaml.safe_load(y)\n")
+    capsys.readouterr()
+    assert main(["scan", block, str(tmp_path / "code")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path}/code/bad.py:3:5: yaml.load(: yaml . load (\n"
+    assert printed.err == "prohibited places: 1, files: 2\n"
+
+    assert main(["scan", block, str(tmp_path / "code"), "--json", "--verify"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {
+        "path": f"{tmp_path}/code/bad.py",
+        "line": 3,
+        "column": 5,
+        "start": 20,
+        "end": 33,
+        "entry": "yaml.load(",
+        "text": "yaml . load (",
+    }
+    assert printed.err == "prohibited places: 1, files: 2 (pyahocorasick agrees)\n"
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\nx = pickle.load(f)\n")))
+    assert main(["scan", block, "-"]) == 1
+    assert capsys.readouterr().out == "-:3:5: pickle.load(: pickle.load(\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\0yaml.load(")))
+    assert main(["scan", block, "-"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "-:1:3: yaml.load(: yaml.load(\n"
+    assert printed.err.startswith("not covered: the standard input is a binary file, expected UTF-8 text; only its")
+    assert main(["scan", block, str(tmp_path / "code" / "good.py")]) == 0
+
+
+def test_scan_decodes_the_escapes_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = str(tmp_path / "block.prod")
+    Blocklist.compile([Entry("import os\nos.system(", id="shell")]).save(block)
+    call = json.dumps({"path": "é", "content": "import os\nos.system('ls')"}, ensure_ascii=False)
+    (tmp_path / "calls.jsonl").write_text(f"{{}}\n{call}\n")
+    (tmp_path / "calls.txt").write_text(call)
+    capsys.readouterr()
+    assert main(["scan", block, str(tmp_path / "calls.jsonl"), "--verify"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path}/calls.jsonl:2:27: shell: import os\\nos.system(\n"
+    assert printed.err == "prohibited places: 1, files: 1 (pyahocorasick agrees)\n"
+    assert main(["scan", block, str(tmp_path / "calls.jsonl"), "--no-escapes"]) == 0
+    assert main(["scan", block, str(tmp_path / "calls.txt")]) == 0
+    assert main(["scan", block, str(tmp_path / "calls.txt"), "--escapes"]) == 1
+
+
+def test_verify_reports_a_match_that_pyahocorasick_does_not_find(
+    tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.py").write_text("yaml.load(")
+    monkeypatch.setattr(Blocklist, "scan", lambda self, text: iter([Match(0, 10, "yaml.load(")] * 2))
+    assert main(["scan", block, str(tmp_path / "x.py"), "--verify"]) == 2
+    assert "entry yaml.load(: scan found 2, pyahocorasick 1; please report" in capsys.readouterr().err
+
+
+def test_verify_without_its_package_says_what_to_install(
+    tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ahocorasick", None)
+    assert main(["scan", block, str(tmp_path), "--verify"]) == 2
+    assert "--verify needs pyahocorasick: pip install 'prod-code-unlearning[audit]'" in capsys.readouterr().err
+
+
+def test_allowed_code_is_reported_as_waived(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = "".join(f"name_{i} = other_{i} + {i}\n" for i in range(40))
+    (tmp_path / "doc.py").write_text(document)
+    (tmp_path / "free.py").write_text(document[:400])
+    out = str(tmp_path / "out.prod")
+    assert main(["compile", str(tmp_path / "doc.py"), "--allow", str(tmp_path / "free.py"), "-o", out]) == 0
+    assert "waived: characters 0-" in capsys.readouterr().err
+    assert list(Blocklist.load(out).scan(document[:400])) == []
+    assert list(Blocklist.load(out).scan(document[300:]))
+
+
+def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more.txt").write_text("eval(\nyaml.load(\n")
+    more, out = str(tmp_path / "more.prod"), str(tmp_path / "all.prod")
+    main(["compile", str(tmp_path / "more.txt"), "-o", more, "--boundary", "none"])
+    capsys.readouterr()
+    assert main(["merge", block, more, "-o", out]) == 2
+    assert "two different entries have the id 'yaml.load('" in capsys.readouterr().err
+    assert not Path(out).exists()
+    main(["compile", str(tmp_path / "more.txt"), "-o", more])
+    assert main(["merge", block, more, "-o", out]) == 0
+    found = Blocklist.load(out).scan("eval(pickle.load(yaml.load(")
+    assert [match.entry_id for match in found] == ["eval(", "pickle.load(", "yaml.load("]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "prod-decode: the following arguments are required: COMMAND; see `prod-decode --help`"),
+        (["compile", "x.txt"], "the following arguments are required: -o/--output; see `prod-decode compile --help`"),
+        (["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"], "--max-quote: invalid int value: 'many'"),
+        (["compile", "{tmp}/none.txt", "-o", "{tmp}/y"], "cannot read {tmp}/none.txt: No such file or directory"),
+        (["compile", "{tmp}/blank.txt", "-o", "{tmp}/y"], "{tmp}/blank.txt has no entries, expected one per line"),
+        (["compile", "{tmp}/short.txt", "--strict", "-o", "{tmp}/y"], "'ab' is 2 normalised bytes, expected at least"),
+        (["info", "{tmp}/pipe"], "{tmp}/pipe is a FIFO, expected a compiled blocklist"),
+        (["scan", "{tmp}/pipe", "{tmp}"], "{tmp}/pipe is a FIFO, expected a compiled blocklist"),
+        (["merge", "{tmp}/pipe", "-o", "{tmp}/y"], "{tmp}/pipe is a FIFO, expected a compiled blocklist"),
+        (["info", "{tmp}"], "{tmp} is a directory, expected a compiled blocklist"),
+        (["compile", "{tmp}/short.txt", "-o", "{tmp}/no/y"], "cannot write {tmp}/no/y: the directory {tmp}/no does"),
+        (["compile", "{tmp}/short.txt", "-o", "{tmp}"], "cannot write {tmp}: it is a directory, expected a file name"),
+        (["info", "{tmp}/short.txt"], "{tmp}/short.txt is not a compiled blocklist: make one with `prod-decode"),
+        (["scan", "{tmp}/none.prod", "{tmp}"], "cannot read the blocklist {tmp}/none.prod: No such file or directory"),
+        (
+            ["generate", "--model", "m", "--blocklist", "b", "--prompt", "p", "--temperature", "-1"],
+            "argument --temperature: expected a number of at least 0, got -1",
+        ),
+        (
+            ["generate", "--model", "m", "--blocklist", "b", "--prompt", "p", "--max-new-tokens", "0"],
+            "argument --max-new-tokens: expected a number above 0, got 0",
+        ),
+        (
+            ["generate", "--model", "m", "--blocklist", "b", "--prompt", "p", "--top-p", "2"],
+            "argument --top-p: expected a number above 0, 1 at most, got 2",
+        ),
+        (
+            ["generate", "--model", "m", "--blocklist", "b", "--prompt", "p", "--seed", str(2**64)],
+            "argument --seed: expected a number of at least 0, 18446744073709551615 at most, got 18446744073709551616",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "short.txt").write_text("ab\n")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    try:
+        status = main([argument.format(tmp=tmp_path) for argument in arguments])
+    except SystemExit as leaving:
+        status = leaving.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message.format(tmp=tmp_path) in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_generate_refuses_before_it_loads_the_model(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["generate", "--model", "/no/such/model", "--blocklist"]
+    assert main([*base, block, "--prompt", ""]) == 2
+    assert "expected a prompt of at least one token" in capsys.readouterr().err
+    assert main([*base, block, "--prompt", os.fsdecode(b"caf\xe9")]) == 2
+    assert "--prompt is not UTF-8 text" in capsys.readouterr().err
+    assert main([*base, f"{block}.none", "--prompt", "x"]) == 2
+    assert "cannot read the blocklist" in capsys.readouterr().err
+    assert main([*base, block, "--prompt", "x", "--top-p", "0.9"]) == 2
+    assert "--top-p is for sampling: expected --temperature above 0 beside it" in capsys.readouterr().err
+    assert main([*base, block, "--prompt", "@"]) == 2
+    assert "expected the name of a file or directory, got ''" in capsys.readouterr().err
+    assert main([*base, block, "--prompt", "x"]) == 2
+    assert "cannot load the model '/no/such/model'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [20_000, 2])
+def test_a_reader_that_goes_away_changes_no_status(tmp_path: Path, block: str, lines: int) -> None:
+    (tmp_path / "many.py").write_text("yaml.load(\n" * lines)
+    script = f"'{sys.executable}' -m prod_decode.cli scan '{block}' '{tmp_path}/many.py' 2>err; echo $? >status"
+    # Without a reader from the start, so that it is the last flush that fails where there is little to print.
+    reader = "head -n 1" if lines > 2 else "true"
+    done = subprocess.run(
+        ["sh", "-c", f"({script}) | {reader}"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == (f"{tmp_path}/many.py:1:1: yaml.load(: yaml.load(\n" if lines > 2 else "")
+    assert (tmp_path / "status").read_text() == "1\n"
+    assert (tmp_path / "err").read_text() in ("", "prohibited places: 2, files: 1\n")
+
+
+class Broken(io.TextIOWrapper):
+    """An output that nobody reads, or a disk that is full."""
+
+    error: OSError = BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    def write(self, _text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 7, ""),
+        (OSError(errno.ENOSPC, "No space left"), 2, "x: cannot write to the standard output: No space left\n"),
+    ],
+)
+def test_the_status_is_that_of_the_work_whoever_reads(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    status: int,
+    told: str,
+) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        output = Broken(file)
+        output.error = error
+        monkeypatch.setattr(sys, "stdout", output)
+        assert exit_status("x", lambda: sys.stdout.write("text") + 3) == status
+    assert capsys.readouterr().err == told
+    assert sys.stdout is output
+
+
+# ---- what is not covered -------------------------------------------------------------------------------------------
+
+
+def names_of(path: str) -> list[str]:
+    return [info.id for info in Blocklist.load(path).entries()]
+
+
+def test_named_files_that_are_no_lists_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list of phrases under another name would guard its whole text, and none of its phrases."""
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("yaml.load(\n")
+    for name in ("phrases.lst", "a.py", "b.py", "c"):
+        Path(name).write_text("yaml.load(\n" * 20)
+    assert main(["compile", "list.txt", "phrases.lst", "a.py", "b.py", "c", "-o", "x.prod"]) == 0
+    assert capsys.readouterr().err == (
+        "read as a document each: phrases.lst, a.py, b.py and 1 more (lists are .txt, .jsonl and .ndjson files)\n"
+    )
+    assert main(["compile", "list.txt", "-o", "x.prod"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_compile_goes_on_and_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("yaml.load(\nab\nbroken\ufffd\n")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("x = 1\n")
+    (tmp_path / "code" / "b.bin").write_bytes(b"\0")
+    out = str(tmp_path / "out.prod")
+    command = ["compile", str(tmp_path / "list.txt"), str(tmp_path / "code"), "-o", out]
+    assert main([*command, "--strict"]) == 2
+    assert not Path(out).exists()
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(command) == 3
+    error = capsys.readouterr().err
+    assert [line.partition(": ")[2] for line in error.splitlines() if line.startswith("not covered: ")] == [
+        f"{tmp_path}/code/b.bin is a binary file, expected UTF-8 text",
+        f"entry 'ab' ({tmp_path}/list.txt:2): 'ab' is 2 normalised bytes, expected at least 3: it would ban a great "
+        "deal; make it longer or pass --allow-short (allow_short=True)",
+        f"entry 'broken\ufffd' ({tmp_path}/list.txt:3): text has U+FFFD at character 6, which decoders write for "
+        "broken bytes, so it cannot be guarded: remove it, or read the source with its right encoding",
+        f"'{tmp_path}/code/a.py': shorter than max_quote",
+    ]
+    assert names_of(out) == ["yaml.load(", f"{tmp_path}/code/a.py"]
+    assert main([*command, "--accept-uncovered"]) == 0
+    assert capsys.readouterr().err == error
+    (tmp_path / "code" / "b.bin").unlink()
+    (tmp_path / "list.txt").write_text("yaml.load(\n")
+    assert main(command) == 3
+    assert main([*command, "--strict"]) == 2
+    assert main([*command, "--max-quote", "6", "--strict"]) == 2
+    (tmp_path / "code" / "a.py").write_text("x = 12345\n")
+    assert main([*command, "--max-quote", "6", "--strict"]) == 0
+
+
+def test_documents_that_prohibit_nothing_are_named_up_to_a_point(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "code").mkdir()
+    for name in range(12):
+        (tmp_path / "code" / f"{name:02}.py").write_text(f"x = {name}\n")
+    (tmp_path / "list.txt").write_text("yaml.load(\n")
+    command = ["compile", str(tmp_path / "list.txt"), str(tmp_path / "code"), "-o", str(tmp_path / "out.prod")]
+    assert main(command) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[9:] == [
+        f"not covered: '{tmp_path}/code/09.py': shorter than max_quote",
+        "not covered: 2 more like these; `prod-decode info --json` lists them all",
+    ]
+
+
+def test_compile_says_which_letters_ignore_case_does_not_fold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("\u00c9tat(\n\u65e5\u672c\nMD5(\n\u00f1and\u00fa\n")
+    command = ["compile", str(tmp_path / "list.txt"), "-o", str(tmp_path / "out.prod")]
+    assert main([*command, "--ignore-case"]) == 0
+    assert capsys.readouterr().err == (
+        f"--ignore-case folds ASCII letters only: other letters in entry '\u00c9tat(' ({tmp_path}/list.txt:1) and 1 "
+        "more are compared as they are\n"
+    )
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_scan_goes_on_and_a_hit_wins(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.bin").write_bytes(b"\0yaml.load\0(")
+    os.mkfifo(tmp_path / "code" / "pipe")
+    paths = [str(tmp_path / "none"), str(tmp_path / "code")]
+    capsys.readouterr()
+    assert main(["scan", block, *paths]) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        f"not covered: cannot read {tmp_path}/none: No such file or directory",
+        f"not covered: {tmp_path}/code/a.bin is a binary file, expected UTF-8 text; only its bytes were looked through",
+        f"not covered: {tmp_path}/code/pipe is a FIFO: not opened",
+        "prohibited places: 0, files: 1, not covered: 3",
+    ]
+    assert main(["scan", block, *paths, "--accept-uncovered"]) == 0
+    assert main(["scan", block, *paths, "--strict"]) == 2
+    (tmp_path / "code" / "b.bin").write_bytes(b"\0\xff yaml.load(\xff")
+    (tmp_path / "code" / "utf-16.py").write_bytes("pickle . load(".encode("utf-16"))
+    capsys.readouterr()
+    for option in ([], ["--accept-uncovered"]):
+        assert main(["scan", block, *paths, *option]) == 1
+        assert capsys.readouterr().out == (
+            f"{tmp_path}/code/b.bin:1:4: yaml.load(: yaml.load(\n"
+            f"{tmp_path}/code/utf-16.py:1:1: pickle.load(: pickle . load(\n"
+        )
+
+
+def test_a_blocklist_is_no_hit_of_itself(tmp_path: Path, block: str) -> None:
+    (tmp_path / "phrases.txt").unlink()
+    (tmp_path / "a.py").write_text("x = 1\n")
+    assert main(["scan", block, str(tmp_path)]) == 0
+    assert main(["scan", block, block]) == 1
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_names_that_are_not_text_are_printed(tmp_path: Path, block: str, as_json: list[str]) -> None:
+    (tmp_path / "code").mkdir()
+    file = tmp_path / "code" / os.fsdecode(b"b\xe9.py")
+    file.write_text("yaml . load('\u00e9\U0001f600')\nyaml.load\u2028(", encoding="utf-8")
+    phrases = str(tmp_path / "e.txt")
+    Path(phrases).write_text("('\u00e9\U0001f600'\n", encoding="utf-8")
+    assert main(["compile", phrases, "-o", block]) == 0
+    command = [sys.executable, "-m", "prod_decode.cli", "scan", block, str(tmp_path / "code"), *as_json]
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (1, b"prohibited places: 1, files: 1\n")
+        if as_json:
+            record = json.loads(done.stdout)
+            assert (record["path"], record["text"]) == (str(file), "('\u00e9\U0001f600'")
+        else:
+            assert done.stdout.startswith(f"{tmp_path}/code/b\\udce9.py:1:12: ".encode())
+
+
+def test_the_help_names_every_directory_that_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["scan", "--help"])
+    text = capsys.readouterr().out
+    assert [name for name in CACHES if f"`{name}`" not in text] == []
+
+
+def test_every_exit_status_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert re.findall(r"^  (\d)  ", text, re.MULTILINE) == ["0", "1", "2", "3"]
+
+
+def test_matches_of_the_prompt_are_not_the_outputs() -> None:
+    blocklist = Blocklist.compile([Entry("yaml.load(")])
+    run = Generation("yaml.load(x)\nyaml.lo", ["ad", "(y)\n", "yaml.load("], [None] * 3, Counter(), 1.0)
+    assert _record(run, blocklist)["matches"] == [
+        {"start": 13, "end": 23, "entry_id": "yaml.load("},
+        {"start": 26, "end": 36, "entry_id": "yaml.load("},
+    ]
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    script = ROOT / "docs" / "make_cli.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], check=False)
+    assert done.returncode == 0, "run `make docs`"
+
+
+def test_importing_the_package_loads_no_engine() -> None:
+    check = (
+        "import sys, prod_decode; print([n for n in ('torch', 'transformers', 'vllm', 'numba') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,35 @@
+"""What the wheel puts into a user's environment."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+
+
+def test_the_wheel_has_the_two_packages_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    for package in ("prod_decode", "prod_train", "bench", "tests", "docs"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-c", BUILD, str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    sources = [
+        path.relative_to(ROOT).as_posix()
+        for name in ("prod_decode", "prod_train")
+        for path in (ROOT / name).rglob("*.py")
+    ]
+    assert "prod_train/methods/__init__.py" in sources
+    assert sorted(names) == sorted([*sources, "prod_decode/py.typed", "prod_train/py.typed"])

@@ -1,0 +1,77 @@
+"""A mixture of experts: their weights get no adapter without a word, or one that peft loads and that merges."""
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from prod_decode.errors import ProdError
+from prod_train.config.config import Config
+from prod_train.model.merge import merge
+from prod_train.run.trainer import run
+from tests.tiny import save_tiny_model, write_snippets
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]
+
+IDS = torch.arange(4, 40).reshape(3, 12)
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moe")
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny_model(folder / "dense"))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    ends = {"bos_token_id": None, "eos_token_id": 265, "pad_token_id": 265}
+    config = Qwen3MoeConfig(vocab_size=300, num_hidden_layers=2, initializer_range=0.3, **shape, **heads, **ends)
+    Qwen3MoeForCausalLM(config).save_pretrained(folder / "m")
+    tokenizer.save_pretrained(folder / "m")
+    return {"model": str(folder / "m"), "forget": write_snippets(folder / "f.jsonl", 4)}
+
+
+def make(world, output, **options):
+    given = {"method": "learn", "max_steps": 2, "learning_rate": 1e-2, "lora_rank": 4, "eval_rows": 1}
+    return Config(**{**world, "output": str(output), **given, **options})
+
+
+def test_experts_without_an_adapter_are_said(world, tmp_path, caplog):
+    """2 layers of 4 * (32 * 32 + 32 * 16) weights are experts', of 38,080."""
+    run(make(world, tmp_path / "o"))
+    assert "32 % of the model's weights are those of experts (experts.down_proj, experts.gate_up_proj)" in caplog.text
+    assert not [name for name in load_file(tmp_path / "o" / "adapter_model.safetensors") if "experts" in name]
+
+
+def test_experts_are_adapted_on_request(world, tmp_path, caplog):
+    run(make(world, tmp_path / "o", lora_targets=("q_proj", *EXPERTS)))
+    assert "those of experts" not in caplog.text
+    weights = load_file(tmp_path / "o" / "adapter_model.safetensors")
+    experts = [weight for name, weight in weights.items() if "experts" in name and "lora_B" in name]
+    assert len(experts) == 4
+    assert all(weight.any() for weight in experts)
+    merge(str(tmp_path / "o"), str(tmp_path / "merged"))
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(world["model"])
+        plain = base(IDS).logits
+        adapted = PeftModel.from_pretrained(base, str(tmp_path / "o")).eval()(IDS).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits
+    assert torch.allclose(adapted, merged, atol=1e-4)
+    assert (adapted - plain).abs().max() > 0.1
+    run(make({**world, "model": str(tmp_path / "o")}, tmp_path / "again", lora_rank=16))
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (
+            {"lora_targets": EXPERTS, "lora_dropout": 0.1},
+            "^--lora-dropout: does not fit experts.gate_up_proj",
+        ),
+        ({"lora_targets": ("up_proj",)}, r"no linear layer is called up_proj, expected .*, or down_proj, gate_up_proj"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(world, tmp_path, options, part):
+    with pytest.raises(ProdError, match=part):
+        run(make(world, tmp_path / "o", **options))
