@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
     """Compile, generate, scan; teach, forget; report."""
-    from prod_decode.command.models import load_model, quiet
+    from prod_decode.storage.models import load_model, quiet
 
     if functions < 0 or max_new_tokens < 1:
         raise ProdError(

@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prod_decode.version import __version__
+
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist, Match
     from prod_decode.blocklist.entries import Entry
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher
     from prod_decode.tokens.vocabulary import Vocabulary
 
-__version__ = "0.1.0"
-
-__all__ = ["Blocklist", "Entry", "Match", "Matcher", "ProdError", "ProdLogitsProcessor", "Vocabulary"]
+__all__ = ["Blocklist", "Entry", "Match", "Matcher", "ProdError", "ProdLogitsProcessor", "Vocabulary", "__version__"]
 
 _HOMES = {
     "Blocklist": "blocklist.blocklist",

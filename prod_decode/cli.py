@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from prod_decode import __version__
 from prod_decode.command.terminal import (
     USAGE,
     exit_status,
@@ -25,6 +24,7 @@ from prod_decode.command.terminal import (
     to_json,
 )
 from prod_decode.errors import ProdError
+from prod_decode.version import __version__
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist, Match
@@ -323,7 +323,7 @@ def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry
 
 def _costs_of(model_name: str) -> Costs:
     from prod_decode.command.costs import ModelCosts
-    from prod_decode.command.models import load_model, quiet
+    from prod_decode.storage.models import load_model, quiet
     from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
     quiet()
@@ -519,8 +519,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise ProdError("--prompt is not UTF-8 text: convert it first, or set a UTF-8 locale")
 
     from prod_decode.command.generation import generate
-    from prod_decode.command.models import load_model
     from prod_decode.command.render import mark_bans, to_terminal
+    from prod_decode.storage.models import load_model
 
     model, tokenizer = load_model(options.model)
     matcher = blocklist.bind(tokenizer)

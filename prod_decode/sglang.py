@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from prod_decode.command.models import load_tokenizer
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher
 from prod_decode.serving.guard import Guard
 from prod_decode.serving.settings import Settings
+from prod_decode.storage.models import load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
 _NOT_A_TOKEN = -1

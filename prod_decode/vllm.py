@@ -27,21 +27,21 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
-from prod_decode import __version__
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
-from prod_decode.command.models import load_tokenizer
 from prod_decode.device.bans import DeviceMatcher
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_columns_, mask_padding_, mask_prohibited_
 from prod_decode.match.batch import Batch, Request
 from prod_decode.match.matcher import Matcher
-from prod_decode.match.unescaped import UnescapedMatcher
+from prod_decode.match.unescaped import UnescapedMatcher, unescaped
 from prod_decode.serving.settings import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
-from prod_decode.serving.vllm_plugin import PROCESSOR, config_of_caller, guards_in, has_tools
+from prod_decode.serving.vllm_plugin import PROCESSOR, EnforcesBlocklists, config_of_caller, guards_in, has_tools
+from prod_decode.storage.models import load_tokenizer
 from prod_decode.text.escapes import AFTER_U
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
+from prod_decode.version import __version__
 
 _LOG = logging.getLogger(__name__)
 # vLLM shows what is below a warning for its own loggers only.
@@ -53,7 +53,7 @@ _NOT_ON_V2 = (
 )
 
 
-class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]  # mypy does not follow vllm
+class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklists):  # type: ignore[misc]  # mypy does not follow vllm
     """Keeps prohibited patterns out of what vLLM generates.
 
     For every row, the tokens that would complete a pattern of one of the request's blocklists after the text so far,
@@ -109,7 +109,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
                 _warm_up(self.matchers[self.names.index(name)])
             # The tables of a normalisation take a second; a list that uses them then takes little.
             for matcher in {matcher.normalization: matcher for matcher in self.matchers}.values():
-                matcher.unescaped()
+                unescaped(matcher)
         self._batch = Batch()
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
@@ -268,7 +268,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore
         matchers, stops = [self.matchers[name] for name in names], _stops(params)
         found: list[Matcher | UnescapedMatcher] = [matcher.cut_by(stops) for matcher in matchers]
         if self.settings.unescapes(params.extra_args, is_structured=params.structured_outputs is not None):
-            found += [matcher.unescaped(stops) for matcher in matchers]
+            found += [unescaped(matcher, stops) for matcher in matchers]
         return tuple(found)
 
 
@@ -477,13 +477,13 @@ def _warm_up(matcher: Matcher) -> None:
     matcher.banned_all(states)
     known = np.flatnonzero(matcher.vocabulary.kinds != UNKNOWN)[:1].astype(np.int64)
     matcher.advance_all(states, known)
-    unescaped = matcher.unescaped()
-    tracker = unescaped.track()
+    decoding = unescaped(matcher)
+    tracker = decoding.track()
     tracker.take(np.full(1, -1))
     tracker.advance(known)
-    for unescaped_states in unescaped.matchers.values():
+    for unescaped_states in decoding.matchers.values():
         unescaped_states.banned_all(states)
-    unescaped.banned(int(states[0]), AFTER_U)
+    decoding.banned(int(states[0]), AFTER_U)
 
 
 def _unmasked_probabilities(params: Any) -> str | None:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prod_decode import __version__
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
 from prod_decode.errors import ProdError, brief
+from prod_decode.version import __version__
 from prod_train.config.config import Config, flag, make_config, plain_type, saved_config
 
 USELESS = 1
@@ -162,10 +162,10 @@ def _unknown(word: str, names: set[str]) -> str:
 
 def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     config = _configuration(options, unknown)
-    from prod_decode.command.models import quiet
+    from prod_decode.storage.models import quiet
 
     quiet()
-    from prod_train.run.card import INTERVALS, table
+    from prod_train.run.report import INTERVALS, table
     from prod_train.run.trainer import run
 
     report = run(config, progress=sys.stderr.isatty())
@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     config = _configuration(options, unknown)
-    from prod_decode.command.models import quiet
+    from prod_decode.storage.models import quiet
 
     quiet()
     from prod_train.run.check import check
@@ -255,10 +255,10 @@ def _plain(value: Any) -> str:
 def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     if unknown:
         raise ProdError(f"unknown argument {brief(unknown[0])}, see `prod-train merge --help`")
-    from prod_decode.command.models import quiet
+    from prod_decode.storage.models import quiet
 
     quiet()
-    from prod_train.model.merge import merge
+    from prod_train.run.merge import merge
 
     adapter = options.adapter
     if adapter.lower().endswith((".yaml", ".yml")):

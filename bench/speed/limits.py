@@ -54,7 +54,7 @@ def plain_python() -> Iterator[None]:
     """The kernels' own functions in place of the machine code made of them."""
     with ExitStack() as stack:
         for module, names in (
-            (matcher, ("_continuations", "_emit_word_ends")),
+            (matcher, ("continuations", "_emit_word_ends")),
             (follow, ("advance_inline", "step")),
             (automaton, ("find_child", "step")),
         ):
@@ -67,7 +67,7 @@ def read_for_a_mask(bound: Matcher, state: int) -> tuple[Counted, Counted]:
     """What of the automaton and of the token trie is read for the mask of a state, within `plain_python`."""
     table = bound.table
     nodes, token_nodes = Counted(bound.automaton.nodes), Counted(table.nodes)
-    kernel: Any = matcher._continuations  # which is given records that count instead of arrays
+    kernel: Any = matcher.continuations  # which is given records that count instead of arrays
     kernel(
         nodes,
         token_nodes,

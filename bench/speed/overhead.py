@@ -180,7 +180,7 @@ def gather(tokenizer_name: str, patterns: int, *, steps: int) -> Material:
 
 def _tokenizer(name: str) -> Any:
     """A model's tokenizer; or one of 131,072 tokens for which no model has to be fetched."""
-    from prod_decode.command.models import load_tokenizer
+    from prod_decode.storage.models import load_tokenizer
 
     if name != "tekken":
         return load_tokenizer(name)

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from prod_decode.cli import Parser
-from prod_decode.command.models import quiet
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import quiet
 from prod_train.config.config import Config
 from prod_train.methods import make_method
 from prod_train.model.modeling import trainable

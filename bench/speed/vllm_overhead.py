@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
     """All figures, in the order of the table."""
     from bench.speed.overhead import gather
     from prod_decode import Blocklist, Entry
-    from prod_decode.command.models import in_hub_format
+    from prod_decode.storage.models import in_hub_format
 
     model = in_hub_format(options.model, folder / "model", dtype="bfloat16")
     material = gather(model, max(COUNTS), steps=64 * max(options.batches))

@@ -26,9 +26,9 @@ from bench.unlearning.profiles import (
     Profile,
 )
 from bench.unlearning.records import Key
-from prod_decode import __version__
 from prod_decode.blocklist.entries import SHORTEST_QUOTE
 from prod_decode.errors import ProdError
+from prod_decode.version import __version__
 
 # A method of `prod_train` with our decoder on top.
 DECODED = "+decode"

@@ -132,7 +132,7 @@ def _measure(plan: Plan, out: Path, task: str, protocol: str, seed: int) -> int:
 
 
 def _log_progress() -> None:
-    from prod_decode.command.models import quiet
+    from prod_decode.storage.models import quiet
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("bench", "prod_decode"):
@@ -198,7 +198,7 @@ def make_task(name: str, plan: Plan) -> Task[Any]:
     """
     from bench.metrics import sentence_bleu
     from bench.tasks import load_task
-    from prod_decode.command.models import load_tokenizer
+    from prod_decode.storage.models import load_tokenizer
 
     options: dict[str, Any] = {"limit": plan.profile.samples}
     if name in plan.sources:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench.unlearning.records import Value
-from prod_decode.command.models import load_model, load_tokenizer
+from prod_decode.storage.models import load_model, load_tokenizer
 from prod_train.data.rows import Row
 from prod_train.loss.objective import Encoder
 from prod_train.measure.evaluate import continuations, evaluate_holdout, evaluate_likelihood, padding_id

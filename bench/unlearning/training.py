@@ -14,10 +14,10 @@ from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from bench.unlearning.profiles import FIRST_ROUND
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
-from prod_decode.command.models import in_hub_format
+from prod_decode.storage.models import in_hub_format
 from prod_train.config.config import Config
-from prod_train.model.merge import merge
 from prod_train.run.job import ANCHORS
+from prod_train.run.merge import merge
 from prod_train.run.recipes import package_functions, stdlib_functions, write_rows
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Trainer:
     ) -> dict[int, Path]:
         """The adapters of one training, by epoch."""
         output = self.folder / f"{name}.{method}.s{seed}"
-        from prod_train.run.checkpoint import checkpoints
+        from prod_train.run.output import checkpoints
 
         self._run(output, model=model, forget=forget, method=method, epochs=epochs, seed=seed, every=every, **options)
         found = checkpoints(output)
@@ -135,7 +135,7 @@ class Trainer:
         return self.folder / f"{adapter.parent.name}.{adapter.name}.{what}"
 
     def _run(self, output: Path, *, every: float, **options: Any) -> None:
-        from prod_train.run.checkpoint import latest_checkpoint
+        from prod_train.run.output import latest_checkpoint
         from prod_train.run.trainer import run
 
         if (output / "report.json").is_file():

@@ -21,7 +21,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from prod_decode import __version__
 from prod_decode.blocklist.anchors import FreeCode, choose_anchors, default_width
 from prod_decode.blocklist.entries import SHORTEST_PATTERN, Entry, EntryInfo, pack, unpack
 from prod_decode.errors import ProdError
@@ -29,6 +28,7 @@ from prod_decode.storage.artifact import are_laid_out, are_ranges, is_count, rea
 from prod_decode.text.normalize import CLASSES, WORD, Normalization
 from prod_decode.text.patterns import Collected, Pattern
 from prod_decode.text.trie import concatenate
+from prod_decode.version import __version__
 
 # Characters of entries that a process takes at a time; fewer altogether are not worth starting one.
 _PORTION = 2_000_000

@@ -20,7 +20,7 @@ from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
 from prod_decode.match.automaton import BOUND_ROOT
 from prod_decode.match.follow import advance_inline, end_prompt
-from prod_decode.match.matcher import Matcher, _continuations
+from prod_decode.match.matcher import Matcher, continuations
 from prod_decode.storage.jit import jit
 from prod_decode.text.normalize import AFTER_OTHER, CLASSES, WORD_ENDS
 from prod_decode.tokens.vocabulary import UNKNOWN
@@ -463,7 +463,7 @@ def _list_tokens(
         list_of[node] = -1
         if total >= most or not (heavy or tries):
             continue
-        found = _continuations(nodes, token_nodes, trie, order, word_ends, stamps, scratch, stack, node)
+        found = continuations(nodes, token_nodes, trie, order, word_ends, stamps, scratch, stack, node)
         tries -= not heavy
         if not heavy and found > short and total >= most // 2:
             continue

@@ -22,9 +22,7 @@ from prod_decode.match.automaton import (
     step,
 )
 from prod_decode.match.tracker import TextTracker
-from prod_decode.match.unescaped import UnescapedMatcher
 from prod_decode.storage.jit import jit
-from prod_decode.text.escapes import AFTER_BACKSLASH, IN_ESCAPES, OUTSIDE
 from prod_decode.text.normalize import (
     AFTER_BREAK,
     AFTER_OTHER,
@@ -65,16 +63,15 @@ class Matcher:
         normalization: Normalization,
         vocabulary: Vocabulary,
         entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
+        ends: NDArray[np.bool_] = WORD_ENDS,
     ) -> None:
         self.vocabulary = vocabulary
         self.normalization = normalization
         self._entries_of = entries_of
         self.automaton = automaton
         self.table = vocabulary.table(normalization)
-        self.normalization = normalization
-        self._ends = WORD_ENDS
+        self.ends = ends
         self._cut_by: dict[bytes, Matcher] = {}
-        self._unescaped: dict[bytes, UnescapedMatcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
         for token_id in vocabulary.eos_ids:
             for text_state in range(TEXT_STATES):
@@ -114,35 +111,20 @@ class Matcher:
         if symbols not in self._cut_by:
             if len(self._cut_by) >= _CUTS:
                 self._cut_by.clear()
-            twin = Matcher(self.automaton, self.normalization, self.vocabulary, self._entries_of)
-            twin._ends = self._ends.copy()
-            twin._ends[list(symbols)] = True
-            self._cut_by[symbols] = twin
+            ends = self.ends.copy()
+            ends[list(symbols)] = True
+            self._cut_by[symbols] = self.again(ends=ends)
         return self._cut_by[symbols]
 
-    def unescaped(self, stops: Iterable[str] | None = ()) -> UnescapedMatcher:
-        """The matcher for outputs whose JSON escapes are decoded, and which the engine cuts at these strings.
-
-        Enforce it beside this one, which knows the text as it is. Making the first one of a vocabulary and a
-        normalisation takes twice as long as binding does.
-        """
-        stops = None if stops is None else list(stops)
-        ends = self.cut_by(stops)._ends
-        # Cut inside of an escape, or before it, a word ends before what would have stood there.
-        in_escapes = stops is None or any(stop.encode()[0] in IN_ESCAPES for stop in stops if stop)
-        if in_escapes and (self.automaton.patterns & 1).any():
-            ends = np.ones_like(ends)
-        key = ends.tobytes()
-        if key not in self._unescaped:
-            if len(self._unescaped) >= _CUTS:
-                self._unescaped.clear()
-            matchers = {}
-            for escape in (OUTSIDE, AFTER_BACKSLASH):
-                vocabulary = self.vocabulary.unescaped(escape)
-                matchers[escape] = Matcher(self.automaton, self.normalization, vocabulary, self._entries_of)
-                matchers[escape]._ends = ends
-            self._unescaped[key] = UnescapedMatcher(self.vocabulary, matchers, ends)
-        return self._unescaped[key]
+    def again(self, *, vocabulary: Vocabulary | None = None, ends: NDArray[np.bool_] | None = None) -> Matcher:
+        """The same patterns for another vocabulary, or with words that end elsewhere."""
+        return Matcher(
+            self.automaton,
+            self.normalization,
+            self.vocabulary if vocabulary is None else vocabulary,
+            self._entries_of,
+            self.ends if ends is None else ends,
+        )
 
     def track(self) -> TextTracker:
         """A tracker of a batch of texts, without rows at first."""
@@ -249,7 +231,7 @@ class Matcher:
             self.table.order,
             fixed,
             fixed_starts,
-            self._ends,
+            self.ends,
             scratch.stamps,
             scratch.tokens,
             scratch.stack,
@@ -283,7 +265,7 @@ class Matcher:
             is_word = bool(CLASSES[symbols[i]] == WORD)
             node = int(step_once(nodes, rows, node, symbols[i], is_word and not in_word))
             in_word = is_word
-            ends_word = i + 1 == len(symbols) or bool(self._ends[symbols[i + 1]])
+            ends_word = i + 1 == len(symbols) or bool(self.ends[symbols[i + 1]])
             found.extend(index for index, _ in self.automaton.patterns_at(node, ends_word=ends_word))
         return list(dict.fromkeys(entry_id for pattern in found for entry_id in self._entries_of(pattern)))
 
@@ -315,7 +297,7 @@ class Matcher:
             self.automaton.nodes,
             self.automaton.rows,
             CLASSES,
-            self._ends,
+            self.ends,
             table.nodes,
             int(table.roots[text_state]),
             table.order,
@@ -403,7 +385,7 @@ def _banned_all(
     for row in range(len(states)):
         text_state = states[row] & 3
         fixed_from, fixed_to = fixed_starts[text_state], fixed_starts[text_state + 1]
-        count = _continuations(
+        count = continuations(
             nodes, token_nodes, roots[text_state], order, ends, stamps, scratch, stack, states[row] >> 2
         )
         needed = total + count + fixed_to - fixed_from
@@ -427,7 +409,7 @@ def _banned_all(
 
 
 @jit
-def _continuations(
+def continuations(
     nodes: NDArray[Any],
     token_nodes: NDArray[Any],
     token_root: int,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.match.automaton import ROOT, step, walk
 from prod_decode.match.follow import end_prompt
+from prod_decode.match.matcher import Matcher
 from prod_decode.storage.jit import jit
-from prod_decode.text.escapes import BACKSLASH, MOST, OUTSIDE, feed
+from prod_decode.text.escapes import AFTER_BACKSLASH, BACKSLASH, IN_ESCAPES, MOST, OUTSIDE, feed
 from prod_decode.text.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, fold, transduce
 from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
-
-if TYPE_CHECKING:
-    from prod_decode.match.matcher import Matcher
 
 # States of which is remembered what they ban.
 _CACHED = 1 << 12
@@ -27,8 +26,38 @@ _UNREADABLE = -1
 _START = ROOT * TEXT_STATES + AFTER_OTHER
 
 
+# By matcher, and by the symbols before which a word may end.
+_MADE: WeakKeyDictionary[Matcher, dict[bytes, UnescapedMatcher]] = WeakKeyDictionary()
+_KEPT = 64
+
+
+def unescaped(matcher: Matcher, stops: Iterable[str] | None = ()) -> UnescapedMatcher:
+    """The matcher for outputs whose JSON escapes are decoded, and which the engine cuts at these strings.
+
+    Enforce it beside `matcher`, which knows the text as it is. Making the first one of a vocabulary and a normalisation
+    takes twice as long as binding does.
+    """
+    stops = None if stops is None else list(stops)
+    ends = matcher.cut_by(stops).ends
+    # Cut inside of an escape, or before it, a word ends before what would have stood there.
+    in_escapes = stops is None or any(stop.encode()[0] in IN_ESCAPES for stop in stops if stop)
+    if in_escapes and (matcher.automaton.patterns & 1).any():
+        ends = np.ones_like(ends)
+    made = _MADE.setdefault(matcher, {})
+    key = ends.tobytes()
+    if key not in made:
+        if len(made) >= _KEPT:
+            made.clear()
+        matchers = {
+            escape: matcher.again(vocabulary=matcher.vocabulary.unescaped(escape), ends=ends)
+            for escape in (OUTSIDE, AFTER_BACKSLASH)
+        }
+        made[key] = UnescapedMatcher(matcher.vocabulary, matchers, ends)
+    return made[key]
+
+
 class UnescapedMatcher:
-    r"""Which tokens would complete a pattern in a text whose escapes are decoded; made by `Matcher.unescaped`.
+    r"""Which tokens would complete a pattern in a text whose escapes are decoded; made by `unescaped`.
 
     Such a text has two states: one as a `Matcher` has, and an escape state. Special tokens are left out of it; a word
     may begin after each, as for a `Matcher`.
@@ -179,7 +208,7 @@ class BothTrackers:
     """Texts as they are and decoded, of the same rows: what completes a pattern in either is banned."""
 
     def __init__(self, matcher: Matcher) -> None:
-        self._both = matcher.track(), matcher.unescaped().track()
+        self._both = matcher.track(), unescaped(matcher).track()
 
     @property
     def closed(self) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import TextTracker
-from prod_decode.match.unescaped import UnescapedTracker
+from prod_decode.match.unescaped import UnescapedTracker, unescaped
 from prod_decode.tokens.vocabulary import SPECIAL
 
 # An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
@@ -62,7 +62,7 @@ class Guard:
         self.matchers = [matcher.cut_by(stop) for matcher in matchers]
         self._trackers: list[TextTracker | UnescapedTracker] = [matcher.track() for matcher in self.matchers]
         if json:
-            self._trackers += [matcher.unescaped(stop).track() for matcher in matchers]
+            self._trackers += [unescaped(matcher, stop).track() for matcher in matchers]
         # Texts that were asked about, the last one first, and how many tokens of each are the prompt's.
         self._seen: list[tuple[NDArray[np.int64], int]] = []
         self._known = len(self.vocabulary)

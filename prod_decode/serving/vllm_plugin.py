@@ -33,6 +33,10 @@ _LOG = logging.getLogger(__name__)
 PROCESSOR = "prod_decode.vllm:ProdLogitsProcessor"
 
 
+class EnforcesBlocklists:
+    """What `ProdLogitsProcessor` and its subclasses are; they are known by it without loading them."""
+
+
 class Watch(*_BASES):  # type: ignore[misc]
     """Not a processor: refuses to start, or to take requests, where blocklists are configured and not enforced."""
 
@@ -109,9 +113,7 @@ def guards_in(processors: Sequence[str | type]) -> tuple[bool, ...]:
     """
     if not processors:
         return ()
-    from prod_decode.vllm import ProdLogitsProcessor
-
-    ours = tuple(issubclass(_resolve(processor), ProdLogitsProcessor) for processor in processors)
+    ours = tuple(issubclass(_resolve(processor), EnforcesBlocklists) for processor in processors)
     if any(ours) and not ours[-1]:
         raise ProdError(
             f"--logits-processors: expected {PROCESSOR} as the last one, got {processors[-1]} behind it, which could "

@@ -25,6 +25,7 @@ from prod_decode.text.normalize import (
     transduce,
 )
 from prod_decode.text.trie import build_trie, concatenate
+from prod_decode.tokens.proof import check_bytes
 
 TEXT, SPECIAL, UNKNOWN = 0, 1, 2
 
@@ -76,8 +77,6 @@ class Vocabulary:
         Raises:
             ProdError: no token at all, a special id outside the vocabulary, spellings, or `decode` shows other text.
         """
-        from prod_decode.tokens.tokenizer_bytes import check_bytes  # which makes vocabularies itself
-
         if not len(tokens):
             raise ProdError("expected at least one token, got an empty vocabulary")
         kinds = np.fromiter((UNKNOWN if token is None else TEXT for token in tokens), np.uint8, len(tokens))
@@ -121,7 +120,7 @@ class Vocabulary:
 
 
 class Scratch(NamedTuple):
-    """Memory for `matcher._continuations`.
+    """Memory for `matcher.continuations`.
 
     Attributes:
         stamps: int64 [size + 1]: the number of the last call, and of the last one that wrote each token.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import METHODS, Config
-from prod_train.methods.base import Example, Method, Reference
+from prod_train.methods.base import Example, Method
 from prod_train.methods.distillation import CEU, PROD, UNDIAL, Surgical
 from prod_train.methods.likelihood import GA, GradDiff, Learn
 from prod_train.methods.preference import DPO, FLAT, NPO, SimNPO
 from prod_train.methods.retain import retain_loss
+from prod_train.targets.reference import Reference
 
 __all__ = [
     "CEU",

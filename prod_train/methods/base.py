@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,26 +12,9 @@ from torch import Tensor
 from prod_train.config.config import Config
 from prod_train.data.rows import Row
 from prod_train.loss.objective import Pass
-from prod_train.loss.sparse import SparseTargets
+from prod_train.targets.reference import Kind, Reference
 
 _T = TypeVar("_T")
-
-Kind = Literal["targets", "log_probs", "hidden"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the frozen reference model says of the N supervised positions of a batch; only what a method asks for.
-
-    Attributes:
-        targets: N rows.
-        log_probs: float32 [N], log p_ref(label).
-        hidden: [N, d], its hidden states.
-    """
-
-    targets: SparseTargets | None = None
-    log_probs: Tensor | None = None
-    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prod_decode.masking import prod_distribution
 from prod_train.data.rows import Row
-from prod_train.methods.base import Example, Kind, Method, given
+from prod_train.methods.base import Example, Method, given
+from prod_train.targets.reference import Kind
 
 
 class PROD(Method):

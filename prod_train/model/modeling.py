@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prod_decode.command.models import (
+from prod_decode.errors import ProdError, reason
+from prod_decode.storage.models import (
     BUNDLED,
     bundled_model,
     expect_all_weights,
@@ -23,7 +24,6 @@ from prod_decode.command.models import (
     load_tokenizer,
     loading,
 )
-from prod_decode.errors import ProdError, reason
 from prod_train.config.config import ADAPTER, BASE, Config, flag
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Pass
@@ -114,7 +114,7 @@ def load_base(config: Config, device: torch.device | str) -> Any:
 
 
 def load_whole(name: str, *, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
-    """`prod_decode.command.models.load_model`, of a model without an adapter and with finite weights.
+    """`prod_decode.storage.models.load_model`, of a model without an adapter and with finite weights.
 
     Raises:
         ProdError: as `load_model`; or transformers would load, or has loaded, an adapter that lies beside the model; or

@@ -15,9 +15,9 @@ from prod_train.config.config import Config
 from prod_train.config.schedule import Schedule
 from prod_train.data.rows import Row, mark
 from prod_train.model.modeling import trainable
-from prod_train.run.checkpoint import restore_model, restore_optimizer, resume_from
+from prod_train.run.checkpoint import restore_model, restore_optimizer
 from prod_train.run.job import Job, prepare
-from prod_train.run.output import only_run
+from prod_train.run.output import only_run, resume_from
 from prod_train.run.session import Session, setup
 from prod_train.run.trainer import train_step
 

@@ -9,21 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
 
 from prod_decode.errors import ProdError, reason
-from prod_train.config.config import Config, flag
+from prod_train.config.config import flag
 from prod_train.config.schedule import learning_rate
 from prod_train.config.stopping import choose, stop_reason
 from prod_train.model.modeling import compute_dtype
+from prod_train.run.output import checkpoints
+from prod_train.run.session import Session
 from prod_train.targets.targets import rows_digest
-
-if TYPE_CHECKING:
-    from prod_train.run.session import Session
 
 
 @dataclass
@@ -39,21 +38,6 @@ class State:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
-
-
-def checkpoints(output: Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by their step, the oldest first; an interrupted one never gets its name."""
-    found = {
-        int(path.name.removeprefix("checkpoint-")): path
-        for path in output.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer.pt").is_file()
-    }
-    return dict(sorted(found.items()))
-
-
-def latest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    return next(reversed(checkpoints(output).values()), None)
 
 
 def save_checkpoint(session: Session, model: Any, optimizer: Any, state: State, output: Path) -> None:
@@ -178,13 +162,6 @@ _SAID = {
 
 def _said(name: str) -> str:
     return _SAID.get(name, flag(name))
-
-
-def resume_from(config: Config) -> Path | None:
-    """The checkpoint that `--resume` names, if any."""
-    if config.resume is None:
-        return None
-    return latest_checkpoint(Path(config.output)) if config.resume == "latest" else Path(config.resume)
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from prod_train.data.rows import Row, encode, load_rows
 from prod_train.measure.evaluate import measurable, padding_id
 from prod_train.methods import make_method
 from prod_train.model.modeling import base_name, expect_4bit, tokenizer_of
-from prod_train.run.checkpoint import latest_checkpoint
-from prod_train.run.output import LOCK, UNFINISHED, never_saved
+from prod_train.run.output import LOCK, UNFINISHED, latest_checkpoint, never_saved
 
 REFUSALS = (
     "I don't know.",

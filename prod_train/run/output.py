@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prod_decode.errors import ProdError
-from prod_train.run.checkpoint import checkpoints
+from prod_train.config.config import Config
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,28 @@ UNFINISHED = ".unfinished"
 # What a disk answers that does not take what is written. Reading never gives one of the first.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (*_FULL, errno.EROFS, errno.EIO, errno.EACCES)
+
+
+def checkpoints(output: Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by their step, the oldest first; an interrupted one never gets its name."""
+    found = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in output.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "trainer.pt").is_file()
+    }
+    return dict(sorted(found.items()))
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    return next(reversed(checkpoints(output).values()), None)
+
+
+def resume_from(config: Config) -> Path | None:
+    """The checkpoint that `--resume` names, if any."""
+    if config.resume is None:
+        return None
+    return latest_checkpoint(Path(config.output)) if config.resume == "latest" else Path(config.resume)
 
 
 def never_saved(output: Path) -> bool:

@@ -173,8 +173,8 @@ def teach_and_forget(
     from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.blocklist.entries import Entry
     from prod_train.config.config import Config
-    from prod_train.model.merge import merge
     from prod_train.run.job import prepare
+    from prod_train.run.merge import merge
     from prod_train.run.session import setup
     from prod_train.run.trainer import finish, fit, run
 

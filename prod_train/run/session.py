@@ -16,8 +16,8 @@ from prod_decode.storage.artifact import write_whole
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
 from prod_train.config.schedule import Schedule
-from prod_train.data.continued import continued_rows, load_continued, save_continued
 from prod_train.loss.objective import Encoder
+from prod_train.measure.continued import continued_rows, load_continued, save_continued
 from prod_train.measure.evaluate import evaluate_forget, evaluate_holdout
 from prod_train.measure.metric import Metric
 from prod_train.methods import Method, make_method
@@ -30,8 +30,8 @@ from prod_train.model.modeling import (
     enable_checkpointing,
     load_base,
 )
-from prod_train.run.checkpoint import resume_from
 from prod_train.run.job import ANCHORS, CONTINUED, Job
+from prod_train.run.output import resume_from
 from prod_train.targets.targets import Recipe, ReferenceStore, model_digest
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,10 @@ from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Pass
 from prod_train.methods import Example, Reference, retain_loss
 from prod_train.model.modeling import trainable
-from prod_train.run.card import label, model_card
-from prod_train.run.checkpoint import State, checkpoints, restore_model, restore_optimizer, resume_from, save_checkpoint
+from prod_train.run.checkpoint import State, restore_model, restore_optimizer, save_checkpoint
 from prod_train.run.job import prepare
-from prod_train.run.output import mark, only_run
+from prod_train.run.output import checkpoints, mark, only_run, resume_from
+from prod_train.run.report import Report, label, model_card
 from prod_train.run.session import Session, evaluate, seed_torch, setup
 from prod_train.targets.targets import rows_digest
 
@@ -261,31 +260,6 @@ def _reference(session: Session, name: str, rows: list[int]) -> Reference:
 def _mean_over_processes(accelerator: Any, losses: list[Tensor]) -> float:
     """Mean over steps of the losses, of which each process has a part."""
     return float(accelerator.reduce(torch.stack(losses).mean(), reduction="sum"))
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run did.
-
-    Attributes:
-        output: where the result lies.
-        chosen: the step of the checkpoint that is the result, or None if none that is left obeyed the stop rules.
-        before: metrics of the starting model.
-        after: metrics of the result, or None.
-        history: a record an evaluation.
-        stopped: why training ended early, or "".
-        notes: what makes the evidence weaker, a line each.
-        collapsed: why the result is useless, or "".
-    """
-
-    output: Path
-    chosen: int | None
-    before: dict[str, Any]
-    after: dict[str, Any] | None
-    history: list[dict[str, Any]]
-    stopped: str
-    notes: tuple[str, ...] = ()
-    collapsed: str = ""
 
 
 def finish(session: Session, state: State) -> Report:

@@ -26,7 +26,7 @@ from prod_train.config.config import Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
-from prod_train.methods.base import Kind, Reference
+from prod_train.targets.reference import Kind, Reference
 
 if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher

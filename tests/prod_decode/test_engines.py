@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from prod_decode import Blocklist, Entry, Matcher, ProdError, Vocabulary, mlx_lm, sglang, tensorrt_llm
 from prod_decode import llama_cpp as adapter
-from prod_decode.command.models import bundled_model, load_tokenizer
 from prod_decode.masking import MOST_PADDING
 from prod_decode.serving.guard import Guard
+from prod_decode.storage.models import bundled_model, load_tokenizer
 from prod_decode.text.normalize import Normalization
 from tests import oracle
 from tests.strategies import pattern_lists, vocabularies

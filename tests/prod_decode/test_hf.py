@@ -29,10 +29,10 @@ from transformers import (
 
 from prod_decode import Blocklist, Entry, Matcher, ProdError, ProdLogitsProcessor, Vocabulary
 from prod_decode.command.generation import generate
-from prod_decode.command.models import load_model
 from prod_decode.hf import Ban, _fetched_column, _last_column
 from prod_decode.masking import prod_distribution
 from prod_decode.match.automaton import Automaton
+from prod_decode.storage.models import load_model
 from prod_decode.tokens.vocabulary import UNKNOWN
 from tests import oracle
 from tests.strategies import FLOATS, normalizations, pattern_lists, vocabularies

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode import Blocklist, Entry
-from prod_decode.command.models import in_hub_format
+from prod_decode.storage.models import in_hub_format
 
 # For every process that runs an engine: no network, little memory, and workers that inherit nothing of the test's.
 ENVIRONMENT = {

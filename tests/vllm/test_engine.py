@@ -19,7 +19,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
 from prod_decode import Blocklist, ProdLogitsProcessor, Vocabulary
-from prod_decode.command.models import load_model, load_tokenizer
+from prod_decode.storage.models import load_model, load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
 

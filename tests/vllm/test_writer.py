@@ -15,8 +15,8 @@ from bench.speed.vllm_writer import VllmWriter
 from bench.unlearning.decoders import decode_prod
 from bench.unlearning.subject import Subject, Writing
 from prod_decode import Entry
-from prod_decode.command.models import in_hub_format, load_model
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import in_hub_format, load_model
 from prod_train.measure import evaluate
 from prod_train.measure.evaluate import ending_ids
 from tests.vllm.engine import ENVIRONMENT, PROMPTS

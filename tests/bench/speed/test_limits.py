@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from bench.__main__ import main
 from bench.speed.limits import Counted, plain_python, read_for_a_mask, states_along
 from prod_decode import Blocklist, Entry
-from prod_decode.command.models import load_tokenizer
 from prod_decode.match import follow
+from prod_decode.storage.models import load_tokenizer
 from prod_decode.text.normalize import CLASSES
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 

@@ -20,8 +20,8 @@ from bench.speed.figures import Figure, distribution, table
 from bench.speed.overhead_plot import PANELS, draw, series
 from bench.speed.peers import Walked, peer_figures
 from bench.speed.step_peers import BloomMemFree
-from prod_decode.command.models import load_tokenizer
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import load_tokenizer
 
 WALK = list(range(6))
 OURS = Walked(0.5, [100] * 6, [200] * 6)

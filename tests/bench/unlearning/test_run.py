@@ -32,8 +32,8 @@ from bench.unlearning.subject import Subject
 from bench.unlearning.training import Trainer, steps_of
 from bench.unlearning.utility import STOPS, Checked
 from prod_decode.blocklist.entries import Entry
-from prod_decode.command.models import load_tokenizer
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import load_tokenizer
 from prod_train.run.job import ANCHORS, CONTINUED
 from tests.tiny import save_tiny_model
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from prod_decode import Blocklist, Entry
 from prod_decode.cli import main
 from prod_decode.command.costs import LEAST, MOST, ModelCosts, character_costs, token_costs
-from prod_decode.command.models import load_model
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import load_model
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from tests.tiny import SNIPPETS, save_tiny_model
 

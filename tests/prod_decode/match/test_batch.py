@@ -14,7 +14,7 @@ from prod_decode import Blocklist, Entry
 from prod_decode.match.batch import Batch, Request
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import PromptEdge
-from prod_decode.match.unescaped import UnescapedMatcher
+from prod_decode.match.unescaped import UnescapedMatcher, unescaped
 from prod_decode.tokens.vocabulary import Vocabulary
 
 TOKENS = [b"a", b"b", b"ab", b" ", b".", b"<s>", b"ba", b".", b"\\", b"\\u00", b"n"]
@@ -24,7 +24,7 @@ MATCHERS: list[Matcher | UnescapedMatcher] = [
     Blocklist.compile([Entry("aba."), Entry("ba<s>a"), Entry("bab", boundary="both")]).bind(VOCABULARY),
     Blocklist.compile([Entry("a b.", boundary="none"), Entry("...")]).bind(VOCABULARY),
 ]
-MATCHERS += [matcher.unescaped() for matcher in MATCHERS if isinstance(matcher, Matcher)]
+MATCHERS += [unescaped(matcher) for matcher in MATCHERS if isinstance(matcher, Matcher)]
 # A token that nobody knows: vLLM writes -1 where one is not known yet.
 UNKNOWN = -1
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from prod_decode.command import models
-from prod_decode.command.models import in_hub_format, load_model, load_tokenizer, loading, save_model
 from prod_decode.errors import ProdError
+from prod_decode.storage import models
+from prod_decode.storage.models import in_hub_format, load_model, load_tokenizer, loading, save_model
 from tests.tiny import save_tiny_model
 
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from prod_decode import Blocklist, Entry, Vocabulary
 from prod_decode.match.automaton import Automaton
 from prod_decode.match.matcher import Matcher
+from prod_decode.match.unescaped import unescaped
 from prod_decode.text.escapes import decode_text
 from prod_decode.text.patterns import Pattern
 from tests.oracle import NaiveMatcher, normalize, occurrences
@@ -122,7 +123,7 @@ def test_bans_are_those_of_brute_force(pair: tuple[Matcher, NaiveUnescaped], num
     matcher, naive = pair
     usable = naive.usable()
     text = [usable[number % len(usable)] for number in numbers]
-    tracker = matcher.unescaped().track()
+    tracker = unescaped(matcher).track()
     tracker.read(np.arange(1), [np.array(text, np.int64)], np.zeros(1, np.int64))
     rows, tokens = tracker.banned()
     banned = set(tokens.tolist())
@@ -130,7 +131,7 @@ def test_bans_are_those_of_brute_force(pair: tuple[Matcher, NaiveUnescaped], num
     assert naive.agrees(text, banned)
     # The way that works in any state finds what the tries find.
     state, escape = int(tracker._states[0]), int(tracker._escapes[0])
-    assert set(matcher.unescaped().banned(state, escape).tolist()) == banned
+    assert set(unescaped(matcher).banned(state, escape).tolist()) == banned
     least, most = (naive.completed(text, breaks=breaks) for breaks in (False, True))
     for token in usable:
         blamed = {naive.patterns[int(name)] for name in tracker.blame(0, token)}
@@ -144,7 +145,7 @@ class Outputs(RuleBasedStateMachine):
     def bind(self, pair: tuple[Matcher, NaiveUnescaped]) -> None:
         matcher, self.naive = pair
         self.usable = self.naive.usable()
-        self.tracker = matcher.unescaped().track()
+        self.tracker = unescaped(matcher).track()
         self.rows: list[list[int]] = []
         self.agreed: dict[Any, bool] = {}
 
@@ -194,7 +195,7 @@ VOCABULARY = Vocabulary.from_bytes(WORDS, eos_ids=[WORDS.index(b"</s>")])
 
 
 def banned(phrases: list[Entry], *output: bytes) -> set[bytes]:
-    tracker = Blocklist.compile(phrases).bind(VOCABULARY).unescaped().track()
+    tracker = unescaped(Blocklist.compile(phrases).bind(VOCABULARY)).track()
     tracker.read(np.arange(1), [np.array([WORDS.index(word) for word in output], np.int64)], np.zeros(1, np.int64))
     return {WORDS[token] for token in tracker.banned()[1].tolist()}
 
@@ -224,7 +225,7 @@ def test_a_character_of_two_escapes() -> None:
 
 
 def test_an_output_that_cannot_be_read_is_banned_whole() -> None:
-    tracker = Blocklist.compile([Entry("evil")]).bind(VOCABULARY).unescaped().track()
+    tracker = unescaped(Blocklist.compile([Entry("evil")]).bind(VOCABULARY)).track()
     tracker.read(np.arange(2), [np.array([99, 0]), np.array([0, 99])], np.array([1, 1]))
     assert tracker.closed.tolist() == [False, True]
     rows, tokens = tracker.banned()
@@ -276,13 +277,13 @@ def test_a_stop_string_may_cut_an_escape() -> None:
     matcher = Blocklist.compile([Entry("evil", boundary="both")]).bind(Vocabulary.from_bytes(words, eos_ids=[3]))
 
     def after_nothing(stops: list[str]) -> list[int]:
-        tracker = matcher.unescaped(stops).track()
+        tracker = unescaped(matcher, stops).track()
         tracker.read(np.arange(1), [np.zeros(0, np.int64)], np.zeros(1, np.int64))
         return tracker.banned()[1].tolist()
 
     assert after_nothing([]) == after_nothing(["\n", "é"]) == [0]
     assert after_nothing(["\\u0061"]) == after_nothing(["006"]) == after_nothing(["a"]) == [0, 1, 2]
-    assert matcher.unescaped(["x"]) is matcher.unescaped(["x", "\n"])
+    assert unescaped(matcher, ["x"]) is unescaped(matcher, ["x", "\n"])
 
 
 def test_no_walk_writes_a_pattern_into_json() -> None:
@@ -290,7 +291,7 @@ def test_no_walk_writes_a_pattern_into_json() -> None:
     phrases = ["import os os.system(", "evil", 'a"b', "b\\n"]
     words = [*WORDS[:-1], *(bytes([byte]) for byte in b'abcdeilmnostuv\\/"0123456789D (.'), b"</s>"]
     blocklist = Blocklist.compile([Entry(phrase, boundary="none") for phrase in phrases])
-    matcher = blocklist.bind(Vocabulary.from_bytes(words, eos_ids=[len(words) - 1])).unescaped()
+    matcher = unescaped(blocklist.bind(Vocabulary.from_bytes(words, eos_ids=[len(words) - 1])))
     random = np.random.default_rng(1)
     # Escaped here and there, so that a walk that heeds nothing writes most of them.
     wanted = [json.dumps(p)[1:-1] for p in phrases] + ["import os\\nos.system\\u0028", "\\u0065vi\\u006C", "a\\u0022b"]

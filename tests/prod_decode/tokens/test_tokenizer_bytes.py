@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from prod_decode import Blocklist, Entry
 from prod_decode.errors import ProdError
-from prod_decode.tokens.tokenizer_bytes import _completion, _read, byte_level_bytes, vocabulary_of
+from prod_decode.tokens.proof import _completion
+from prod_decode.tokens.tokenizer_bytes import _read, byte_level_bytes, vocabulary_of
 from prod_decode.tokens.vocabulary import SPECIAL, TEXT, UNKNOWN, Vocabulary
 from tests import ROOT
 from tests.smollm2 import smollm2_tokenizer

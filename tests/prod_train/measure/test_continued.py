@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from prod_decode.command.models import load_model
+from prod_decode.storage.models import load_model
 from prod_train.config.config import ADAPTER, Config
-from prod_train.data.continued import continued_rows, load_continued, save_continued
 from prod_train.data.rows import Row
+from prod_train.measure.continued import continued_rows, load_continued, save_continued
 from prod_train.measure.evaluate import ending_ids
 from prod_train.model.modeling import trainable
 from prod_train.run.check import check

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from prod_decode.command.models import load_model
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import load_model
 from prod_train.config.config import METHODS, Config
 from prod_train.data.rows import Batch, Row
 from prod_train.loss.objective import Head, Pass

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from prod_decode import Blocklist
 from prod_decode.command.costs import token_costs
-from prod_decode.command.models import load_model
 from prod_decode.errors import ProdError
 from prod_decode.hf import ProdLogitsProcessor
+from prod_decode.storage.models import load_model
 from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
@@ -25,8 +25,8 @@ from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
 from prod_train.measure.evaluate import padding_id
 from prod_train.methods.surgical import choose_blocklist
-from prod_train.model.merge import merge
 from prod_train.run.job import ANCHORS, prepare
+from prod_train.run.merge import merge
 from prod_train.run.session import setup
 from prod_train.run.trainer import fit, run
 from prod_train.targets.targets import Recipe, make_targets, prohibited_by, select

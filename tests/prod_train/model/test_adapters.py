@@ -19,9 +19,9 @@ from peft import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prod_decode.command import models
-from prod_decode.command.models import load_model, load_tokenizer
 from prod_decode.errors import ProdError
+from prod_decode.storage import models
+from prod_decode.storage.models import load_model, load_tokenizer
 from prod_train.config.config import Config
 from prod_train.model import modeling
 from prod_train.run.job import prepare

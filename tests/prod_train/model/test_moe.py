@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
-from prod_train.model.merge import merge
+from prod_train.run.merge import merge
 from prod_train.run.trainer import run
 from tests.tiny import save_tiny_model, write_snippets
 

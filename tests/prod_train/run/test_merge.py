@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from prod_decode.errors import ProdError
 from prod_train.cli import main
 from prod_train.config.config import Config
-from prod_train.model import merge as merge_module
-from prod_train.model.merge import merge
+from prod_train.run import merge as merge_module
+from prod_train.run.merge import merge
 from prod_train.run.trainer import run
 from tests.tiny import save_tiny_model, write_snippets
 

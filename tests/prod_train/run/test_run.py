@@ -26,10 +26,10 @@ from prod_train.config.schedule import Schedule, learning_rate
 from prod_train.config.stopping import choose, stop_reason
 from prod_train.data.rows import collate
 from prod_train.loss.sparse import sparse_kl
-from prod_train.model.merge import merge
 from prod_train.run import session as session_module
 from prod_train.run import trainer
 from prod_train.run.job import prepare
+from prod_train.run.merge import merge
 from prod_train.run.session import setup
 from prod_train.run.trainer import fit, run
 from prod_train.targets.targets import prohibited_by

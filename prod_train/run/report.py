@@ -1,14 +1,13 @@
-"""The model card: what was done, with what, and what it cost."""
+"""What a run did, and the model card that says so: with what, and what it cost."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from prod_train.run.session import Session
 from prod_train.targets.targets import rows_digest
-
-if TYPE_CHECKING:
-    from prod_train.run.session import Session
-    from prod_train.run.trainer import Report
 
 FORGET = (
     "recitation",
@@ -23,6 +22,31 @@ HOLDOUT = ("loss", "kl", "agreement")
 INTERVALS = "In parentheses: 95 % bootstrap intervals over rows. KL and agreement are with the starting model."
 # What else than the name without underscores a reader is told.
 _LABELS = {"verbatim_run": "verbatim run, characters", "loss": "loss, nats per token", "kl": "KL, nats per token"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        output: where the result lies.
+        chosen: the step of the checkpoint that is the result, or None if none that is left obeyed the stop rules.
+        before: metrics of the starting model.
+        after: metrics of the result, or None.
+        history: a record an evaluation.
+        stopped: why training ended early, or "".
+        notes: what makes the evidence weaker, a line each.
+        collapsed: why the result is useless, or "".
+    """
+
+    output: Path
+    chosen: int | None
+    before: dict[str, Any]
+    after: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    stopped: str
+    notes: tuple[str, ...] = ()
+    collapsed: str = ""
 
 
 def model_card(session: Session, report: Report) -> str:

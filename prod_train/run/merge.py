@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prod_decode.command.models import load_model, save_model
 from prod_decode.errors import ProdError, reason
 from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.models import load_model, save_model
 from prod_train.config.config import ADAPTER, Config, saved_config
 from prod_train.config.schedule import Schedule
 from prod_train.loss.objective import Encoder
 from prod_train.methods import make_method
 from prod_train.model.modeling import base_name, load_adapter, load_whole
-from prod_train.run.card import INTERVALS, table
 from prod_train.run.job import Job, read_sets
+from prod_train.run.report import INTERVALS, table
 from prod_train.run.session import Session, evaluate
 from prod_train.targets.targets import ReferenceStore, model_digest, rows_digest
 
