@@ -1,19 +1,22 @@
-"""What a benchmark run leaves on disk: one JSON file a run, one a cell, one JSON line a sample.
+"""What a benchmark run leaves on disk: JSON lines, one for each cell and one for each sample, and what the run is.
 
     OUT/run.json               the plan, versions, hashes; written first
     OUT/samples/CELL.jsonl     prompts' hashes, outputs and scores
     OUT/humaneval/CELL.jsonl   completions of HumanEval and whether they pass, where a cell has them
-    OUT/cells/CELL.json        metrics with intervals; written last, so that its presence means that the cell is done
+    OUT/cells.jsonl            metrics with intervals; a cell's line is written last: with it the cell is done
 
 Scoring again and reporting need no model.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,8 @@ from prod_train.measure.metric import Metric
 
 if TYPE_CHECKING:
     from bench.unlearning.utility import Checked
+
+CELLS = "cells.jsonl"
 
 # The metrics that every task has, 0 to 1; the second is the share of outputs that are not empty.
 FORGET = "forget_quality"
@@ -144,13 +149,12 @@ class Store:
             ProdError: the directory cannot be written or holds another run.
         """
         self.folder = folder
-        about = folder / "run.json"
+        about, self._cells = folder / "run.json", folder / CELLS
+        self._known: tuple[int, Set[Key]] = (0, set())
         text = json.dumps(manifest, indent=1, sort_keys=True)
         try:
-            (folder / "cells").mkdir(parents=True, exist_ok=True)
-            begun = about.exists() and (
-                any(folder.glob("cells/*.json")) or any(p.is_dir() for p in folder.glob("models/*"))
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            begun = about.exists() and (self.done() or any(p.is_dir() for p in folder.glob("models/*")))
             old = {**(defaults or {}), **json.loads(about.read_text())["plan"]} if begun else manifest["plan"]
             if different := [k for k in manifest["plan"] if old.get(k) != manifest["plan"][k]]:
                 raise ProdError(f"{folder} holds a run with another {', '.join(different)}: name a new directory")
@@ -162,24 +166,31 @@ class Store:
 
     def has(self, key: Key) -> bool:
         """Whether a cell is done."""
-        return self._cell(key).is_file()
+        return key in self.done()
+
+    def done(self) -> Set[Key]:
+        """The cells that are done, by this process or another."""
+        size = self._cells.stat().st_size if self._cells.exists() else 0
+        if size != self._known[0]:
+            self._known = size, {cell.key for cell in _read_cells(self._cells)}
+        return self._known[1]
 
     def put(self, cell: Cell, samples: Iterable[Sample], checked: Sequence[Checked] = ()) -> None:
         """Write a cell: its samples, and what HumanEval's problems became, first."""
         self._lines("samples", cell.key, samples)
         if checked:
             self._lines("humaneval", cell.key, checked)
-        with write_whole(self._cell(cell.key)) as file:
-            file.write(json.dumps(_finite(asdict(cell)), indent=1).encode())
+        with self._cells.open("ab+", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # several processes measure one run
+            _drop_unfinished(file)
+            file.write(f"{json.dumps(_finite(asdict(cell)))}\n".encode())
+            os.fsync(file.fileno())
 
     def _lines(self, kind: str, key: Key, records: Iterable[Sample | Checked]) -> None:
         (self.folder / kind).mkdir(exist_ok=True)
         with write_whole(self.folder / kind / f"{key.name}.jsonl") as file:
             for record in records:
                 file.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
-
-    def _cell(self, key: Key) -> Path:
-        return self.folder / "cells" / f"{key.name}.json"
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
@@ -191,17 +202,24 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     about = folder / "run.json"
     if not about.is_file():
         raise ProdError(f"{folder}: expected the directory of a benchmark run, it has no run.json")
-    return _load(about), list(_cells(folder))
+    return _load(about), sorted(_read_cells(folder / CELLS), key=lambda cell: f"{cell.key.name}.")
 
 
-def _cells(folder: Path) -> Iterator[Cell]:
-    for path in sorted((folder / "cells").glob("*.json")):
-        found = _load(path)
+def _read_cells(path: Path) -> Iterator[Cell]:
+    if (path.parent / "cells").is_dir():
+        raise ProdError(f"{path.parent}: expected {CELLS}, got a run of an earlier version: name a new directory")
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            return  # it is being written
         try:
+            found = json.loads(line)
             metrics = {name: Value(**value) for name, value in found.pop("metrics").items()}
             yield Cell(key=Key(**found.pop("key")), metrics=metrics, **found)
-        except (KeyError, TypeError) as error:
-            raise ProdError(f"{path}: expected a cell of this version, got {error}: run the benchmark again") from None
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ProdError(
+                f"{path}:{number}: expected a cell of this version, got {error!r}: run the benchmark again"
+            ) from None
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -210,6 +228,12 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise ProdError(f"cannot read {path}: {error}") from None
     return found
+
+
+def _drop_unfinished(file: FileIO) -> None:
+    """Cut off a last line without its end: whoever wrote it was killed."""
+    file.seek(0)
+    file.truncate(file.readall().rfind(b"\n") + 1)
 
 
 def _finite(value: Any) -> Any:

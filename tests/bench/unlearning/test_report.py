@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +144,6 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
 
     store = Store(tmp_path, {"plan": PLAN.to_dict(), "environment": {}})
     store.put(cell(key()), [])
-    path = tmp_path / "cells" / f"{key().name}.json"
-    path.write_text(json.dumps({"key": {}}))
+    (tmp_path / "cells.jsonl").write_text('{"key": {}}\n')
     assert main(["report", str(tmp_path)]) == 2
     assert not (tmp_path / "index.html").exists()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from bench.unlearning.compare import changes
 from bench.unlearning.decoders import MemFree, bad_words
 from bench.unlearning.plan import Plan, environment, make_plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
-from bench.unlearning.records import Cell, Key, Sample, Store, Value, read_run
+from bench.unlearning.records import Cell, Key, Sample, Store, Value, _finite, read_run
 from bench.unlearning.report import report
 from bench.unlearning.run import HUMANEVAL_TOKENS, Runner, make_task, scores_of, summarise
 from bench.unlearning.subject import Subject
@@ -35,6 +36,7 @@ from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer
 from prod_train.run.job import ANCHORS, CONTINUED
+from tests import ROOT
 from tests.tiny import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,9 +109,9 @@ def test_a_run_that_was_stopped_goes_on_and_the_report_says_what_is_missing(
     assert "are missing" not in report(tmp_path / "o").read_text()
     for name in ("copyright-pareto.png", "copyright-epochs.png"):
         assert (tmp_path / "o" / name).read_bytes()[:4] == b"\x89PNG"
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "cells").iterdir()}
+    written = (tmp_path / "o" / "cells.jsonl").read_bytes()
     Runner(plan, tmp_path / "o").run()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "cells").iterdir()} == times
+    assert (tmp_path / "o" / "cells.jsonl").read_bytes() == written
     with pytest.raises(ProdError, match="holds a run with another max_new_tokens"):
         Runner(small_plan(model, max_new_tokens=9), tmp_path / "o")
 
@@ -127,7 +129,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
         Runner(planned(profile="full", max_quote=12), tmp_path)
 
 
-@pytest.mark.parametrize("begun", ["models/taught/x", "cells/x.json", "models/copyright.jsonl"])
+@pytest.mark.parametrize("begun", ["models/taught/x", "cells.jsonl", "models/copyright.jsonl"])
 def test_a_directory_belongs_to_a_plan_once_something_is_trained_or_measured(tmp_path: Path, begun: str) -> None:
     Runner(planned(profile="full"), tmp_path)
     right = planned(profile="full", model="right")
@@ -136,8 +138,9 @@ def test_a_directory_belongs_to_a_plan_once_something_is_trained_or_measured(tmp
     assert about["plan"]["model"] == "right"
     file = tmp_path / begun
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    if begun.endswith(".jsonl"):
+    cell = Cell(Key("copyright", "learn", "base"), {}, 1.0, 1.0, 1)
+    file.write_text(json.dumps(asdict(cell)) + "\n" if begun == "cells.jsonl" else "")
+    if begun == "models/copyright.jsonl":
         Runner(planned(profile="full"), tmp_path)
     else:
         with pytest.raises(ProdError, match="holds a run with another model: name a new directory"):
@@ -534,10 +537,37 @@ def test_cells_survive_the_disk_and_infinity_is_named(tmp_path: Path) -> None:
     _, (again,) = read_run(tmp_path)
     assert again.metrics["kl"] == Value(None, None, None, 3, "worse", "infinite")
     assert replace(again, metrics=values) == cell
-    damaged = next((tmp_path / "cells").iterdir())
-    damaged.write_text("{}")
-    with pytest.raises(ProdError, match="expected a cell of this version"):
+    (tmp_path / "cells.jsonl").write_text("{}\n")
+    with pytest.raises(ProdError, match=r"cells.jsonl:1: expected a cell of this version"):
         read_run(tmp_path)
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(ProdError, match=r"expected cells.jsonl, got a run of an earlier version"):
+        read_run(tmp_path)
+
+
+def test_a_cell_whose_line_was_cut_short_is_measured_again(tmp_path: Path) -> None:
+    first, second = (Cell(Key("copyright", "learn", "prod", epoch), {}, 1.5, 20.0, 1) for epoch in (2, 4))
+    store = Store(tmp_path, {"plan": {}})
+    store.put(first, [])
+    store.put(second, [])
+    path = tmp_path / "cells.jsonl"
+    whole = path.read_bytes()
+    for cut in range(whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert read_run(tmp_path)[1] == [first]
+        again = Store(tmp_path, {"plan": {}})
+        assert (again.has(first.key), again.has(second.key)) == (True, False)
+        again.put(second, [])
+        assert path.read_bytes() == whole
+
+
+def test_the_results_that_the_pages_quote_are_those_that_were_measured() -> None:
+    """The hash is of the 102 files, one for each cell, that the pages were written from."""
+    folder = ROOT / "results" / "smollm2-small"
+    lines = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
+    assert (len(lines), digest) == (102, "ae928f4624eb7b70f94752230af37b487b72eba3282206a676ee36e96eeed894")
+    assert [_finite(asdict(cell)) for cell in read_run(folder)[1]] == lines
 
 
 def test_changes_between_runs() -> None:
