@@ -35,7 +35,7 @@ LLAMA_READY := $(call escaped,$(VENV)/.llama)
 VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
 PY := "$(VENV)/bin/python"
 VLLM_PY := "$(VLLM_VENV)/bin/python"
-# Readable for everyone under any umask: what `bench.humaneval.sandbox` runs for root runs as another user, who imports from there.
+# Readable for everyone under any umask: what the sandbox of `bench` runs for root runs as another user.
 READABLE := umask 022 &&
 INSTALL := $(READABLE) $(PY) -m pip install --progress-bar on
 VLLM_INSTALL := $(READABLE) $(VLLM_PY) -m pip install --progress-bar on

@@ -8,8 +8,8 @@ from importlib import import_module
 COMMANDS = {
     "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
     "run": ("bench.unlearning.run", "every method on every task: forgetting, utility, attacks"),
-    "report": ("bench.unlearning.report", "a page and plots of runs"),
-    "compare": ("bench.unlearning.compare", "two runs, cell by cell"),
+    "report": ("bench.report.report", "a page and plots of runs"),
+    "compare": ("bench.report.compare", "two runs, cell by cell"),
     "overhead": ("bench.speed.overhead", "what a mask, a compile and a scan cost, beside the peers"),
     "limits": ("bench.speed.limits", "what a mask reads and takes, and what a read takes on this machine"),
     "device": ("bench.speed.device", "what masking on a GPU costs, beside a dense mask and the host; needs a GPU"),
@@ -19,8 +19,8 @@ COMMANDS = {
         "bench.speed.train_overhead",
         "an epoch with cached targets, without, and of plain cross-entropy",
     ),
-    "detectors": ("bench.tasks.detectors", "precision and recall of detectors of insecure code on labelled rows"),
-    "humaneval": ("bench.unlearning.utility", "score completions of HumanEval in the sandbox"),
+    "detectors": ("bench.detectors", "precision and recall of detectors of insecure code on labelled rows"),
+    "humaneval": ("bench.humaneval.utility", "score completions of HumanEval in the sandbox"),
 }
 
 

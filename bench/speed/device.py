@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.figures import Figure, save, table, versions
 from bench.speed import overhead
-from bench.speed.figures import Figure, save, table, versions
 from bench.speed.overhead import Material
 from prod_decode.cli import Parser
 from prod_decode.device.bans import DeviceMatcher

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.speed.figures import (
+from bench.figures import (
     ROUNDS,
     Figure,
     calls,
@@ -54,7 +54,7 @@ from bench.speed.figures import (
     timed,
     versions,
 )
-from bench.speed.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, in_child, peer_figures
+from bench.peers.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, in_child, peer_figures
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_texts
@@ -383,7 +383,7 @@ def step_peers(
     limit: float,
 ) -> list[Figure]:
     """The same call by each of `STEP_PEERS`; one that has not made its first by the limit is not called again."""
-    from bench.speed.step_peers import STEP_PEERS
+    from bench.peers.step_peers import STEP_PEERS
 
     figures = []
     for name, make in STEP_PEERS.items():

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.speed.figures import Figure
-from bench.unlearning.plots import canvas
+from bench.figures import Figure
+from bench.report.plots import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,7 +25,7 @@ from prod_decode.storage.artifact import write_whole
 from prod_train.measure.metric import Metric
 
 if TYPE_CHECKING:
-    from bench.unlearning.utility import Checked
+    from bench.humaneval.utility import Checked
 
 CELLS = "cells.jsonl"
 

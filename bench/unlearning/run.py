@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.humaneval.sandbox import Limits
+from bench.humaneval.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from bench.metrics import proportion
 from bench.unlearning.apart import call_apart
 from bench.unlearning.decoders import MAKERS
@@ -33,17 +34,16 @@ from bench.unlearning.profiles import (
 )
 from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
 from bench.unlearning.training import Trainer, steps_of
-from bench.unlearning.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_train.config.config import LORA_INITS
 from prod_train.measure.metric import bootstrap
 
 if TYPE_CHECKING:
-    from bench.speed.vllm_writer import VllmWriter
     from bench.tasks.base import Sample as TaskSample
     from bench.tasks.base import Task
     from bench.unlearning.subject import Subject, Writing
+    from bench.unlearning.vllm_writer import VllmWriter
     from prod_train.data.rows import Row
     from prod_train.targets.targets import ReferenceStore
 
@@ -414,7 +414,7 @@ class Bed:
     @cached_property
     def _writer(self) -> VllmWriter:
         """Started at the first cell that needs it."""
-        from bench.speed.vllm_writer import VllmWriter
+        from bench.unlearning.vllm_writer import VllmWriter
 
         folder = self.trainer.folder / f"{self.name}.vllm"
         return VllmWriter(self.start, self.task.entries(), folder, dtype=self.plan.dtype)

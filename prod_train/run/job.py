@@ -11,9 +11,9 @@ import numpy as np
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import BASE, Config
-from prod_train.data.overlap import check_overlaps
 from prod_train.data.rows import Row, encode, load_rows
 from prod_train.measure.evaluate import measurable, padding_id
+from prod_train.measure.overlap import check_overlaps
 from prod_train.methods import make_method
 from prod_train.model.modeling import base_name, expect_4bit, tokenizer_of
 from prod_train.run.output import LOCK, UNFINISHED, latest_checkpoint, never_saved
@@ -50,7 +50,7 @@ class Job:
         blocklist: path of what the matcher was made of, or None.
         matcher: of the blocklist, or None. For `prod-surgical` without one of its own it is made with the model; see
             `prod_train.run.session.setup`.
-        notes: what makes the evidence weaker, a line each: see `prod_train.data.overlap`.
+        notes: what makes the evidence weaker, a line each: see `prod_train.measure.overlap`.
     """
 
     config: Config

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bench.__main__ import COMMANDS, main
+from bench.figures import Figure
+from bench.peers.peers import Walked, in_child
 from bench.speed import overhead, vllm_overhead
-from bench.speed.figures import Figure
-from bench.speed.peers import Walked, in_child
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from bench.speed import vllm_writer
-from bench.speed.vllm_writer import VllmWriter
+from bench.unlearning import vllm_writer
 from bench.unlearning.decoders import decode_prod
 from bench.unlearning.subject import Subject, Writing
+from bench.unlearning.vllm_writer import VllmWriter
 from prod_decode import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import in_hub_format, load_model

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import main
-from bench.speed import loss_overhead, overhead, peers, step_peers, train_overhead
-from bench.speed.figures import Figure, distribution, table
+from bench.figures import Figure, distribution, table
+from bench.peers import peers, step_peers
+from bench.peers.peers import Walked, peer_figures
+from bench.peers.step_peers import BloomMemFree
+from bench.speed import loss_overhead, overhead, train_overhead
 from bench.speed.overhead_plot import PANELS, draw, series
-from bench.speed.peers import Walked, peer_figures
-from bench.speed.step_peers import BloomMemFree
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer
 

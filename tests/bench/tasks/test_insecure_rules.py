@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.tasks import detectors
-from bench.tasks.detectors import Labelled, Rate, measure, read_labelled, rules, union
+from bench import detectors
+from bench.detectors import Labelled, Rate, measure, read_labelled, rules, union
 from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import KNOWN_BAD, KNOWN_GOOD, find_insecure, self_check
 from bench.tasks.names import Names
@@ -328,7 +328,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     (tmp_path / "sven_python.jsonl").write_text(json.dumps(sven) + "\n")
     (tmp_path / "cyberseceval_autocomplete_python.jsonl").write_text(json.dumps(cyberseceval) + "\n")
     out = tmp_path / "figures.jsonl"
-    command = [sys.executable, "-m", "bench.tasks.detectors", str(tmp_path), "--json", str(out)]
+    command = [sys.executable, "-m", "bench.detectors", str(tmp_path), "--json", str(out)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     figures = {(f["detector"], f["part"]): f for f in map(json.loads, out.read_text().splitlines())}

@@ -19,19 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.humaneval.utility import STOPS, Checked
+from bench.report.compare import changes
+from bench.report.report import report
 from bench.tasks import load_task
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from bench.unlearning import plan as plan_module
-from bench.unlearning.compare import changes
 from bench.unlearning.decoders import MemFree, bad_words
 from bench.unlearning.plan import Plan, environment, make_plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
 from bench.unlearning.records import Cell, Key, Sample, Store, Value, _finite, read_run
-from bench.unlearning.report import report
 from bench.unlearning.run import HUMANEVAL_TOKENS, Runner, make_task, scores_of, summarise
 from bench.unlearning.subject import Subject
 from bench.unlearning.training import Trainer, steps_of
-from bench.unlearning.utility import STOPS, Checked
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer

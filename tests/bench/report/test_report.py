@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from bench.report.plots import draw_epochs
+from bench.report.report import report
+from bench.report.series import Series, attacked, by_epoch, points, series_of
 from bench.unlearning.plan import Plan
-from bench.unlearning.plots import draw_epochs
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
 from bench.unlearning.records import Cell, Key, Store, Value
-from bench.unlearning.report import report
-from bench.unlearning.series import Series, attacked, by_epoch, points, series_of
 
 PLAN = Plan(
     replace(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics import paper_frontier, paper_points
+from bench.report.series import UTILITIES, Attacked, by_epoch, points, series_of, utility_of, value
 from bench.unlearning.plan import DECODED
 from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell
-from bench.unlearning.series import UTILITIES, Attacked, by_epoch, points, series_of, utility_of, value
 from prod_decode.storage.artifact import write_whole
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def draw_all(folder: Path, task: str, cells: Sequence[Cell], attacks: Sequence[A
         folder: where the PNGs go.
         task: its name, with which theirs begin.
         cells: of the task.
-        attacks: see `bench.unlearning.series.attacked`.
+        attacks: see `bench.report.series.attacked`.
         leak: the metric of what should not come through.
 
     Returns:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.metrics import hypervolume, paper_points, pareto_dominance_ratio, utility_at
+from bench.report.plots import draw_all
+from bench.report.series import UTILITIES, Attacked, attacked, points, series_of, utility_of
 from bench.unlearning.plan import Plan
-from bench.unlearning.plots import draw_all
 from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell, Value, read_run
-from bench.unlearning.series import UTILITIES, Attacked, attacked, points, series_of, utility_of
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.storage.artifact import write_whole

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bench.speed.figures import ROUNDS, Figure, distribution
+from bench.figures import ROUNDS, Figure, distribution
 
 # Seconds for a child process to start, import a peer and load a tokenizer; no figure includes them.
 STARTING = 120.0

@@ -10,8 +10,8 @@ import pytest
 
 from prod_decode.errors import ProdError
 from prod_train.cli import main
-from prod_train.data.overlap import check_overlaps
 from prod_train.data.rows import encode
+from prod_train.measure.overlap import check_overlaps
 from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 
 pytestmark = pytest.mark.usefixtures("one_thread")

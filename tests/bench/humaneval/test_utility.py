@@ -1,4 +1,4 @@
-"""`bench.unlearning.utility`: completions of HumanEval become programs, and the sandbox says which pass."""
+"""`bench.humaneval.utility`: completions of HumanEval become programs, and the sandbox says which pass."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.metrics import pass_at_k, wilson
-from bench.unlearning.utility import (
+from bench.humaneval.utility import (
     LIMITS,
     STOPS,
     Checked,
@@ -27,6 +26,7 @@ from bench.unlearning.utility import (
     stop_at,
     write_records,
 )
+from bench.metrics import pass_at_k, wilson
 from prod_decode.errors import ProdError
 from tests import ROOT
 

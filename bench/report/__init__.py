@@ -1,0 +1,1 @@
+"""Runs, read back: a page and plots, and two runs cell by cell."""
