@@ -26,7 +26,7 @@ from prod_decode.blocklist.sources import read_texts
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 if TYPE_CHECKING:
     from prod_decode.command.generation import Generation

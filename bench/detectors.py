@@ -29,7 +29,7 @@ from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 # bandit files these under shell injection, and XML and Jinja under others; its test says better what it found.
 _BANDIT = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 ROUNDS = 3
 

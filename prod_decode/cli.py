@@ -377,7 +377,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _load(file: str) -> Blocklist:
     from prod_decode.blocklist.blocklist import Blocklist
-    from prod_decode.blocklist.sources import require_file
+    from prod_decode.storage.files import require_file
 
     require_file(file, "a compiled blocklist")
     return Blocklist.load(file)

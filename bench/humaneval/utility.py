@@ -22,7 +22,8 @@ from bench.metrics import parses, pass_at_k, proportion
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import require_output, write_whole
+from prod_decode.storage.artifact import require_output
+from prod_decode.storage.files import write_whole
 from prod_train.measure.metric import Metric, bootstrap
 
 HUB_HUMANEVAL = "openai/openai_humaneval:test"

@@ -14,7 +14,7 @@ from bench.report.series import UTILITIES, Attacked, by_epoch, points, series_of
 from bench.unlearning.plan import DECODED
 from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

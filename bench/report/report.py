@@ -15,7 +15,7 @@ from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell, Value, read_run
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 # What should not come through, by task.
 LEAKS = {"copyright": "verbatim", "insecure": "insecure", "deprecated": "deprecated"}

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 COUNTS = (0, 10, 10_000)
 BATCHES = (1, 16, 64)

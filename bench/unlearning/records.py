@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_train.measure.metric import Metric
 
 if TYPE_CHECKING:

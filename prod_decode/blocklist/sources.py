@@ -16,6 +16,7 @@ from typing import Any
 
 from prod_decode.blocklist.entries import Boundary, Entry
 from prod_decode.errors import ProdError
+from prod_decode.storage.files import as_path, kind_of, mode_of, stat_of
 
 # Told why something was not covered; what raises there stops the reading.
 Skipped = Callable[[str], object]
@@ -40,14 +41,6 @@ _WIDE = tuple(mark for mark, encoding in _MARKS.items() if encoding != "utf-8-si
 # What the error handler `surrogateescape` makes of a byte that is not UTF-8, to what that byte is in Latin-1.
 _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
-
-_KINDS = {
-    stat.S_ISFIFO: "a FIFO",
-    stat.S_ISSOCK: "a socket",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-    stat.S_ISDIR: "a directory",
-}
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +75,7 @@ def read_entries(
     """
     for path in map(as_path, paths):
         kind = path.suffix.lower()
-        if _mode(path) == stat.S_IFDIR:
+        if mode_of(path) == stat.S_IFDIR:
             yield from _documents(path, max_quote, skipped, leave_out)
         elif kind in JSON_LISTS:
             yield from _some(path, (_entry(record, at, max_quote, boundary) for at, record in read_json_lines(path)))
@@ -166,7 +159,7 @@ def read_texts(
         ProdError: a named path that does not exist or is no text, or what `skipped` would be told without it.
     """
     for path in map(as_path, paths):
-        if _mode(path) != stat.S_IFDIR:
+        if mode_of(path) != stat.S_IFDIR:
             yield path, decode_loosely(_read(path), path, skipped, binary=binary)
             continue
         yield from _texts(_files_below(path, skipped, leave_out), skipped, binary=binary)
@@ -247,48 +240,10 @@ def _skip(skipped: Skipped | None, why: str) -> None:
     skipped(why)
 
 
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """`Path(path)`, which would take an empty name for the current directory.
-
-    Raises:
-        ProdError: the name is empty, as that of a shell variable which is not set, or has a NUL.
-    """
-    name = os.fspath(path)
-    if not name or "\0" in name:
-        raise ProdError(f"expected the name of a file or directory, got {name!r}: is a variable not set?")
-    return Path(name)
-
-
-def require_file(path: str | os.PathLike[str], expected: str) -> None:
-    """Refuse what is there and is no regular file, without opening it.
-
-    Raises:
-        ProdError: it is a directory, or something that could keep whoever opens it waiting for ever.
-    """
-    if as_path(path).exists() and (mode := _mode(Path(path))) != stat.S_IFREG:
-        raise ProdError(f"{path} is {_kind(mode)}, expected {expected}")
-
-
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise ProdError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _mode(path: Path) -> int:
-    """The kind of file that a path leads to: `stat.S_IFREG` and so on."""
-    return stat.S_IFMT(_stat(path).st_mode)
-
-
-def _kind(mode: int) -> str:
-    return next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "no file")
-
-
 def _read(path: Path) -> bytes:
     # A FIFO that is named is read, as `<(command)` is one; a device such as /dev/zero may have no end.
-    if (mode := _mode(path)) not in (stat.S_IFREG, stat.S_IFIFO):
-        raise ProdError(f"cannot read {path}: it is {_kind(mode)}, expected a file")
+    if (mode := mode_of(path)) not in (stat.S_IFREG, stat.S_IFIFO):
+        raise ProdError(f"cannot read {path}: it is {kind_of(mode)}, expected a file")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -349,7 +304,7 @@ def _files_below(
     folder: Path, skipped: Skipped | None, leave_out: Collection[str | os.PathLike[str]] = ()
 ) -> Iterator[Path]:
     # Where links lead to a directory again, or in a circle, it is read once.
-    seen = {_identity(_stat(Path(path))) for path in leave_out if Path(path).exists()}
+    seen = {_identity(stat_of(Path(path))) for path in leave_out if Path(path).exists()}
     waiting = [folder]
     count = 0
     while waiting:
@@ -366,7 +321,7 @@ def _files_below(
         folders = []
         for path in (here / name for name in names):
             try:
-                status = _stat(path)
+                status = stat_of(path)
             except ProdError as error:
                 _skip(skipped, str(error))
                 continue
@@ -374,7 +329,7 @@ def _files_below(
             if mode == stat.S_IFDIR:
                 folders += [path] if path.name not in CACHES else []
             elif mode != stat.S_IFREG:
-                _skip(skipped, f"{path} is {_kind(mode)}: not opened")
+                _skip(skipped, f"{path} is {kind_of(mode)}: not opened")
             elif _identity(status) not in seen:
                 count += 1
                 yield path

@@ -25,6 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
+from prod_decode.storage.files import replaceable, write_whole
 from prod_decode.storage.shared import hold
 
 MAGIC = b"PRODBLK\x01"
@@ -85,77 +86,6 @@ def write_artifact(
         raise ProdError(f"cannot write {target}: {error.strerror}") from None
 
 
-class write_whole:  # noqa: N801 (used like `open`)
-    """A binary file that takes the place of `path` when the block ends well, and else leaves nothing behind.
-
-    A symlink is followed: what it leads to is replaced, beside itself. A file that is there already passes on its mode
-    and, where the user may do that, its owner; other hard links to it keep the old content. A new file is as readable
-    as any that the user writes.
-
-    Raises:
-        ProdError: `path` is a directory, device, pipe or socket, or its directory cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-
-    def __enter__(self) -> Any:
-        try:
-            self._old = _replaceable(self._path)
-            self._target = Path(os.path.realpath(self._path))
-            # A name may have 255 bytes, and the temporary one is longer.
-            prefix = f".{self._target.name[:50]}."
-            self._file = tempfile.NamedTemporaryFile(dir=self._target.parent, prefix=prefix, delete=False)
-        except OSError as error:
-            raise ProdError(f"cannot write {self._path}: {error.strerror}") from None
-        return self._file
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        temporary = Path(self._file.name)
-        try:
-            if kind is None:
-                self._file.flush()
-                self._adopt(temporary)
-                os.fsync(self._file.fileno())
-                self._file.close()
-                temporary.replace(self._target)
-        finally:
-            try:
-                self._file.close()  # flushes, and so fails again on a full disk
-            finally:
-                temporary.unlink(missing_ok=True)
-
-    def _adopt(self, temporary: Path) -> None:
-        """Give the temporary file, which is private, the mode and owner of the one that it becomes."""
-        if self._old is None:
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            return
-        new = temporary.stat()
-        if (new.st_uid, new.st_gid) != (self._old.st_uid, self._old.st_gid):
-            with suppress(PermissionError):
-                os.chown(temporary, self._old.st_uid, self._old.st_gid)
-        temporary.chmod(stat.S_IMODE(self._old.st_mode))
-
-
-def _replaceable(path: Path) -> os.stat_result | None:
-    """What is known of the file at `path`, symlinks followed; None if there is none.
-
-    Raises:
-        ProdError: something that no file can take the place of.
-    """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(found.st_mode):
-        raise ProdError(f"cannot write {path}: it is a directory, expected a file name")
-    if not stat.S_ISREG(found.st_mode):
-        raise ProdError(f"cannot write {path}: it is a device, pipe or socket, expected a file name")
-    return found
-
-
 def require_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Refuse, before anything is read, what `write_whole` could not write or should not write over.
 
@@ -173,7 +103,7 @@ def require_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathL
     target = Path(path)
     real = Path(os.path.realpath(target))
     try:
-        found = _replaceable(target)
+        found = replaceable(target)
         if found is None and not real.parent.is_dir():
             raise ProdError(f"cannot write {target}: the directory {real.parent} does not exist")
         tempfile.TemporaryFile(dir=real.parent).close()

@@ -227,7 +227,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _locate_gguf(name: str) -> tuple[str, dict[str, Any]]:
-    from prod_decode.blocklist.sources import require_file
+    from prod_decode.storage.files import require_file
     from prod_decode.storage.gguf_file import require_whole
 
     path = bundled_model() if name == BUNDLED else Path(name)

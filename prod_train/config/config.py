@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.errors import ProdError, brief, reason
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 
 METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
 JSON_FILES = (".jsonl", ".ndjson", ".json")

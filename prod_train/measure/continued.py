@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_train.data.rows import Row
 from prod_train.measure.evaluate import continuations
 

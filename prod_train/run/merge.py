@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prod_decode.errors import ProdError, reason
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_decode.storage.models import load_model, save_model
 from prod_train.config.config import ADAPTER, Config, saved_config
 from prod_train.config.schedule import Schedule

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prod_decode.blocklist.sources import read_texts
 from prod_decode.hf import ProdLogitsProcessor
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_train.measure.evaluate import evaluate_forget, evaluate_holdout, measurable, recite
 
 if TYPE_CHECKING:

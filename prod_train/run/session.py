@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prod_decode.blocklist.sources import read_texts
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
 from prod_train.config.schedule import Schedule

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_train.config.config import Config
 from prod_train.config.schedule import learning_rate
 from prod_train.config.stopping import choose, collapse, forgotten, stop_reason

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_decode.masking import nucleus_support, prod_distribution
-from prod_decode.storage.artifact import write_whole
+from prod_decode.storage.files import write_whole
 from prod_train.config.config import Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Head

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from prod_decode.blocklist.entries import Entry
-from prod_decode.blocklist.sources import read_entries, read_json_lines, read_text, read_texts, require_file
+from prod_decode.blocklist.sources import read_entries, read_json_lines, read_text, read_texts
 from prod_decode.errors import ProdError
+from prod_decode.storage.files import require_file
 
 
 def test_phrase_lists_have_one_phrase_a_line(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import NODE
 from prod_decode.storage import artifact
-from prod_decode.storage.artifact import read_artifact, write_artifact, write_whole
+from prod_decode.storage.artifact import read_artifact, write_artifact
+from prod_decode.storage.files import write_whole
 
 OLD = {"values": np.arange(100)}
 ENTRIES = [

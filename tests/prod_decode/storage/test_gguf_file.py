@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prod_decode.command.models import bundled_model, load_model, load_tokenizer
 from prod_decode.errors import ProdError
 from prod_decode.storage.gguf_file import require_whole
+from prod_decode.storage.models import bundled_model, load_model, load_tokenizer
 
 gguf = pytest.importorskip("gguf")
 

@@ -15,7 +15,8 @@ from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.cli import main
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import require_output, write_whole
+from prod_decode.storage.artifact import require_output
+from prod_decode.storage.files import write_whole
 
 
 def write(path: Path, data: bytes = b"new") -> None:
@@ -56,7 +57,7 @@ def test_an_owner_that_cannot_be_kept_is_no_error(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "chown", forbid)
     monkeypatch.setattr(
-        "prod_decode.storage.artifact._replaceable", lambda path: os.stat_result((*old[:4], 99, 99, *old[6:]))
+        "prod_decode.storage.files.replaceable", lambda path: os.stat_result((*old[:4], 99, 99, *old[6:]))
     )
     write(path)
     assert path.read_bytes() == b"new"
