@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from http.client import IncompleteRead
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from prod_decode.errors import ProdError
 from prod_decode.serving.settings import ARGUMENT, CANARY, CANARY_PHRASE, CHECK, REPORT
+
+_T = TypeVar("_T")
 
 _LARGEST_ANSWER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found.
+    """What a check found. What the server says of itself is here as it may be printed: control characters are escaped.
 
     Attributes:
         enforced: whether requests like the one described are guarded.
@@ -47,43 +53,66 @@ def check_server(
         model: the name of the model; default: the first that the server has.
         names: blocklists that a request adds to those that every request gets.
         api_key: what the server wants as a bearer token.
-        timeout: seconds for each request.
+        timeout: seconds for each request, from looking up the host to the last byte of the answer.
 
     Raises:
         ProdError: the server cannot be reached or asked, so nothing is known.
     """
-    server = _Server(url.rstrip("/").removesuffix("/v1"), api_key, timeout)
+    server = _Server(_base(url), _checked(api_key), timeout)
     arguments: dict[str, Any] = {ARGUMENT: list(names)} if names else {}
     model = model or server.first_model()
-    status, answer = server.complete(model, {**arguments, CHECK: REPORT}, max_tokens=1)
-    message = _message(answer)
-    if status == 200:
+    answer = server.complete(model, {**arguments, CHECK: REPORT}, max_tokens=1)
+    if answer.written is not None:
         return Finding(False, "the server does not know prod_decode: nothing enforces a blocklist", {})
-    if status != 400:
-        raise server.unexpected(status, message)
-    _, found, text = message.partition(f"{CHECK}: {{")
+    if answer.status != 400 or answer.error is None:
+        raise server.unexpected(answer)
+    _, found, text = answer.error.partition(f"{CHECK}: {{")
     if not found:
-        return Finding(False, message, {})
-    try:
-        report = json.JSONDecoder().raw_decode("{" + text)[0]
-    except ValueError:
-        raise server.unexpected(status, message) from None
+        return Finding(False, _printable(answer.error), {})
+    report = _read_report("{" + text)
+    if report is None:
+        raise server.unexpected(answer)
     if not report["enforced"]:
         return Finding(False, "no list is enforced on a request that names none (default is [])", report)
     grammar = {"structured_outputs": {"choice": [CANARY_PHRASE]}, "temperature": 0, "max_tokens": 100}
-    status, answer = server.complete(model, arguments, **grammar)
-    if status != 200 or _text(answer) != CANARY_PHRASE:
+    answer = server.complete(model, arguments, **grammar)
+    if answer.written != CANARY_PHRASE:
         raise ProdError(
-            f"{url}: expected the phrase that a grammar asks for, got {_text(answer) or _message(answer)!r}: the "
-            "server must support structured outputs to be checked"
+            f"{server.url}: expected the phrase that a grammar asks for, got '{answer.said}': the server must support "
+            "structured outputs to be checked"
         )
-    status, answer = server.complete(model, {**arguments, CHECK: CANARY}, **grammar)
-    text = _text(answer)
-    if status != 200:
-        return Finding(False, f"HTTP {status} instead of an answer that breaks off: {_message(answer)}", report)
-    if text == CANARY_PHRASE or not CANARY_PHRASE.startswith(text):
+    answer = server.complete(model, {**arguments, CHECK: CANARY}, **grammar)
+    if answer.status != 200:
+        return Finding(False, f"HTTP {answer.status} instead of an answer that breaks off: {answer.said}", report)
+    if answer.written is None:
+        raise server.unexpected(answer)
+    if answer.written == CANARY_PHRASE or not CANARY_PHRASE.startswith(answer.written):
         return Finding(False, "the server wrote a phrase that is banned", report)
     return Finding(True, "", report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer's status, its body as text, and that as JSON, which is None if it is none."""
+
+    status: int
+    text: str
+    body: Any
+
+    @property
+    def written(self) -> str | None:
+        """The text of a completion; None if it is none."""
+        return _string_at(self.body, "choices", 0, "text") if self.status == 200 else None
+
+    @property
+    def error(self) -> str | None:
+        """What an error says; None if it says nothing, at least not as vLLM does."""
+        return _string_at(self.body, "error", "message")
+
+    @property
+    def said(self) -> str:
+        """All this in one line that may be printed."""
+        return _printable(self.written or self.error or self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,53 +122,144 @@ class _Server:
     timeout: float
 
     def first_model(self) -> str:
-        status, answer = self._ask("/v1/models", None)
-        try:
-            return str(answer["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise self.unexpected(status, _message(answer)) from None
+        answer = self._ask("/v1/models", None)
+        model = _string_at(answer.body, "data", 0, "id")
+        if answer.status != 200 or not model:
+            raise self.unexpected(answer)
+        return model
 
-    def complete(self, model: str, arguments: dict[str, Any], **options: Any) -> tuple[int, Any]:
-        """Status and parsed answer of `/v1/completions`."""
+    def complete(self, model: str, arguments: dict[str, Any], **options: Any) -> _Answer:
+        """The answer of `/v1/completions`."""
         body = {"model": model, "prompt": "Say:", "vllm_xargs": arguments, **options}
         return self._ask("/v1/completions", body)
 
-    def unexpected(self, status: int, message: str) -> ProdError:
+    def unexpected(self, answer: _Answer) -> ProdError:
         return ProdError(
-            f"{self.url}: expected an answer of vLLM's OpenAI-compatible server, got HTTP {status}: {message}; see "
-            "--model and --api-key"
+            f"{self.url}: expected an answer of vLLM's OpenAI-compatible server, got HTTP {answer.status}: "
+            f"{answer.said}; see --model and --api-key"
         )
 
-    def _ask(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
-        if not self.url.startswith(("http://", "https://")):
-            raise ProdError(f"URL: expected http://... or https://..., got {self.url!r}")
+    def _ask(self, path: str, body: dict[str, Any] | None) -> _Answer:
+        """One exchange.
+
+        Raises:
+            ProdError: whatever goes wrong in it.
+        """
+        try:
+            return _within(self.timeout, lambda: self._exchange(path, body))
+        except Exception as error:  # noqa: BLE001  (what answers there may be anything, and no list of errors is whole)
+            reason = _printable(f"{type(error).__name__}: {error}")
+            raise ProdError(f"cannot ask {self.url}{path}: {reason}; is a vLLM server up there?") from None
+
+    def _exchange(self, path: str, body: dict[str, Any] | None) -> _Answer:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)  # noqa: S310  (its scheme was checked)
+        response: Any
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310
-                status, content = response.status, response.read(_LARGEST_ANSWER)
+            response = urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
-            status, content = error.code, error.read(_LARGEST_ANSWER)
-        except (OSError, ValueError) as error:
-            raise ProdError(f"cannot reach {self.url}: {error}; is the server up?") from None
-        try:
-            return status, json.loads(content)
-        except ValueError:
-            return status, content.decode(errors="replace")
+            response = error
+        with response:
+            content = response.read(_LARGEST_ANSWER + 1)
+            missing = response.length
+        if len(content) > _LARGEST_ANSWER:
+            raise ValueError(f"expected an answer of at most {_LARGEST_ANSWER} bytes, got more")
+        if missing:  # which read() says of chunks only
+            raise IncompleteRead(content, missing)
+        if 300 <= response.status < 400:
+            raise ValueError(f"expected an answer, got a redirect to {response.headers['Location']}: give that address")
+        text = content.decode(errors="replace")
+        return _Answer(response.status, text, _parse(text))
 
 
-def _text(answer: Any) -> str:
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Does not follow: urllib would make a GET of a POST, and send the key to whatever host it is told."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _base(url: str) -> str:
+    """The address before `/v1`.
+
+    Raises:
+        ProdError: it is not one.
+    """
     try:
-        return str(answer["choices"][0]["text"])
-    except (KeyError, IndexError, TypeError):
-        return ""
+        parts = urlsplit(url)
+        # The port is parsed when it is read.
+        is_plain = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment or parts.username)
+        is_url = parts.scheme in ("http", "https") and is_plain and url.isprintable() and " " not in url
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ProdError(
+            f"URL: expected http://... or https://..., got {url!r}: give host and port, as http://host:8000"
+        )
+    return url.rstrip("/").removesuffix("/v1")
 
 
-def _message(answer: Any) -> str:
-    """What an error says, in one line."""
-    with contextlib.suppress(KeyError, TypeError):
-        answer = answer["error"]["message"]
-    return " ".join(str(answer).split())[:500]
+def _checked(api_key: str | None) -> str | None:
+    # http.client's own error shows the key.
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise ProdError("--api-key: expected printable ASCII, got other characters: look for a line break in the key")
+    return api_key
+
+
+def _within(seconds: float, run: Callable[[], _T]) -> _T:
+    """What `run` returns or raises.
+
+    In a thread that nobody waits for: the timeout of a socket bounds neither the lookup of a name, nor headers without
+    an end, nor bytes that come one by one.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    outcome: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(run())
+        except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no whole answer in {seconds:g} seconds") from None
+
+
+def _read_report(text: str) -> dict[str, Any] | None:
+    """The JSON at the beginning of a text, as `Finding.report`; None if it is not that."""
+    with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        found = json.JSONDecoder().raw_decode(text)[0]
+        versions = {key: _printable(found[key]) for key in ("version", "vllm")}
+        names = {key: [_printable(name) for name in found[key]] for key in ("default", "enforced")}
+        if all(isinstance(found[key], list) for key in names):
+            return {**versions, **names, "loaded": int(found["loaded"])}
+    return None
+
+
+def _parse(text: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
+def _string_at(value: Any, *path: str | int) -> str | None:
+    """The string there; None if there is none."""
+    with contextlib.suppress(KeyError, IndexError, TypeError):
+        for step in path:
+            value = value[step]
+        return value if isinstance(value, str) else None
+    return None
+
+
+def _printable(text: str) -> str:
+    """In one line, cut, with everything escaped that a terminal could take for a command."""
+    line = " ".join(text[:4000].split())[:500]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -136,7 +138,7 @@ def test_a_list_that_is_not_there() -> None:
     [
         (changed(phrase=text("no grammar")), "got 'no grammar': the server must support structured outputs"),
         (changed(phrase=error("no backend")), "got 'no backend': the server must support structured outputs"),
-        (changed(report=(401, {"error": "Unauthorized"})), "got HTTP 401: {'error': 'Unauthorized'}; see --model"),
+        (changed(report=(401, {"error": "Unauthorized"})), 'got HTTP 401: {"error": "Unauthorized"}; see --model'),
         (changed(report=error("prod_check: {broken")), "got HTTP 400"),
         (lambda *_: (200, "<html>"), "got HTTP 200: <html>; see --model"),
     ],
@@ -167,7 +169,201 @@ def test_a_key_and_a_model_are_sent() -> None:
 def test_nobody_is_there() -> None:
     with serve(guarded) as url:
         pass
-    with pytest.raises(ProdError, match=r"cannot reach http.*; is the server up\?"):
+    with pytest.raises(ProdError, match=r"^cannot ask http.*: URLError: .*refused.*; is a vLLM server up there\?$"):
         check_server(url)
     with pytest.raises(ProdError, match=r"URL: expected http://\.\.\. or https://\.\.\., got 'file:///etc/passwd'"):
         check_server("file:///etc/passwd")
+
+
+@contextmanager
+def speak(data: bytes, *, endless: bytes = b"", pause: float = 0) -> Iterator[str]:
+    """A service that answers everybody with these bytes, and then with `endless` over and over."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(65536)
+                self.request.sendall(data)
+                while endless and not done.is_set():
+                    self.request.sendall(endless)
+                    time.sleep(pause)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    done = threading.Event()
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        done.set()
+        server.shutdown()
+
+
+def said(body: bytes, status: str = "200 OK", length: int | None = None, more: bytes = b"") -> bytes:
+    """An answer of HTTP."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n"
+    return head.encode() + more + b"\r\n" + body
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+UNEXPECTED = "expected an answer of vLLM's OpenAI-compatible server, got HTTP "
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        # Services that speak no HTTP, or begin to.
+        (speak(b""), "RemoteDisconnected: Remote end closed connection without response; is a vLLM server up there?"),
+        (speak(b"SSH-2.0-OpenSSH_9.6\r\n"), "BadStatusLine: SSH-2.0-OpenSSH_9.6; is a vLLM server up there?"),
+        (speak(b"\x00\x1b[2J\r\n"), r"BadStatusLine: \x00\x1b[2J; is a vLLM server up there?"),
+        (speak(b"HTTP/1.1 " + b"x" * 70000), "LineTooLong: got more than 65536 bytes when reading status line; is"),
+        # Connections that are cut.
+        (speak(OK + b"Content-Le"), UNEXPECTED + "200: ; see --model"),
+        (speak(said(b'{"data": [', length=90)), "IncompleteRead: IncompleteRead(10 bytes read, 80 more expected); is"),
+        (speak(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"), "IncompleteRead: IncompleteRead("),
+        (speak(said(b"Bad G", "502 Bad Gateway", 11)), "IncompleteRead: IncompleteRead(5 bytes read, 6 more expected)"),
+        # Answers without an end, and such as never come.
+        (speak(OK + b"\r\n", endless=b"x" * 65536), "expected an answer of at most 1048576 bytes, got more; is"),
+        (speak(said(b"x" * (1 << 20) + b"x", "500 No")), "expected an answer of at most 1048576 bytes, got more; is"),
+        (speak(OK + b"\r\n", endless=b" ", pause=0.02), "TimeoutError: no whole answer in 0.5 seconds; is a vLLM"),
+        (speak(b"", endless=b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.02), "no whole answer in 0.5 seconds; is a vLLM"),
+        (speak(said(b""), endless=b"x"), UNEXPECTED + "200: ; see --model"),
+        # Redirects: to itself, and to a server that would get the key.
+        (
+            speak(said(b"", "302 Found", more=b"Location: /v1/models\r\n")),
+            "got a redirect to /v1/models: give that add",
+        ),
+        (
+            speak(said(b"", "308 Moved", more=b"Location: https://else.where/\x1b[2J\r\n")),
+            r"got a redirect to https://else.where/\x1b[2J: give that address; is a vLLM server up there?",
+        ),
+        # Answers that are not JSON, or no object, or not of the right shape.
+        (speak(said(b"[" * 200_000)), UNEXPECTED + "200: " + "[" * 500 + "; see --model"),
+        (speak(said(b'{"data":' * 100_000)), UNEXPECTED + '200: {"data":{"data":'),
+        (speak(said(b"9" * 10_000)), UNEXPECTED + "200: 9999"),
+        (speak(said(b'{"data": [{"id": "\xff\xfe"')), UNEXPECTED + '200: {"data": [{"id": "\ufffd\ufffd"; see'),
+        (speak(said(b"[]")), UNEXPECTED + "200: []; see"),
+        (speak(said(b"null")), UNEXPECTED + "200: null; see"),
+        (speak(said(b'"data"')), UNEXPECTED + '200: "data"; see'),
+        (speak(said(b'{"data": [{"id": 7}]}')), UNEXPECTED + '200: {"data": [{"id": 7}]}; see'),
+        (speak(said(b'{"data": {"0": "x"}}')), UNEXPECTED + '200: {"data": {"0": "x"}}; see'),
+        # What a terminal would obey: colours, a line to write over, bells, C1 controls, text from right to left.
+        (
+            speak(said("a\x1b[31m\rb\n\n\x07\x9b2J\u202e\ud7ff".encode(), "503 \x1b[2J")),
+            UNEXPECTED + r"503: a\x1b[31m b \x07\x9b2J\u202e\ud7ff; see --model",
+        ),
+        (
+            speak(said(rb'{"error": {"message": "\u001b]0;x\u0007\ud800"}}', "404 No")),
+            UNEXPECTED + r"404: \x1b]0;x\x07\ud800; see --model",
+        ),
+    ],
+)
+def test_what_is_no_server_of_vllm(
+    server: AbstractContextManager[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(check_server.__kwdefaults__, "timeout", 0.5)
+    with server as url:
+        assert main(["check-server", url]) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.endswith("\n")
+    assert output.err[:-1].isprintable()
+    assert len(output.err) < 1000
+    assert not output.out
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:notaport",
+        "http://localhost:99999",
+        "http://localhost:0",
+        "http://local host:8000",
+        "http://localhost:8000/a b",
+        "http://localhost\x1b[2J",
+        "http://localhost\n:8000",
+        "http://[::1",
+        "http://[nonsense]:8000",
+        "http://",
+        "http://:8000",
+        "http://localhost:8000?model=x",
+        "http://user:password@localhost:8000",
+        "localhost:8000",
+        "ftp://localhost",
+        "",
+    ],
+)
+def test_what_is_no_address(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-server", url]) == 2
+    message = f"URL: expected http://... or https://..., got {url!r}: give host and port, as http://host:8000"
+    assert capsys.readouterr().err == f"prod-decode check-server: {message}\n"
+
+
+@pytest.mark.parametrize("url", ["http://no_such_host.invalid", "http://" + "x" * 70, "http://b\u00fccher.invalid:1"])
+def test_hosts_that_are_not_there(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-server", url]) == 2
+    message = rf"cannot ask {re.escape(url)}/v1/models: \w+Error: .*; is a vLLM server up there\?"
+    assert re.fullmatch(f"prod-decode check-server: {message}\n", capsys.readouterr().err)
+
+
+def test_a_key_that_is_none_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("secret\n", "s\u20accret"):
+        assert main(["check-server", "http://127.0.0.1:1", "--api-key", key]) == 2
+        assert capsys.readouterr().err == (
+            "prod-decode check-server: --api-key: expected printable ASCII, got other characters: look for a line "
+            "break in the key\n"
+        )
+
+
+def test_what_a_guarded_server_says_is_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    report = {
+        **REPORT,
+        "version": "0.1\x1b[2J",
+        "vllm": "0\r1",
+        "enforced": ["g\npl", *(f"list{n}" for n in range(99))],
+    }
+    with serve(changed(report=error(f"prod_check: {json.dumps(report)}"))) as url:
+        assert main(["check-server", url]) == 0
+        lists = ", ".join(f"list{n}" for n in range(99))
+        assert capsys.readouterr().out == (
+            f"{url}: enforced (prod-decode 0.1\\x1b[2J, vLLM 0 1; lists: g pl, {lists})\n"
+        )
+    with serve(changed(canary=(500, "\x1b[2J\r\x00"))) as url:
+        assert main(["check-server", url]) == 1
+    assert "HTTP 500 instead of an answer that breaks off: \\x1b[2J \\x00 (prod-decode" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        # An answer of another shape does not show that anything broke off, nor that nothing is enforced.
+        *((changed(canary=(200, body)), UNEXPECTED + "200: ") for body in ({}, [], {"choices": []}, "x", None)),
+        (changed(canary=(200, {"choices": [{"text": None}]})), UNEXPECTED + "200: "),
+        *((changed(report=(200, body)), UNEXPECTED + "200: ") for body in ({}, [], "<html>", {"choices": [{}]})),
+        (changed(report=(400, "plain HTTP request sent to HTTPS port")), UNEXPECTED + "400: plain HTTP request"),
+        *(
+            (changed(report=error(f"prod_check: {broken}")), UNEXPECTED + "400: prod_check: {")
+            for broken in (
+                "{}",
+                '{"a":' * 100_000,
+                json.dumps({**REPORT, "enforced": "gpl"}),
+                json.dumps({**REPORT, "enforced": [["gpl"]]}),
+                json.dumps({**REPORT, "default": 3}),
+                json.dumps({**REPORT, "version": None}),
+                json.dumps({**REPORT, "loaded": "many"}),
+            )
+        ),
+        (changed(phrase=text("\x1b[2J" * 99_999)), r"expected the phrase that a grammar asks for, got '\x1b[2J"),
+    ],
+)
+def test_answers_of_another_shape(answer: Answer, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(answer) as url:
+        assert main(["check-server", url]) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err[:-1].isprintable()
+    assert len(output.err) < 5000
+    assert not output.out
