@@ -38,8 +38,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CLIENTS = 64
 
 BLOCKLISTS = {
-    "main": compile_phrases(["return", "print(", "self.", " the ", "import"]),
+    "main": compile_phrases(["return", "print(", "self.", " the ", " with "]),
     "extra": compile_phrases(["def ", "for ", " is a", "= "], allow_short=True, ignore_case=True),
+    "shell": compile_phrases(["import os\nos.system("]),
 }
 
 
@@ -125,7 +126,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 async def ask(client: openai.AsyncOpenAI, number: int) -> tuple[str, str, list[Blocklist]]:
     """One request of a kind that depends on its number: prompt, answer, and what must not be in it."""
     body = {"vllm_xargs": {"prod_blocklists": ["extra"]}} if number % 3 == 0 else {}
-    guards = list(BLOCKLISTS.values()) if body else [BLOCKLISTS["main"]]
+    guards = [BLOCKLISTS[name] for name in (("main", "extra") if body else ("main",))]
     options: dict[str, Any] = {
         "model": "smol",
         "max_tokens": 8 + number % 24,
@@ -253,6 +254,90 @@ def test_what_a_grammar_forces_and_a_list_bans_breaks_off(server: Server) -> Non
         assert choice.message.content
         assert "return" not in choice.message.content
     assert "grammar rejected" not in server.log.read_text()
+
+
+CODE = "import os\nos.system('ls')"
+# The same in strings of JSON.
+ESCAPED = (r"import os\nos.system('ls')", r"import os\n\u006fs.system('ls')")
+
+
+def decoded(text: str) -> str:
+    """With JSON's escapes decoded; the text may be cut off anywhere."""
+    return re.sub(r"\\(?:u[0-9a-f]{4}|.)", lambda escape: str(json.loads(f'"{escape[0]}"')), text)
+
+
+def run_tool(**schema: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"code": {"type": "string", **schema}}, "required": ["code"]}
+    return {"type": "function", "function": {"name": "run", "strict": bool(schema), "parameters": parameters}}
+
+
+def call_before(code: str) -> list[dict[str, str]]:
+    """A conversation in which the tool was called three times with this code, as the model writes calls."""
+    call = f'<tool_call>\n{{"name": "run", "arguments": {{"code": "{code}"}}}}\n</tool_call>'
+    question = {"role": "user", "content": "List."}
+    return [question, {"role": "assistant", "content": call}] * 3 + [question]
+
+
+def test_code_in_strings_of_json_does_not_come_out(server: Server) -> None:
+    """In structured output, and in calls of tools: forced by a schema, or as the model calls by itself."""
+
+    async def answers(body: dict[str, Any]) -> list[str]:
+        async with server.client() as client:
+            options: dict[str, Any] = {"model": "smol", "max_tokens": 60, "temperature": 0}
+
+            async def write(code: str) -> str:
+                forced = {"structured_outputs": {"choice": [f'{{"code": "{code}"}}']}}
+                answer = await client.completions.create(prompt="x", extra_body={**body, **forced}, **options)
+                return decoded(answer.choices[0].text)
+
+            async def call(**choice: Any) -> str:
+                answer = await client.chat.completions.create(extra_body=body, **choice, **options)
+                message = answer.choices[0].message
+                codes = [json.loads(call.function.arguments)["code"] for call in message.tool_calls or ()]
+                return "\0".join([*codes, decoded(message.content or "")])
+
+            forced = {"messages": [{"role": "user", "content": "List."}], "tools": [run_tool(enum=[CODE])]}
+            named = {"type": "function", "function": {"name": "run"}}
+            return await asyncio.gather(
+                *map(write, ESCAPED),
+                *(call(tool_choice=choice, **forced) for choice in ("required", named)),
+                *(call(messages=call_before(code), tools=[run_tool()]) for code in ESCAPED),
+            )
+
+    for text in asyncio.run(answers({})):
+        assert CODE in text
+    for text in asyncio.run(answers({"vllm_xargs": {"prod_blocklists": ["shell"]}})):
+        assert "import os\nos.system" in text
+        assert "import os\nos.system(" not in text
+
+
+def test_other_requests_are_matched_as_they_are_written(server: Server) -> None:
+    """With `json` at `auto`: escapes are decoded where the request asks for it."""
+
+    async def answers(**arguments: Any) -> list[str]:
+        async with server.client() as client:
+
+            async def repeat(code: str) -> str:
+                answer = await client.completions.create(
+                    model="smol",
+                    prompt=f"{code}\n#####\n" * 4,
+                    max_tokens=24,
+                    temperature=0,
+                    extra_body={"vllm_xargs": arguments},
+                )
+                return answer.choices[0].text
+
+            return await asyncio.gather(*map(repeat, (CODE, *ESCAPED)))
+
+    plain = asyncio.run(answers())
+    guarded = asyncio.run(answers(prod_blocklists=["shell"]))
+    asked = asyncio.run(answers(prod_blocklists=["shell"], prod_json=True))
+    for code, text in zip((CODE, *ESCAPED), plain, strict=True):
+        assert text.startswith(code)
+    assert guarded[1:] == plain[1:]
+    for text in (guarded[0], *map(decoded, asked)):
+        assert text.startswith("import os\nos.system")
+        assert "import os\nos.system(" not in text
 
 
 def test_probabilities_before_the_mask_are_refused(server: Server) -> None:
