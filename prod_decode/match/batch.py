@@ -80,17 +80,18 @@ class Batch:
 
     def __init__(self) -> None:
         self._followed: dict[Matcher | UnescapedMatcher, _Followed] = {}
-        self._lengths = self._newest = np.zeros(0, np.int64)
+        # Lists: to compare two of them takes a fraction of what it takes to make an array.
+        self._expected: list[int] = []
+        self._newest: list[int] = []
         self.requests: list[Request] = []
         self.arrange([], [])
 
     def arrange(self, requests: list[Request], sources: Sequence[int]) -> None:
         """Requests come, go and move: what was row `sources[i]` is row i; from the present number of rows on, new."""
-        before = np.array(sources, np.int64)
-        stays = before < len(self.requests)
-        # No text is one token longer than this.
-        lengths, newest = np.full(len(requests), -2, np.int64), np.full(len(requests), _NO_TOKEN, np.int64)
-        lengths[stays], newest[stays] = self._lengths[before[stays]], self._newest[before[stays]]
+        before, count = np.array(sources, np.int64), len(self.requests)
+        # No text has this length.
+        expected = [self._expected[source] if source < count else -1 for source in sources]
+        newest = [self._newest[source] if source < count else _NO_TOKEN for source in sources]
         rows_of: dict[Matcher | UnescapedMatcher, list[int]] = {}
         for row, request in enumerate(requests):
             for matcher in () if request.is_hidden else request.matchers or ():
@@ -101,26 +102,26 @@ class Batch:
         }
         self._known = max(map(len, self._followed), default=0)
         self.requests, self._outputs = requests, [request.output for request in requests]
-        self._lengths, self._newest = lengths, newest
+        self._expected, self._newest = expected, newest
         self.guarded = np.array([row for row, request in enumerate(requests) if request.is_guarded], np.int64)
         self.endless = self.guarded[[requests[row].endless for row in self.guarded.tolist()]]
         self._hidden = [row for row, request in enumerate(requests) if request.is_hidden]
 
     def follow(self) -> None:
         """Bring everything up to the tokens that there are now."""
-        outputs = self._outputs
-        count = len(outputs)
-        lengths = np.fromiter(map(len, outputs), np.int64, count)
-        newest = np.fromiter([output[-1] if output else _NO_TOKEN for output in outputs], np.int64, count)
-        before = np.fromiter([output[-2] if len(output) > 1 else _NO_TOKEN for output in outputs], np.int64, count)
-        again = (lengths != self._lengths + 1) | (before != self._newest)
-        self._lengths, self._newest = lengths, newest
-        all_grew = not again.any()
+        outputs, expected, known = self._outputs, self._expected, self._newest
+        lengths = list(map(len, outputs))
+        before = [output[-2] if len(output) > 1 else _NO_TOKEN for output in outputs]
+        self._expected = [length + 1 for length in lengths]
+        self._newest = [output[-1] if output else _NO_TOKEN for output in outputs]
+        all_grew = lengths == expected and before == known
+        newest = np.array(self._newest, np.int64)
         for followed in self._followed.values():
             tracker, rows = followed.tracker, followed.rows
-            tracker.advance(newest if len(rows) == count else newest[rows])
+            tracker.advance(newest if len(rows) == len(outputs) else newest[rows])
             if all_grew and not tracker.any_closed:
                 continue
+            again = np.not_equal(lengths, expected) | np.not_equal(before, known)
             self._read(followed, np.flatnonzero(again[rows] | tracker.closed))
 
     def banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
