@@ -13,17 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from prod_decode.command.terminal import (
-    USAGE,
-    exit_status,
-    note,
-    one_line,
-    printable,
-    read_stdin,
-    standard_streams,
-    to_json,
-)
-from prod_decode.errors import ProdError
+from prod_decode.command.terminal import USAGE, exit_status, note, read_stdin, standard_streams, to_json
+from prod_decode.errors import ProdError, one_line, printable
 from prod_decode.version import __version__
 
 if TYPE_CHECKING:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 # Longer ones are cut. A path has up to 4,096 characters; a file may hold a key or a value of a megabyte.
 LONGEST_WORD = 400
 LONGEST_MESSAGE = 6000
+
+# What may move the cursor, colour the screen, or reorder what stands around it, is not printable.
+_ANY_BUT_LINE_ENDS = re.compile(r"\r(?!\n)|[^\r\n\t]")
+_LINE_ENDS = re.compile(r"\s*[\n\r\u2028\u2029]\s*")
 
 
 class ProdError(ValueError):
@@ -36,3 +42,17 @@ def reason(error: BaseException, most: int = 500) -> str:
     text = " ".join(str(error).split())
     said = isinstance(error, OSError | ImportError) or (isinstance(error, ValueError) and " " in text)
     return brief(text if said and text else f"{type(error).__name__}: {text}".rstrip(": "), most)
+
+
+def printable(text: str) -> str:
+    """The text with every character escaped that `str.isprintable` refuses; tabs and line ends stay."""
+    return text if text.isprintable() else _ANY_BUT_LINE_ENDS.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def one_line(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """The text as one printable line, of a longer one its beginning and end."""
+    return brief(printable(_LINE_ENDS.sub(" ", text.rstrip())).replace("\t", "\\t"), most)

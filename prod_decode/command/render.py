@@ -8,7 +8,7 @@ from typing import Literal
 
 from prod_decode.blocklist.blocklist import Match
 from prod_decode.command.generation import Generation
-from prod_decode.command.terminal import printable
+from prod_decode.errors import printable
 
 Style = Literal["plain", "prohibited", "refused", "instead"]
 Span = tuple[str, Style]

@@ -6,36 +6,14 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, one_line
 
 USAGE = 2
-
-# Characters by which a name or a text moves the cursor, colours the screen or reorders what stands around it.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
-_LINE_ENDS = re.compile(r"\s*[\n\r\u2028\u2029]\s*")
-# A message may repeat what it was given: a name of a megabyte, a number of 5,000 digits.
-_LONGEST, _TAIL = 2000, 400
-
-
-def printable(text: str) -> str:
-    """The text with characters that control a terminal escaped; tabs and line ends stay."""
-    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), text)
-
-
-def one_line(text: str) -> str:
-    """The text as one printable line of bounded length; what is cut out lies in the middle."""
-    line = printable(_LINE_ENDS.sub(" ", text)).replace("\t", "\\t")
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - _TAIL]} [...] {line[-_TAIL:]}"
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def note(message: str) -> None:

@@ -19,12 +19,14 @@ from http.client import IncompleteRead
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, one_line
 from prod_decode.serving.settings import ARGUMENT, CANARY, CANARY_PHRASE, CHECK, REPORT
 
 _T = TypeVar("_T")
 
 _LARGEST_ANSWER = 1 << 20
+# Characters of what a server says that are repeated.
+_SAID = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def check_server(
         raise server.unexpected(answer)
     _, found, text = answer.error.partition(f"{CHECK}: {{")
     if not found:
-        return Finding(False, _printable(answer.error), {})
+        return Finding(False, one_line(answer.error, _SAID), {})
     report = _read_report("{" + text)
     if report is None:
         raise server.unexpected(answer)
@@ -112,7 +114,7 @@ class _Answer:
     @property
     def said(self) -> str:
         """All this in one line that may be printed."""
-        return _printable(self.written or self.error or self.text)
+        return one_line(self.written or self.error or self.text, _SAID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class _Server:
         try:
             return _within(self.timeout, lambda: self._exchange(path, body))
         except Exception as error:  # noqa: BLE001  (what answers there may be anything, and no list of errors is whole)
-            reason = _printable(f"{type(error).__name__}: {error}")
+            reason = one_line(f"{type(error).__name__}: {error}", _SAID)
             raise ProdError(f"cannot ask {self.url}{path}: {reason}; is a vLLM server up there?") from None
 
     def _exchange(self, path: str, body: dict[str, Any] | None) -> _Answer:
@@ -237,8 +239,8 @@ def _read_report(text: str) -> dict[str, Any] | None:
     """The JSON at the beginning of a text, as `Finding.report`; None if it is not that."""
     with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError):
         found = json.JSONDecoder().raw_decode(text)[0]
-        versions = {key: _printable(found[key]) for key in ("version", "vllm")}
-        names = {key: [_printable(name) for name in found[key]] for key in ("default", "enforced")}
+        versions = {key: one_line(found[key], _SAID) for key in ("version", "vllm")}
+        names = {key: [one_line(name, _SAID) for name in found[key]] for key in ("default", "enforced")}
         if all(isinstance(found[key], list) for key in names):
             return {**versions, **names, "loaded": int(found["loaded"])}
     return None
@@ -257,9 +259,3 @@ def _string_at(value: Any, *path: str | int) -> str | None:
             value = value[step]
         return value if isinstance(value, str) else None
     return None
-
-
-def _printable(text: str) -> str:
-    """In one line, cut, with everything escaped that a terminal could take for a command."""
-    line = " ".join(text[:4000].split())[:500]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -86,20 +86,22 @@ def write_artifact(
         raise ProdError(f"cannot write {target}: {error.strerror}") from None
 
 
-def require_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+def require_output(
+    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = (), *, only_over_blocklists: bool = True
+) -> None:
     """Refuse, before anything is read, what `write_whole` could not write or should not write over.
 
     Args:
         path: the file to write.
         inputs: files that are read; names of something else count for nothing.
+        only_over_blocklists: refuse to write over a file that is neither a blocklist nor empty.
 
     Raises:
         ProdError: `path` is `-`, which other programs take for the standard output; it is in no directory, or in one
-            where no file can be made; it is one of the inputs, by whatever name; or it is a file that is neither a
-            blocklist nor empty.
+            where no file can be made; it is one of the inputs, by whatever name; or something would be lost.
     """
     if str(path) in ("", "-"):
-        raise ProdError(f"expected the name of a file to write, got {str(path)!r}: a blocklist is not printed")
+        raise ProdError(f"expected the name of a file to write, got {str(path)!r}: it is not printed")
     target = Path(path)
     real = Path(os.path.realpath(target))
     try:
@@ -113,7 +115,7 @@ def require_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathL
             with suppress(OSError):
                 if Path(name).samefile(target):
                     raise ProdError(f"cannot write {target}: the same file is an input; name another")
-        if not _may_be_replaced(target):
+        if only_over_blocklists and not _may_be_replaced(target):
             raise ProdError(f"cannot write {target}: it is there and is no blocklist; name another, or remove it first")
     except OSError as error:
         raise ProdError(f"cannot write {target}: {error.strerror}") from None

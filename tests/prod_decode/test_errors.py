@@ -122,7 +122,7 @@ def test_a_package_that_is_missing(monkeypatch, tmp_path, capsys):
     def missing(*_):
         raise ModuleNotFoundError("No module named 'peft'", name="peft.tuners")
 
-    monkeypatch.setattr("prod_train.model.merge.merge", lambda *_, **__: missing())
+    monkeypatch.setattr("prod_train.run.merge.merge", lambda *_, **__: missing())
     assert main(["merge", str(tmp_path), "--output", "x"]) == 2
     said = "expected the package peft, it is not installed: pip install 'prod-code-unlearning[train,gguf]'"
     assert said in capsys.readouterr().err

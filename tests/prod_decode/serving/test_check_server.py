@@ -238,7 +238,7 @@ UNEXPECTED = "expected an answer of vLLM's OpenAI-compatible server, got HTTP "
             r"got a redirect to https://else.where/\x1b[2J: give that address; is a vLLM server up there?",
         ),
         # Answers that are not JSON, or no object, or not of the right shape.
-        (speak(said(b"[" * 200_000)), UNEXPECTED + "200: " + "[" * 500 + "; see --model"),
+        (speak(said(b"[" * 200_000)), UNEXPECTED + "200: " + "[" * 222 + "..." + "[" * 75 + "; see --model"),
         (speak(said(b'{"data":' * 100_000)), UNEXPECTED + '200: {"data":{"data":'),
         (speak(said(b"9" * 10_000)), UNEXPECTED + "200: 9999"),
         (speak(said(b'{"data": [{"id": "\xff\xfe"')), UNEXPECTED + '200: {"data": [{"id": "\ufffd\ufffd"; see'),
