@@ -1,6 +1,6 @@
-"""Write docs/cli.md from the parsers themselves; `--check` exits with status 1 if the page is out of date.
+"""Write docs/cli.md and docs/methods.md from the code; `--check` exits with status 1 if a page is out of date.
 
-The page is made from the parsers' actions and not from `format_help`, whose layout differs between Python versions.
+The first is made from the parsers' actions and not from `format_help`, whose layout differs between Python versions.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import prod_decode.cli
 import prod_train.cli
+from prod_train.methods import METHODS
+from prod_train.option import Option
 
-PAGE = Path(__file__).with_name("cli.md")
+HERE = Path(__file__).parent
 
 
 def sections(parser: argparse.ArgumentParser, about: str | None) -> Iterator[str]:
@@ -69,11 +71,43 @@ def page() -> str:
     return "\n".join([head, *parts]).rstrip() + "\n"
 
 
+def methods_page() -> str:
+    """Every method of `prod-train`, in a table."""
+    rows = [
+        "# Methods of `prod-train`\n",
+        "Made by `make docs` from `prod_train/methods/`, where each has its formula; a test keeps it true.",
+        "[Add one](add-a-method.md).\n",
+        "| `--method` | what it is, and its source | options and defaults | of the model as it was it needs |",
+        "|---|---|---|---|",
+    ]
+    needs = {
+        None: "nothing",
+        "targets": "its likeliest tokens, made once",
+        "log_probs": "probabilities of the text, made once",
+        "hidden": "hidden states, made once",
+    }
+    for name, method in METHODS.items():
+        about = (method.__doc__ or "").split("\n\n")[0].replace("\n", " ").strip().rstrip(":.")
+        options = ", ".join(
+            f"`--{option.name.replace('_', '-')}` {_default(option, value)}" for option, value in method.options.items()
+        )
+        rows.append(f"| `{name}` | {' '.join(about.split())} | {options or 'none'} | {needs[method.needs]} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(option: Option, value: object) -> str:
+    if option.kind is bool:
+        return "off"
+    return f"({option.unset})" if value is None else f"{value:g}"
+
+
 def main() -> int:
-    """Write or check the page."""
+    """Write or check the pages."""
+    pages = {HERE / "cli.md": page(), HERE / "methods.md": methods_page()}
     if "--check" in sys.argv[1:]:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page())
-    PAGE.write_text(page(), encoding="utf-8")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in pages.items()))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -51,7 +51,7 @@ def train_overhead(model: str = "bundled", rows: int = 16, rounds: int = 2) -> d
         forget = write_rows(Path(folder, "forget.jsonl"), stdlib_functions(rows))
         config = Config(model=model, forget=forget, output=str(Path(folder, "out")), batch_size=2, accumulate=2)
         session = setup(prepare(config))
-        plain = replace(session, method=make_method(replace(config, method="learn")))
+        plain = replace(session, method=make_method("learn", config))
         optimizer = torch.optim.AdamW(trainable(session.model).values(), lr=0.0)
         train_step(session, session.model, optimizer, 0)  # the first step also sets up threads and buffers
         for number in range(rounds):

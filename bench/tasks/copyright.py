@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
-from prod_train.data.rows import read_records
-from prod_train.measure.evaluate import COMPARED, VERBATIM_FROM
+from prod_train.data.rows import COMPARED, read_records
+from prod_train.measure.evaluate import VERBATIM_FROM
 from prod_train.measure.metric import longest_run
 from prod_train.run.recipes import stdlib_functions
 

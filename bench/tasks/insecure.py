@@ -15,8 +15,7 @@ from bench.tasks.syntax import parse_fragment
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.errors import ProdError
-from prod_train.data.rows import read_records
-from prod_train.measure.evaluate import COMPARED
+from prod_train.data.rows import COMPARED, read_records
 
 DEFAULT_PROMPTS = "insecure_prompts.jsonl"
 # What CyberSecEval puts before the code for models that follow instructions; others continue the code itself.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from prod_train.config.config import METHODS, Config
+from prod_train.config.config import Config, default_of
+from prod_train.methods import METHODS
 
 # At decode time, in `bench.unlearning.decoders`.
 DECODERS = ("base", "decode", "bad-words", "memfree")
@@ -16,7 +17,7 @@ UNTRAINED = (*DECODERS, UNTAUGHT)
 TASKS = ("copyright", "insecure", "deprecated")
 # The second: the first, and then an epoch on what that model writes itself.
 FIRST_ROUND, SECOND_ROUND = "prod-surgical", "prod-surgical-2"
-TRAINED = (*(method for method in METHODS if method != "learn"), SECOND_ROUND)
+TRAINED = (*(name for name, method in METHODS.items() if method.forgets), SECOND_ROUND)
 PROTOCOLS = ("learn", "natural")
 
 
@@ -69,8 +70,8 @@ class Profile:
     retain: bool = False
     retained: int | None = None
     learn_retain: bool = False
-    max_quote: int = Config.max_quote
-    opening: int = Config.opening
+    max_quote: int = default_of("max_quote")
+    opening: int = default_of("opening")
     lora_init: str = Config.lora_init
     batch_size: int = 2
 

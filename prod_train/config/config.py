@@ -11,59 +11,20 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from prod_decode.errors import ProdError, brief, reason
 from prod_decode.storage.files import write_whole
+from prod_train.data.formats import DATA_FILES
+from prod_train.methods import METHODS, OPTIONS
+from prod_train.option import COUNT, POSITIVE, POSITIVE_OR_INF, SHARE, WEIGHT, Option, Within
 
-METHODS = ("prod", "prod-surgical", "undial", "ce-u", "ga", "graddiff", "npo", "simnpo", "dpo", "flat", "learn")
-JSON_FILES = (".jsonl", ".ndjson", ".json")
-DATA_FILES = (*JSON_FILES, ".parquet")
 # The names that accelerate knows.
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 LORA_INITS = ("random", "contrast")
 RETAIN_REFERENCES = ("start", "base")
 ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
 BASE = "base"  # in the output's directory, with `--save-base`
-DEFAULT_BETA = {"undial": 10.0, "npo": 0.1, "simnpo": 2.5, "dpo": 0.1}
-
-
-@dataclass(frozen=True)
-class Within:
-    """The values that a number may have.
-
-    Attributes:
-        least: the smallest, or with `above` a number that it must exceed.
-        most: the greatest. Beyond it is a slip: it would fill the memory, or not fit where it is used, hours later.
-        above: whether `least` itself is too small.
-    """
-
-    least: float
-    most: float
-    above: bool = False
-
-    def problem(self, value: float) -> str:
-        """What is wrong with a value, or ""."""
-        if self.least <= value <= self.most and not (self.above and value == self.least):
-            return ""
-        if (self.least, self.most) == (0, 1):
-            expected = "a number from 0 to 1"
-        elif math.isinf(value):
-            expected = "a finite number"
-        elif value > self.most:
-            expected = f"at most {self.most:,}"
-        else:
-            expected = f"a number above {self.least:g}" if self.above else f"at least {self.least:,}"
-        return f"expected {expected}, got {brief(value, 40)}"
-
-
-COUNT = Within(1, 1_000_000_000)
-COUNT_OR_NONE = Within(0, 1_000_000_000)
-SHARE = Within(0, 1)
-POSITIVE = Within(0, 1_000_000, above=True)
-POSITIVE_OR_INF = Within(0, math.inf, above=True)
-WEIGHT = Within(0, 1_000_000)
-ANY = Within(-1_000_000, 1_000_000)
 
 
 def _option(
@@ -80,12 +41,8 @@ def _option(
 
 
 @dataclass(frozen=True)
-class Config:
-    """A run. `--help` and docs/cli.md are made from the text of each field, which gives its unit and default.
-
-    A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
-    the default.
-    """
+class _Run:
+    """What every run has, whatever its method; see `Config`."""
 
     model: str = _option(
         "", "the model to train: a hub id, a directory, a LoRA adapter's directory, or `bundled`", "what", metavar="M"
@@ -98,22 +55,10 @@ class Config:
         metavar="F",
     )
     output: str = _option("", "directory to write; it must be new or empty unless `--resume`", "what", metavar="DIR")
-    method: str = _option("prod", "how to forget (default prod)", "what", choices=METHODS)
+    method: str = _option("prod", "how to forget (default prod)", "what", choices=tuple(METHODS))
     retain: str | None = _option(None, "what a retain loss keeps, in the formats of `--forget`", "what", metavar="R")
     holdout: str | None = _option(
         None, "code for measuring damage only, never trained on, in the formats of `--forget`", "what", metavar="H"
-    )
-    blocklist: str | None = _option(
-        None,
-        "prod, prod-surgical: prohibit what this compiled blocklist bans, in place of the next token or of anchors",
-        "what",
-        metavar="FILE",
-    )
-    allow: str | None = _option(
-        None,
-        "prod-surgical: a file or directory of code that is free to use: no anchor occurs in it",
-        "what",
-        metavar="PATH",
     )
 
     max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N", within=COUNT)
@@ -128,82 +73,6 @@ class Config:
         "data",
     )
 
-    max_quote: int = _option(
-        24,
-        "prod-surgical: characters of a forget row that may not be quoted in a row; an anchor is half as wide (default "
-        "24)",
-        "method",
-        metavar="N",
-        within=COUNT,
-    )
-    opening: int = _option(
-        0,
-        "prod-surgical: characters at the beginning of a forget row in which every token is prohibited, so that what "
-        "is written goes another way from the start (default 0)",
-        "method",
-        metavar="N",
-        within=COUNT_OR_NONE,
-    )
-    continuations: int = _option(
-        0,
-        "prod, prod-surgical: tokens that the model as it is writes behind the prompt of every forget row and behind "
-        "25, 50 and 75 % of its text; it is trained on these as well. For a second round, with the adapter of the "
-        "first as --model and its anchors as --blocklist (default 0: none)",
-        "method",
-        metavar="N",
-        within=COUNT_OR_NONE,
-    )
-    keep: int = _option(
-        256,
-        "prod-surgical: tokens of the reference model's distribution that are its target where nothing is prohibited "
-        "(default 256)",
-        "method",
-        metavar="N",
-        within=COUNT,
-    )
-    top_p: float | None = _option(
-        None,
-        "prod, prod-surgical, undial: nucleus of the targets, 0 to 1 (default: 0.8; 1 for undial)",
-        "method",
-        metavar="P",
-        within=SHARE,
-    )
-    max_n: int | None = _option(
-        None,
-        "prod, prod-surgical, undial: tokens in the nucleus at most (default: no limit)",
-        "method",
-        metavar="N",
-        within=COUNT,
-    )
-    temperature: float | None = _option(
-        None,
-        "prod, prod-surgical, undial: of the targets, after the nucleus (default: none)",
-        "method",
-        metavar="T",
-        within=POSITIVE,
-    )
-    alpha: float = _option(
-        0.0,
-        "prod: the target of a prohibited token is -alpha times its probability (default 0)",
-        "method",
-        metavar="A",
-        within=ANY,
-    )
-    beta: float | None = _option(
-        None, "strength (default: undial 10, npo 0.1, simnpo 2.5, dpo 0.1)", "method", metavar="B", within=POSITIVE
-    )
-    gamma: float = _option(0.0, "simnpo: margin (default 0)", "method", metavar="G", within=ANY)
-    max_nll: float | None = _option(
-        None,
-        "ga, graddiff: nats; a token less likely than that is left alone (default: log of the vocabulary's size, a "
-        "uniform guess; inf is the plain, unbounded formula)",
-        "method",
-        metavar="X",
-        within=POSITIVE_OR_INF,
-    )
-    refusals: str | None = _option(
-        None, "dpo, flat: a text file with an answer to prefer a line (default: built in)", "method", metavar="FILE"
-    )
     retain_loss: str | None = _option(
         None,
         "loss on `--retain`: none, nll, or kl to the model as it was (default with --retain: kl; nll for graddiff)",
@@ -218,12 +87,6 @@ class Config:
         choices=RETAIN_REFERENCES,
     )
     retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X", within=WEIGHT)
-    paper_compat: bool = _option(
-        False,
-        "prod: the public reference code's formula: prompt tokens count too, no EOS, and at the first position the "
-        "next token is zeroed without renormalising",
-        "method",
-    )
 
     tuning: str = _option(
         "lora", "lora: adapters; full: all weights (default lora)", "training", choices=("lora", "full")
@@ -342,23 +205,22 @@ class Config:
         return self.learning_rate if self.learning_rate is not None else (3e-4 if self.tuning == "lora" else 5e-6)
 
     @property
-    def strength(self) -> float:
-        """`beta`, its default resolved; 0 for a method without one."""
-        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method, 0.0)
-
-    @property
-    def nucleus(self) -> float:
-        """`top_p`, its default resolved."""
-        return self.top_p if self.top_p is not None else (1.0 if self.method == "undial" else 0.8)
-
-    @property
     def keeps(self) -> str:
         """`retain_loss`, its default resolved."""
         if self.retain_loss is not None:
             return self.retain_loss
         if self.retain is None:
             return "none"
-        return "nll" if self.method == "graddiff" else "kl"
+        return METHODS[self.method].retain_loss if self.method in METHODS else "kl"
+
+    def value(self, name: str) -> Any:
+        """The value of an option, its default resolved: the method's, where it has the option."""
+        if name == "retain_loss":
+            return self.keeps
+        given = getattr(self, name)
+        if given is not None or self.method not in METHODS:
+            return given
+        return next((v for option, v in METHODS[self.method].options.items() if option.name == name), None)
 
     @property
     def continues_adapter(self) -> bool:
@@ -396,49 +258,23 @@ class Config:
             value, within = getattr(self, option.name), option.metadata["within"]
             if value is not None and within is not None and (problem := within.problem(value)):
                 found.append(f"{flag(option.name)}: {problem}")
-        from prod_decode.blocklist.entries import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
-
-        if 1 <= self.max_quote < SHORTEST_QUOTE:
-            found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {self.max_quote}")
         return found
 
     def _combination_problems(self) -> list[str]:
         found = []
-        owners = {
-            "allow": ("prod-surgical",),
-            "max_quote": ("prod-surgical",),
-            "opening": ("prod-surgical",),
-            "continuations": ("prod", "prod-surgical"),
-            "keep": ("prod-surgical",),
-            "top_p": ("prod", "prod-surgical", "undial"),
-            "max_n": ("prod", "prod-surgical", "undial"),
-            "temperature": ("prod", "prod-surgical", "undial"),
-            "alpha": ("prod",),
-            "beta": tuple(DEFAULT_BETA),
-            "gamma": ("simnpo",),
-            "max_nll": ("ga", "graddiff"),
-            "refusals": ("dpo", "flat"),
-            "blocklist": ("prod", "prod-surgical"),
-            "paper_compat": ("prod",),
-        }
-        for name, methods in owners.items():
-            given = getattr(self, name) != _FIELDS[name].default
-            if given and self.method in METHODS and self.method not in methods:
-                found.append(f"{flag(name)}: belongs to method {' and '.join(methods)}, got {self.method}: drop it")
-        if self.allow is not None and self.blocklist is not None:
-            found.append("--allow: concerns anchors, which --blocklist has already: drop one of the two")
-        if self.continuations and self.method == "prod" and self.blocklist is None:
-            found.append(
-                "--continuations: expected --blocklist, or all that the model writes would be prohibited, it is missing"
-            )
-        if self.allow is not None and not Path(self.allow).exists():
-            found.append(f"--allow: cannot read {self.allow}: no such file or directory")
-        if self.paper_compat and self.blocklist:
-            found.append("--paper-compat: the paper prohibits the next token, not a blocklist: drop one of the two")
+        for option, defaults in OPTIONS.items():
+            given = getattr(self, option.name)
+            if given == _FIELDS[option.name].default:
+                continue
+            if self.method in METHODS and self.method not in defaults:
+                owners = " and ".join(defaults)
+                found.append(f"{flag(option.name)}: belongs to method {owners}, got {self.method}: drop it")
+            if option.is_file and not Path(given).is_file():
+                found.append(f"{flag(option.name)}: expected a file, {given} does not exist")
+        if self.method in METHODS:
+            found += METHODS[self.method].problems(self)
         if self.keeps != "none" and self.retain is None:
             found.append(f"--retain: expected a data set for the retain loss {self.keeps!r}, it is missing")
-        if self.method == "graddiff" and self.keeps == "none":
-            found.append("--retain: graddiff needs a data set for its retain loss, or use --method ga")
         if self.retain is not None and self.keeps == "none":
             found.append("--retain-loss none: leaves --retain without use: drop one of the two")
         if self.retain_reference == "base" and self.keeps != "kl":
@@ -470,12 +306,8 @@ class Config:
                 found.append("--lora-init contrast: full tuning has no adapters: drop one of the two")
             if self.continues_adapter:
                 found.append("--lora-init contrast: --model has an adapter already: drop the flag")
-        if self.stop_at_forget is not None and self.method == "learn":
-            found.append("--stop-at-forget: belongs to methods that forget, got learn: drop it")
-        for name in ("blocklist", "refusals"):
-            value = getattr(self, name)
-            if value is not None and not Path(value).is_file():
-                found.append(f"{flag(name)}: expected a file, {value} does not exist")
+        if self.stop_at_forget is not None and self.method in METHODS and not METHODS[self.method].forgets:
+            found.append(f"--stop-at-forget: belongs to methods that forget, got {self.method}: drop it")
         for name in ("forget", "retain", "holdout"):
             value = getattr(self, name)
             if value and Path(value).suffix.lower() in DATA_FILES and not Path(value).is_file():
@@ -489,7 +321,7 @@ class Config:
         ]
         return found
 
-    def validate(self) -> Config:
+    def validate(self) -> Self:
         """The configuration itself.
 
         Raises:
@@ -512,14 +344,54 @@ class Config:
         values["lora_targets"] = list(self.lora_targets)
         values["learning_rate"] = self.rate
         values["retain_loss"] = self.keeps if self.retain else None
-        if self.method in ("prod", "prod-surgical", "undial"):
-            values["top_p"] = self.nucleus
-        if self.method in DEFAULT_BETA:
-            values["beta"] = self.strength
+        if self.method in METHODS:
+            values |= {option.name: self.value(option.name) for option in METHODS[self.method].options}
         return values
 
 
+def _field_of(option: Option, defaults: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """An option of methods as a field: its default is theirs if they share one, and otherwise None."""
+    values = list(defaults.values())
+    shared = all(value == values[0] for value in values)
+    text = f"{', '.join(defaults)}: {option.help}"
+    if not shared:
+        text += f" (default: {', '.join(f'{name} {value:g}' for name, value in defaults.items())})"
+    elif option.kind is not bool:
+        text += f" (default: {option.unset})" if values[0] is None else f" (default {values[0]:g})"
+    given = _option(values[0] if shared else None, text, option.group, metavar=option.metavar, within=option.within)
+    return option.name, option.kind if shared and values[0] is not None else option.kind | None, given
+
+
+if typing.TYPE_CHECKING:
+
+    class Config(_Run):
+        """See below; which options methods have is known when the program runs."""
+
+        def __init__(self, **values: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    Config = dataclasses.make_dataclass(
+        "Config",
+        [_field_of(*one) for one in OPTIONS.items()],
+        bases=(_Run,),
+        frozen=True,
+        namespace={"__module__": __name__},
+    )
+    Config.__doc__ = """A run. `--help` and docs/cli.md are made from the text of each field.
+
+    A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
+    the default. The methods add their options (`prod_train.methods`).
+    """
+
+
 _FIELDS = {option.name: option for option in dataclasses.fields(Config)}
+
+
+def default_of(name: str) -> Any:
+    """What a field of `Config` is where nothing is given."""
+    return _FIELDS[name].default
 
 
 def flag(name: str) -> str:

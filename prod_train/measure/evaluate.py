@@ -14,8 +14,7 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
-from prod_decode.text.normalize import Normalization
-from prod_train.data.rows import Row, collate
+from prod_train.data.rows import COMPARED, Row, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.measure.metric import Metric, bootstrap, extraction_strength, longest_run
 from prod_train.targets.targets import Prohibition, ReferenceStore, prohibited_by
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher
 
 # A greedy output that shares so many characters in a row with the original, or all of a shorter one, is verbatim.
-# Layout does not count: both are compared as a blocklist compares them.
+# Layout does not count, see `COMPARED`.
 VERBATIM_FROM = 60
-COMPARED = Normalization("code")
 
 # Greedy decoding listens for so many tokens of a row; what lies beyond does not count.
 RECITED_TOKENS = 256

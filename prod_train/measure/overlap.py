@@ -10,8 +10,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
-from prod_train.data.rows import Row
-from prod_train.measure.evaluate import COMPARED, VERBATIM_FROM
+from prod_train.data.rows import COMPARED, Row
+from prod_train.measure.evaluate import VERBATIM_FROM
 
 # So many places are named in a message; the rest is counted.
 _NAMED = 3

@@ -1,46 +1,45 @@
-"""Ways to forget, each a small class with its formula and source."""
+"""Ways to forget, one a file: each with its formula, its source, its settings, and what it prepares.
+
+A file that is put here is found, and its options become flags (docs/add-a-method.md).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+
 from prod_decode.errors import ProdError
-from prod_train.config.config import METHODS, Config
-from prod_train.methods.base import Example, Method
-from prod_train.methods.distillation import CEU, PROD, UNDIAL, Surgical
-from prod_train.methods.likelihood import GA, GradDiff, Learn
-from prod_train.methods.preference import DPO, FLAT, NPO, SimNPO
-from prod_train.methods.retain import retain_loss
-from prod_train.targets.reference import Reference
+from prod_train.method import Method, Settings
+from prod_train.option import Option
 
-__all__ = [
-    "CEU",
-    "DPO",
-    "FLAT",
-    "GA",
-    "NPO",
-    "PROD",
-    "UNDIAL",
-    "Example",
-    "GradDiff",
-    "Learn",
-    "Method",
-    "Reference",
-    "SimNPO",
-    "Surgical",
-    "make_method",
-    "retain_loss",
-]
 
-_CLASSES: dict[str, type[Method]] = {
-    cls.name: cls for cls in (PROD, Surgical, UNDIAL, CEU, GA, GradDiff, NPO, SimNPO, DPO, FLAT, Learn)
+def _found() -> dict[str, type[Method]]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    classes = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    return {cls.name: cls for cls in sorted(classes, key=lambda cls: (cls.rank, cls.name))}
+
+
+METHODS: Mapping[str, type[Method]] = _found()
+
+# Every option of a method, in the order of the methods that have it, and these by name with their defaults.
+OPTIONS: Mapping[Option, Mapping[str, object]] = {
+    option: {name: cls.options[option] for name, cls in METHODS.items() if option in cls.options}
+    for option in dict.fromkeys(option for cls in METHODS.values() for option in cls.options)
 }
 
 
-def make_method(config: Config) -> Method:
-    """The method a configuration names, with its settings.
+def make_method(name: str, settings: Settings) -> Method:
+    """The method of a name, with its settings.
 
     Raises:
         ProdError: an unknown name.
     """
-    if config.method not in _CLASSES:
-        raise ProdError(f"--method: expected {', '.join(METHODS)}, got {config.method!r}")
-    return _CLASSES[config.method](config)
+    if name not in METHODS:
+        raise ProdError(f"--method: expected {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name](settings)

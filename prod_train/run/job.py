@@ -78,7 +78,7 @@ class Job:
     @cached_property
     def trained(self) -> list[Row]:
         """What the method's loss runs over, see `Method.trained`: rows to forget, then what the model wrote itself."""
-        method = make_method(self.config)
+        method = make_method(self.config.method, self.config)
         return [method.trained(row) for row in (*self.forget, *self.continued)]
 
     @property
@@ -112,7 +112,7 @@ def prepare(config: Config) -> Job:
         f"--forget: {count} of the first {first} rows are left out of the metrics, their part to recite has {reason}"
         for reason, count in left_out.items()
     ]
-    method = make_method(config)
+    method = make_method(config.method, config)
     refusals = _read_refusals(config) if method.refuses else []
     job = Job(
         config,

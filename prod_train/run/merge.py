@@ -186,7 +186,7 @@ def _evaluate(job: Job, model: Any, stores: dict[str, ReferenceStore]) -> dict[s
             accelerator=None,
             model=model,
             encoder=Encoder(model),
-            method=make_method(job.config),
+            method=make_method(job.config.method, job.config),
             stores=stores,
             digest="",
             schedule=Schedule.of(job.config, len(job.forget), 0, 1),

@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 
-from prod_decode.blocklist.sources import read_texts
 from prod_decode.storage.files import write_whole
-from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
 from prod_train.config.schedule import Schedule
 from prod_train.loss.objective import Encoder
 from prod_train.measure.continued import continued_rows, load_continued, save_continued
 from prod_train.measure.evaluate import evaluate_forget, evaluate_holdout
 from prod_train.measure.metric import Metric
-from prod_train.methods import Method, make_method
-from prod_train.methods.contrast import contrast
-from prod_train.methods.surgical import choose_blocklist
+from prod_train.method import Method, Teacher
+from prod_train.methods import make_method
+from prod_train.model.contrast import contrast
 from prod_train.model.modeling import (
     add_adapter,
     check_gradients,
@@ -32,7 +30,7 @@ from prod_train.model.modeling import (
 )
 from prod_train.run.job import ANCHORS, CONTINUED, Job
 from prod_train.run.output import resume_from
-from prod_train.targets.targets import Recipe, ReferenceStore, model_digest
+from prod_train.targets.targets import ReferenceStore, model_digest
 
 _log = logging.getLogger(__name__)
 
@@ -100,9 +98,9 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
             folder=config.target_folder,
             identity=_identity(base, config),
         )
-    method = make_method(config)
-    if config.method == "prod-surgical" and job.matcher is None:
-        job = with_anchors(job, encoder, model, accelerator)
+    method = make_method(config.method, config)
+    if method.chooses and job.matcher is None:
+        job = with_anchors(job, method, encoder, model, accelerator)
     if config.continuations:
         job = with_continuations(job, model, accelerator)
     retained = base if config.retain_reference == "base" else digest
@@ -119,27 +117,13 @@ def _identity(digest: str, config: Config) -> str:
     return f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
 
 
-def _not_read(why: str) -> None:
-    _log.warning("--allow: not read, and so not free: %s", why)
-
-
-def with_anchors(job: Job, encoder: Encoder, model: Any, accelerator: Any) -> Job:
-    """The job with a matcher of the anchors that the reference model can do without; they are in `ANCHORS`."""
-    config = job.config
+def with_anchors(job: Job, method: Method, encoder: Encoder, model: Any, accelerator: Any) -> Job:
+    """The job with a matcher of what the method chooses; it is in `ANCHORS`."""
 
     def make(path: Path) -> None:
         model.eval()
-        choose_blocklist(
-            model,
-            encoder,
-            job.forget,
-            vocabulary_of(job.tokenizer),
-            max_quote=config.max_quote,
-            opening=config.opening,
-            allow=(text for _, text in read_texts([config.allow], skipped=_not_read)) if config.allow else (),
-            pad=job.pad,
-            batch_size=config.eval_batch_size,
-        ).save(path)
+        teacher = Teacher(model, encoder, job.forget, job.tokenizer, job.pad, job.config.eval_batch_size)
+        method.blocklist(teacher).save(path)
 
     return job.guarded_by(str(_made_once(ANCHORS, job, accelerator, make)))
 
@@ -191,7 +175,7 @@ def reference_stores(job: Job, method: Method, identity: str, retained: str) -> 
     folder, config = job.config.target_folder, job.config
     stores = {}
     if method.kind is not None:
-        recipe = Recipe.of(config) if method.kind == "targets" else None
+        recipe = method.recipe() if method.kind == "targets" else None
         stores["forget"] = ReferenceStore(folder, method.kind, job.trained, identity, recipe, job.blocklist)
         if job.refused:
             stores["refused"] = ReferenceStore(folder, method.kind, job.refused, identity)

@@ -34,7 +34,8 @@ from prod_train.config.schedule import learning_rate
 from prod_train.config.stopping import choose, collapse, forgotten, stop_reason
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Pass
-from prod_train.methods import Example, Reference, retain_loss
+from prod_train.loss.retain import retain_loss
+from prod_train.method import Example, Reference
 from prod_train.model.modeling import trainable
 from prod_train.run.checkpoint import State, restore_model, restore_optimizer, save_checkpoint
 from prod_train.run.job import prepare

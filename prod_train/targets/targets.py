@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,10 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import nucleus_support, prod_distribution
 from prod_decode.storage.files import write_whole
-from prod_train.config.config import Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
-from prod_train.targets.reference import Kind, Reference
+from prod_train.method import Kind, Recipe, Reference
 
 if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher
@@ -35,43 +33,6 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1
 SHARD_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How targets are made of logits; see `PROD` and `UNDIAL` for the formulas.
-
-    Attributes:
-        beta: None prohibits (PROD); a number is subtracted from the label's logit (UNDIAL).
-        top_p: nucleus.
-        max_n: tokens in it at most, or None.
-        temperature: after the nucleus, or None.
-        alpha: a prohibited token's target is `-alpha * p_ref`.
-        paper_compat: prohibit nothing at the first position, and drop the next token there without renormalising.
-        keep: None: every target is as above. A number: so is that of a position whose label is prohibited; any other
-            position keeps the reference's so many likeliest tokens that are not prohibited, renormalised.
-    """
-
-    beta: float | None = None
-    top_p: float = 0.8
-    max_n: int | None = None
-    temperature: float | None = None
-    alpha: float = 0.0
-    paper_compat: bool = False
-    keep: int | None = None
-
-    @classmethod
-    def of(cls, config: Config) -> Recipe:
-        """The settings of a run."""
-        return cls(
-            config.strength if config.method == "undial" else None,
-            config.nucleus,
-            config.max_n,
-            config.temperature,
-            config.alpha,
-            config.paper_compat,
-            config.keep if config.method == "prod-surgical" else None,
-        )
 
 
 Prohibition = tuple[NDArray[np.int64], NDArray[np.int64]]

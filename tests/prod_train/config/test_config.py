@@ -1,6 +1,7 @@
 """`prod_train.config.config`: flag > YAML > default, and every problem in one message."""
 
 import dataclasses
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -121,7 +122,7 @@ def test_every_field_has_help_with_its_default():
 NUMBERS = [
     option.name for option in dataclasses.fields(Config) if "int" in str(option.type) or "float" in str(option.type)
 ]
-WHOLE = [name for name in NUMBERS if "int" in str(Config.__annotations__[name])]
+WHOLE = [name for name in NUMBERS if "int" in str(get_type_hints(Config)[name])]
 
 
 @pytest.mark.parametrize("name", NUMBERS)

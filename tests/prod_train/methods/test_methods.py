@@ -9,11 +9,13 @@ import torch
 
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_model
-from prod_train.config.config import METHODS, Config
+from prod_train.config.config import Config
 from prod_train.data.rows import Batch, Row
 from prod_train.loss.objective import Head, Pass
+from prod_train.loss.retain import retain_loss
 from prod_train.loss.sparse import SparseTargets
-from prod_train.methods import Example, Reference, make_method, retain_loss
+from prod_train.method import Example, Reference
+from prod_train.methods import METHODS, make_method
 from prod_train.model.modeling import trainable
 from prod_train.run.job import REFUSALS, prepare
 from prod_train.run.session import setup
@@ -112,7 +114,7 @@ def test_equals_its_formula(method, seed, head_trains):
     refusal, refusal_teacher = problem(seed + 100, rows=(1, 2, 5), requires_grad=head_trains)
     options = {"gamma": 0.3} if method == "simnpo" else {}
     config = config_of(method, **options)
-    made = make_method(config)
+    made = make_method(config.method, config)
     reference = Reference(log_probs=reference_of(forget, teacher)[1], hidden=teacher)
     of_refusal = Reference(log_probs=reference_of(refusal, refusal_teacher)[1])
     got = made.loss(Example(forget, reference, DENOMINATOR, refusal, of_refusal))
@@ -134,7 +136,7 @@ def test_prod_equals_its_formula(method, head_trains):
     dense[4, 3] = -0.4  # alpha
     config = config_of(method)
     reference = Reference(targets=SparseTargets.from_dense(dense))
-    got = make_method(config).loss(Example(forget, reference, DENOMINATOR))
+    got = make_method(config.method, config).loss(Example(forget, reference, DENOMINATOR))
     want = -(dense * log_p(forget)).sum() / DENOMINATOR
     assert torch.allclose(got, want, rtol=1e-12)
     leaves = [forget.hidden, *([forget.head.weight] if head_trains else [])]
@@ -144,7 +146,7 @@ def test_prod_equals_its_formula(method, head_trains):
 
 def test_plain_gradient_ascent_has_no_bound():
     forget, _ = problem(1)
-    got = make_method(config_of("ga", max_nll=math.inf)).loss(Example(forget, Reference(), 1.0))
+    got = make_method("ga", config_of("ga", max_nll=math.inf)).loss(Example(forget, Reference(), 1.0))
     assert torch.allclose(got, label_log_p(forget).sum())
     assert (label_log_p(forget) < -math.log(V)).any()
 
@@ -194,7 +196,7 @@ def test_softcap_scale_and_bias_of_the_head():
 
 def test_unknown_methods_are_refused():
     with pytest.raises(ProdError, match="expected prod, prod-surgical, undial"):
-        make_method(config_of("magic"))
+        make_method("magic", config_of("magic"))
 
 
 # --- what of a row the loss is read at -------------------------------------------------------------------------------
@@ -315,6 +317,6 @@ def test_what_the_first_token_of_an_answer_is():
         ("prod-surgical", row([2, 3, 4, 5], 2), [2, 3, 4, 5]),
         ("learn", row([2, 3, 4, 5], 2), [2, 3, 4, 5]),
     ):
-        trained = make_method(config_of(name)).trained(given)
+        trained = make_method(name, config_of(name)).trained(given)
         assert np.flatnonzero(trained.supervised).tolist() == want, name
         assert trained.stop == given.stop

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from prod_train.config.config import Config
 from prod_train.data.rows import Row, collate
-from prod_train.methods import contrast as contrast_module
-from prod_train.methods.contrast import RIDGE, contrast, directions
+from prod_train.model import contrast as contrast_module
+from prod_train.model.contrast import RIDGE, contrast, directions
 from prod_train.run.job import prepare
 from prod_train.run.session import setup
 from prod_train.run.trainer import run

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from prod_train.loss.objective import Pass
-from prod_train.methods.base import given
 
 
 def retain_loss(kind: str, retain: Pass, hidden: Tensor | None, denominator: float) -> Tensor:
@@ -20,8 +19,11 @@ def retain_loss(kind: str, retain: Pass, hidden: Tensor | None, denominator: flo
     if kind == "nll":
         return -retain.log_probs().sum() / denominator
 
+    if hidden is None:
+        raise RuntimeError("the trainer did not pass the reference model's hidden states")
+
     def target(z: Tensor, labels: Tensor) -> Tensor:
         del labels
         return z.softmax(-1)
 
-    return retain.head.teach(retain.hidden, given(hidden), retain.batch.labels, target).sum() / denominator
+    return retain.head.teach(retain.hidden, hidden, retain.batch.labels, target).sum() / denominator

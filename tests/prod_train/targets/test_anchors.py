@@ -24,12 +24,13 @@ from prod_train.data.rows import Row, collate, encode, load_rows
 from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
 from prod_train.measure.evaluate import padding_id
-from prod_train.methods.surgical import choose_blocklist
+from prod_train.method import Recipe
 from prod_train.run.job import ANCHORS, prepare
 from prod_train.run.merge import merge
 from prod_train.run.session import setup
 from prod_train.run.trainer import fit, run
-from prod_train.targets.targets import Recipe, make_targets, prohibited_by, select
+from prod_train.targets.anchors import choose_blocklist
+from prod_train.targets.targets import make_targets, prohibited_by, select
 from tests.tiny import SNIPPETS, save_tiny_model, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")

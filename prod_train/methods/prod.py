@@ -1,0 +1,74 @@
+"""PROD: cross-entropy against a distribution without the prohibited tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prod_train.method import Example, Method, Recipe, Settings, given
+from prod_train.option import ANY, BLOCKLIST, CONTINUATIONS, MAX_N, TEMPERATURE, TOP_P, Option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALPHA = Option("alpha", float, "the target of a prohibited token is -alpha times its probability", "A", ANY)
+PAPER_COMPAT = Option(
+    "paper_compat",
+    bool,
+    "the public reference code's formula: prompt tokens count too, no EOS, and at the first position the next token is "
+    "zeroed without renormalising",
+)
+
+
+class PROD(Method):
+    """PROD ("Large Language Model Unlearning for Source Code", arXiv 2506.17125).
+
+    With z the frozen reference model's logits at position t and B what is prohibited there (the forget set's next
+    token, or what a blocklist bans):
+
+        z[y] = -inf for y in B;  keep the nucleus top_p (max_n);  q = softmax(z_kept / temperature)
+        q[y] = -alpha * p_ref(y) for y in B
+        L = mean_t -sum_v q_t(v) log p(v)
+
+    At an appended EOS nothing is prohibited: the end of a text is not part of what must be forgotten.
+    """
+
+    name = "prod"
+    rank = 0
+    options = {
+        BLOCKLIST: None,
+        CONTINUATIONS: 0,
+        TOP_P: 0.8,
+        MAX_N: None,
+        TEMPERATURE: None,
+        ALPHA: 0.0,
+        PAPER_COMPAT: False,
+    }
+    needs = "targets"
+    keeps_end = True
+
+    @classmethod
+    def problems(cls, settings: Settings) -> list[str]:
+        """See `Method.problems`."""
+        found = []
+        if settings.value("continuations") and settings.value("blocklist") is None:
+            found.append(
+                "--continuations: expected --blocklist, or all that the model writes would be prohibited, it is missing"
+            )
+        if settings.value("paper_compat") and settings.value("blocklist"):
+            found.append("--paper-compat: the paper prohibits the next token, not a blocklist: drop one of the two")
+        return found
+
+    def recipe(self) -> Recipe:
+        """See `Method.recipe`."""
+        return Recipe(
+            top_p=self.settings.value("top_p"),
+            max_n=self.settings.value("max_n"),
+            temperature=self.settings.value("temperature"),
+            alpha=self.settings.value("alpha"),
+            paper_compat=self.settings.value("paper_compat"),
+        )
+
+    def loss(self, example: Example) -> Tensor:
+        """See `Method.loss`; the constant entropy of q is included."""
+        forget, targets = example.forget, given(example.reference.targets)
+        return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
