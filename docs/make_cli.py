@@ -12,6 +12,7 @@ from pathlib import Path
 
 import prod_decode.cli
 import prod_train.cli
+from prod_train.config.config import Config
 from prod_train.methods import METHODS
 from prod_train.option import Option
 
@@ -91,7 +92,7 @@ def methods_page() -> str:
         options = ", ".join(
             f"`--{option.name.replace('_', '-')}` {_default(option, value)}" for option, value in method.options.items()
         )
-        rows.append(f"| `{name}` | {' '.join(about.split())} | {options or 'none'} | {needs[method.needs]} |")
+        rows.append(f"| `{name}` | {' '.join(about.split())} | {options or 'none'} | {needs[method(Config(method=name)).kind]} |")
     return "\n".join(rows) + "\n"
 
 
