@@ -92,7 +92,8 @@ def methods_page() -> str:
         options = ", ".join(
             f"`--{option.name.replace('_', '-')}` {_default(option, value)}" for option, value in method.options.items()
         )
-        rows.append(f"| `{name}` | {' '.join(about.split())} | {options or 'none'} | {needs[method(Config(method=name)).kind]} |")
+        needed = needs[method(Config(method=name)).kind]
+        rows.append(f"| `{name}` | {' '.join(about.split())} | {options or 'none'} | {needed} |")
     return "\n".join(rows) + "\n"
 
 

@@ -19,7 +19,6 @@ from prod_decode.command.terminal import exit_status
 from prod_decode.match import automaton, follow, matcher
 from prod_decode.match.matcher import Matcher
 from prod_decode.storage.jit import jit
-from prod_decode.text.normalize import WORD_ENDS
 
 CACHE_LINE = 64
 
@@ -65,18 +64,11 @@ def plain_python() -> Iterator[None]:
 
 def read_for_a_mask(bound: Matcher, state: int) -> tuple[Counted, Counted]:
     """What of the automaton and of the token trie is read for the mask of a state, within `plain_python`."""
-    table = bound.table
-    nodes, token_nodes = Counted(bound.automaton.nodes), Counted(table.nodes)
+    arrays = bound.tables.complete
+    nodes: Any = Counted(arrays.nodes)
+    token_nodes: Any = Counted(arrays.token_nodes)
     kernel: Any = matcher.continuations  # which is given records that count instead of arrays
-    kernel(
-        nodes,
-        token_nodes,
-        table.roots[state & 3],
-        table.order,
-        WORD_ENDS,
-        *bound.table.scratch,
-        state >> 2,
-    )
+    kernel(*arrays.below(arrays.roots[state & 3], nodes=nodes, token_nodes=token_nodes), state >> 2)
     return nodes, token_nodes
 
 

@@ -308,15 +308,8 @@ class DeviceMatcher:
         slots, drafts, positions, input_ids = (tensor.cpu().numpy().astype(np.int64) for tensor in index.values())
         lengths, enabled, prompts = (tensor.cpu().numpy().astype(np.int64) for tensor in by_slot.values())
         found = self._found.numpy()[:count]
-        table = matcher.table
         _follow(
-            matcher.automaton.nodes,
-            matcher.automaton.rows,
-            CLASSES,
-            table.symbols,
-            table.starts,
-            table.next_state,
-            matcher.vocabulary.kinds,
+            *matcher.tables.follow,
             matcher.automaton.longest,
             slots,
             drafts,
@@ -373,18 +366,9 @@ def _upload(matcher: Matcher, ends: list[int], device: torch.device) -> dict[str
 
     list_of, list_starts, list_tokens = [], [np.zeros(1, np.int64)], []
     for trie in range(int(table.roots.max()) + 1):
-        numbers, ends_of, tokens = _list_tokens(
-            automaton.nodes,
-            table.nodes,
-            trie,
-            table.order,
-            WORD_ENDS,
-            *matcher.table.scratch,
-            _LIST_ABOVE,
-            _LISTS_TRIED,
-            _SHORT_LIST,
-            _MOST_LISTED,
-        )
+        arrays_of: list[Any] = [*matcher.tables.complete.below(trie, ends=WORD_ENDS)]
+        arrays_of += [_LIST_ABOVE, _LISTS_TRIED, _SHORT_LIST, _MOST_LISTED]
+        numbers, ends_of, tokens = _list_tokens(*arrays_of)
         before = sum(map(len, list_starts)) - 1
         list_of.append(np.where(numbers < 0, -1, numbers + before).astype(np.int32))
         list_starts.append(ends_of + list_starts[-1][-1])

@@ -21,6 +21,7 @@ from prod_decode.match.automaton import (
     Automaton,
     step,
 )
+from prod_decode.match.tables import Tables
 from prod_decode.match.tracker import TextTracker
 from prod_decode.storage.jit import jit
 from prod_decode.text.normalize import (
@@ -71,6 +72,7 @@ class Matcher:
         self.automaton = automaton
         self.table = vocabulary.table(normalization)
         self.ends = ends
+        self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
         for token_id in vocabulary.eos_ids:
@@ -145,13 +147,7 @@ class Matcher:
             ProdError: the vocabulary does not know the token.
         """
         after = follow.advance(
-            self.automaton.nodes,
-            self.automaton.rows,
-            CLASSES,
-            self.table.symbols,
-            self.table.starts,
-            self.table.next_state,
-            self.vocabulary.kinds,
+            *self.tables.follow,
             state,
             token_id,
         )
@@ -175,13 +171,7 @@ class Matcher:
         """The states of a batch of texts, int64 [B], from their tokens, int64 [B, T]."""
         states = np.empty(len(token_ids), np.int64)
         bad = follow.states_of(
-            self.automaton.nodes,
-            self.automaton.rows,
-            CLASSES,
-            self.table.symbols,
-            self.table.starts,
-            self.table.next_state,
-            self.vocabulary.kinds,
+            *self.tables.follow,
             self.automaton.longest,
             token_ids,
             states,
@@ -194,13 +184,7 @@ class Matcher:
         """`advance` for a batch: int64 [B] states and int64 [B] tokens to int64 [B] states."""
         after = np.empty(len(states), np.int64)
         bad = follow.advance_all(
-            self.automaton.nodes,
-            self.automaton.rows,
-            CLASSES,
-            self.table.symbols,
-            self.table.starts,
-            self.table.next_state,
-            self.vocabulary.kinds,
+            *self.tables.follow,
             states,
             token_ids,
             after,
@@ -223,20 +207,7 @@ class Matcher:
 
     def banned_all(self, states: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The banned tokens of a batch as sparse pairs (rows int32 [n], token ids int32 [n]), rows ascending."""
-        (fixed, fixed_starts), scratch = self.fixed, self.table.scratch
-        rows, tokens = _banned_all(
-            self.automaton.nodes,
-            self.table.nodes,
-            self.table.roots,
-            self.table.order,
-            fixed,
-            fixed_starts,
-            self.ends,
-            scratch.stamps,
-            scratch.tokens,
-            scratch.stack,
-            states,
-        )
+        rows, tokens = _banned_all(*self.tables.complete, *self.fixed, states)
         return rows, tokens
 
     def blame(self, state: int, token_id: int) -> list[str]:
@@ -371,12 +342,12 @@ def _banned_all(
     token_nodes: NDArray[Any],
     roots: NDArray[np.int32],
     order: NDArray[np.int32],
-    fixed: NDArray[np.int32],
-    fixed_starts: NDArray[np.int64],
     ends: NDArray[np.bool_],
     stamps: NDArray[np.int64],
     scratch: NDArray[np.int32],
     stack: NDArray[np.int64],
+    fixed: NDArray[np.int32],
+    fixed_starts: NDArray[np.int64],
     states: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     out_rows = np.empty(max(64, 4 * len(states)), np.int32)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from prod_decode.match.automaton import ROOT, Automaton
 from prod_decode.match.follow import advance_all, advance_inline
+from prod_decode.match.tables import Tables
 from prod_decode.storage.jit import inline, jit
-from prod_decode.text.normalize import AFTER_BREAK, AFTER_OTHER, AFTER_SPACE, AFTER_WORD, CLASSES
+from prod_decode.text.normalize import AFTER_BREAK, AFTER_OTHER, AFTER_SPACE, AFTER_WORD
 from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, TokenTable
 
 # The state of no text: a row with a token of which nobody knows the bytes, or with more readings than `_MOST`.
@@ -39,6 +40,7 @@ class Bans(Protocol):
 
     automaton: Automaton
     table: TokenTable
+    tables: Tables
 
     def __len__(self) -> int:
         """The number of token ids."""
@@ -63,8 +65,8 @@ class TextTracker:
 
     def __init__(self, matcher: Bans) -> None:
         self.matcher = matcher
-        table, automaton = matcher.table, matcher.automaton
-        self._arrays = (automaton.nodes, automaton.rows, CLASSES, table.symbols, table.starts, table.next_state)
+        table = matcher.table
+        self._arrays = matcher.tables.follow[:-1]  # of the kinds there are two
         # Special tokens as unknown ones: `advance_all` stops there, and the row is looked at more closely.
         self._plain = np.where(table.kinds == SPECIAL, UNKNOWN, table.kinds).astype(np.uint8)[: len(matcher)]
         self._states = np.zeros(0, np.int64)
