@@ -211,9 +211,9 @@ def test_prompts_of_ids_that_the_tokenizer_lacks(guarded: LLM, vocabulary: Vocab
 
 
 def test_a_lora_adapter_from_prod_train(guarded: LLM, blocklists: dict[str, Blocklist], tmp_path: Path) -> None:
-    records = [{"prompt": "def add(a, b):\n", "completion": "    return a + b\n"}] * 4
-    for name in ("forget", "holdout"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, sign in (("forget", "+"), ("holdout", "-")):
+        record = {"prompt": f"def {name}(a, b):\n", "completion": f"    return a {sign} b\n"}
+        (tmp_path / f"{name}.jsonl").write_text(4 * (json.dumps(record) + "\n"))
     command = [sys.executable, "-m", "prod_train.cli", "run", "--model", model_directory(), "--output", "run"]
     command += ["--forget", "forget.jsonl", "--holdout", "holdout.jsonl", "--max-steps", "1"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=900)
