@@ -28,7 +28,8 @@ _T = TypeVar("_T")
 _READ = (
     "Below a directory, hidden files are read too and links are followed; left out are directories named `.git`, "
     "`.hg`, `.svn`, `__pycache__`, `.mypy_cache`, `.pytest_cache` and `.ruff_cache`, and FIFOs, sockets and devices "
-    "are not opened. Text is UTF-8, UTF-16 or UTF-32 with a byte order mark, or Latin-1"
+    "are not opened. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark; files that are no lists may be "
+    "Latin-1. A FIFO that is named is read"
 )
 
 # Files in which code is escaped.
@@ -125,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--allow-short", action="store_true", help="accept phrases of fewer than 3 normalised bytes")
     add.add_argument(
         "--jobs",
-        type=int,
+        type=_positive(int),
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes, where there are several megabytes of entries (default: one a core)",
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("merge", help="make one blocklist of several")
     add.add_argument("files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike")
     add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    _add_coverage(add, "refuse documents of which nothing is prohibited, and write nothing")
     add.set_defaults(run=_merge)
 
     add = commands.add_parser("info", help="what a blocklist file contains")
@@ -269,17 +271,17 @@ def _compile(options: argparse.Namespace) -> int:
         max_quote=options.max_quote,
         boundary=options.boundary,
         skipped=uncovered,
-        leave_out=[options.output, *([options.parts] if options.parts else [])],
+        leave_out=[options.output, *_kept_parts(options.parts, [*options.sources, *options.allow])],
     )
     unfolded: list[str] = []
     blocklist = Blocklist.compile(
         _progress(_watch_case(entries, unfolded) if options.ignore_case else entries, "entries"),
         normalize=options.normalize,
         ignore_case=options.ignore_case,
-        allow=(text for _, text in read_texts(options.allow, skipped=uncovered)),
+        allow=(text for _, text in read_texts(options.allow, skipped=lambda why: uncovered(f"--allow: {why}"))),
         allow_short=options.allow_short,
         jobs=options.jobs,
-        costs=_costs_of(options.model) if options.model else None,
+        costs=None if options.model is None else _costs_of(options.model),
         parts=options.parts,
         skipped=uncovered,
     )
@@ -291,6 +293,28 @@ def _compile(options: argparse.Namespace) -> int:
         note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
     _print_waived(blocklist)
     return uncovered.status
+
+
+def _kept_parts(parts: str | None, sources: Sequence[str]) -> list[str]:
+    """The directory of `--parts`, which is no source where it lies in one.
+
+    Raises:
+        ProdError: it is a source, or has other files: they would be left out with it.
+    """
+    from prod_decode.storage.files import as_path
+
+    folder = None if parts is None else as_path(parts)
+    if folder is None:
+        return []
+    around = [Path(os.path.realpath(source)) for source in map(as_path, sources)]
+    real = Path(os.path.realpath(folder))
+    if real in around or (
+        folder.is_dir()
+        and any(source in real.parents for source in around)
+        and any(not re.fullmatch(r"\.?[0-9a-f]+\.part.*", path.name) for path in folder.iterdir())
+    ):
+        raise ProdError(f"--parts: {parts} has sources in it, which would be left out with it: name another directory")
+    return [str(folder)]
 
 
 def _tell_documents(sources: Sequence[str]) -> None:
@@ -362,8 +386,10 @@ def _merge(options: argparse.Namespace) -> int:
 
     require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
     merged = Blocklist.merge([_load(file) for file in options.files])
+    uncovered = _Uncovered(options)
+    uncovered.add_ineffective(merged)
     _save(merged, options.output)
-    return 0
+    return uncovered.status
 
 
 def _load(file: str) -> Blocklist:

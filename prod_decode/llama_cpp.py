@@ -20,6 +20,8 @@ class ProdLogitsProcessors(list[Any]):
     A list, as `llama_cpp.LogitsProcessorList` is, with this one processor; others may be put before it. A text without
     a token left ends with the EOS of `llama`.
 
+    llama-cpp-python leaves bytes that are not UTF-8 out of the text. So a token that breaks a character is banned too.
+
     llama.cpp calls processors from C, where an error is printed and no more. So what can be wrong is refused here, and
     a step that fails all the same, or is interrupted, writes EOS.
     """
@@ -42,7 +44,7 @@ class ProdLogitsProcessors(list[Any]):
                 "expected a model without draft_model, which shows processors drafts in place of the text, got one: "
                 "leave draft_model out"
             )
-        guard = Guard(matchers, llama.token_eos(), must_end=False, stop=stop, json=json)
+        guard = Guard(matchers, llama.token_eos(), must_end=False, stop=stop, json=json, drops_bytes=True)
         guard.check_width(llama.n_vocab())
         self.guard = guard
         super().__init__([_ProdLogitsProcessor(guard, llama)])

@@ -62,6 +62,7 @@ class ProdLogitsProcessor:
             )
         text = np.array(tokens).reshape(-1)
         _check_history(sys._getframe(1), len(text))
+        _check_text(sys._getframe(1))
         row = torch.tensor(np.array(logits.astype(mx.float32))).reshape(-1)
         return mx.array(self.guard.mask_(row, text).numpy()[None])
 
@@ -79,6 +80,20 @@ def _check_history(frame: FrameType | None, shown: int) -> None:
             # Further up, a batch does not say any more which of its rows this is.
             _refuse_hidden(_tokens_in(cache, here.get("e", 0)), shown)
             return
+        frame = frame.f_back
+
+
+def _check_text(frame: FrameType | None) -> None:
+    """Refuse a detokenizer that leaves out spaces: `couldn't` is shown where ` n't` was written."""
+    while frame is not None:
+        here = frame.f_locals if frame.f_globals.get("__name__") == "mlx_lm.generate" else {}
+        for name in ("detokenizer", "tokenizer"):
+            shown = here.get(name)
+            if getattr(shown, "clean_spaces", False) or getattr(shown, "clean_up_tokenization_spaces", False):
+                raise ProdError(
+                    "expected a tokenizer that leaves spaces as they are, got clean_up_tokenization_spaces=True, with "
+                    "which mlx-lm removes some: set it to False"
+                )
         frame = frame.f_back
 
 

@@ -17,7 +17,15 @@ from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import LAYOUT, Automaton
 from prod_decode.match.scan import Filter
-from prod_decode.storage.artifact import are_laid_out, are_ranges, is_count, read_artifact, write_artifact
+from prod_decode.storage.artifact import (
+    are_laid_out,
+    are_ranges,
+    is_count,
+    read_artifact,
+    require_output,
+    write_artifact,
+)
+from prod_decode.storage.files import as_path
 from prod_decode.text.escapes import Decoded
 from prod_decode.text.normalize import Normalization
 from prod_decode.text.patterns import Collected
@@ -117,8 +125,12 @@ class Blocklist:
                 guarded; two entries with one id; something else than entries and texts; or a directory that cannot be
                 written.
         """
-        if not isinstance(jobs, int) or jobs < 1:
-            raise ProdError(f"expected jobs as a number above 0, got {jobs!r}: leave it out to use one process")
+        if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+            raise ProdError(f"expected jobs as a number above 0, got {jobs!r}")
+        for flag, value in (("allow_short", allow_short), ("allow_empty", allow_empty)):
+            if not isinstance(value, bool):
+                raise ProdError(f"{flag} must be True or False, got {value!r}")
+        parts = None if parts is None else as_path(parts)
         entries = _each(entries, Entry, "entries", "pass [Entry({})]")
         normalization = Normalization(normalize, ignore_case)
         free = FreeCode(
@@ -173,8 +185,8 @@ class Blocklist:
         for blocklist in blocklists:
             if blocklist.normalization != normalization:
                 raise ProdError(
-                    f"cannot merge blocklists that normalise differently: expected {normalization}, got "
-                    f"{blocklist.normalization}; compile them with the same normalize and ignore_case"
+                    f"cannot merge blocklists that normalise differently: the first {normalization}, another "
+                    f"{blocklist.normalization}: compile them alike"
                 )
             _require_memory(blocklist)
             renumbered = np.fromiter((records.add(info)[0] for info in blocklist.entries()), np.int64, len(blocklist))
@@ -195,7 +207,12 @@ class Blocklist:
         return cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the blocklist to a file; a crash leaves what was there before."""
+        """Write the blocklist to a file; a crash leaves what was there before.
+
+        Raises:
+            ProdError: the file cannot be written, or there is one already that is neither a blocklist nor empty.
+        """
+        require_output(path)
         automaton = self.automaton
         meta = {
             "normalize": self.normalization.mode,

@@ -79,6 +79,8 @@ class Entry:
     def _check_cost(self, cost: tuple[float, ...]) -> None:
         if self.policy == "phrase":
             raise ProdError(f"{self.label}: cost belongs to policy 'quote', this is a 'phrase': drop one")
+        if not hasattr(cost, "__len__"):
+            raise ProdError(f"{self.label}: expected a cost for each character, got {brief(cost)}")
         if len(cost) != len(self.text):
             raise ProdError(
                 f"{self.label}: expected a cost for each of {len(self.text)} characters, got {len(cost)} costs"

@@ -305,12 +305,14 @@ def _files_below(
 ) -> Iterator[Path]:
     # Where links lead to a directory again, or in a circle, it is read once.
     seen = {_identity(stat_of(Path(path))) for path in leave_out if Path(path).exists()}
+    # And by name what is not there yet: a directory that is made meanwhile.
+    left_out = {os.path.realpath(path) for path in leave_out}
     waiting = [folder]
     count = 0
     while waiting:
         here = waiting.pop()
         try:
-            if (identity := _identity(here.stat())) in seen:
+            if (identity := _identity(here.stat())) in seen or os.path.realpath(here) in left_out:
                 continue
             seen.add(identity)
             with os.scandir(here) as found:
@@ -335,7 +337,7 @@ def _files_below(
                 yield path
         waiting += reversed(folders)
     if not count:
-        _skip(skipped, f"{folder} has no files in it")
+        _skip(skipped, f"{folder} has no files to read in it")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -352,6 +354,7 @@ def _entry(record: dict[str, Any], place: str, max_quote: int | None, boundary: 
             raise ProdError(f"{place}: expected {key!r} to be a string, got {reprlib.repr(record[key])}")
     if not isinstance(record["text"], str):
         raise ProdError(f"{place}: expected 'text' to be a string, got {reprlib.repr(record['text'])}")
-    policy = record.get("policy", "phrase")
+    policy = record.get("policy") or "phrase"
     defaults = {"max_quote": max_quote} if policy == "quote" else {"boundary": boundary}
-    return Entry(**{"source": place, **defaults, **record})
+    given = {key: value for key, value in record.items() if value is not None}
+    return Entry(**{"source": place, **defaults, **given})

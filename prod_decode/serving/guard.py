@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import TextTracker
 from prod_decode.match.unescaped import UnescapedTracker, unescaped
+from prod_decode.tokens.utf8 import Utf8
 from prod_decode.tokens.vocabulary import SPECIAL
 
 # An engine that works ahead asks once more after the EOS at which it stops; a third one was not heeded.
@@ -22,7 +26,9 @@ _MOST_ENDS = 2
 _REMEMBERED = 1024
 
 # Texts whose prompts are remembered: those that an engine asks about in turn.
-_TEXTS = 64
+_TEXTS = 4096
+
+_log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -39,6 +45,7 @@ class Guard:
         must_end: bool = True,
         stop: Sequence[str] | None = None,
         json: bool = False,
+        drops_bytes: bool = False,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -50,6 +57,8 @@ class Guard:
                 begins a longer one.
             json: match what is written with JSON's escapes decoded as well, for outputs that somebody parses.
             must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
+            drops_bytes: whether the engine leaves bytes that are not UTF-8 out of what it shows, which would join what
+                stands around them: a token that breaks a character is banned then.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
@@ -63,8 +72,10 @@ class Guard:
         self._trackers: list[TextTracker | UnescapedTracker] = [matcher.track() for matcher in self.matchers]
         if json:
             self._trackers += [unescaped(matcher, stop).track() for matcher in matchers]
-        # Texts that were asked about, the last one first, and how many tokens of each are the prompt's.
-        self._seen: list[tuple[NDArray[np.int64], int]] = []
+        self._utf8 = Utf8(self.vocabulary) if drops_bytes else None
+        # Texts that were asked about, the last one last, by their hash; how many tokens of each are the prompt's.
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._told = False
         self._known = len(self.vocabulary)
         self._ends = matchers[0].end_ids(eos_token_id)
         self._must_end = must_end
@@ -106,10 +117,13 @@ class Guard:
         text = np.asarray(token_ids, np.int64)
         width = row.shape[0]
         self.check_width(width)
-        prompts = np.array([self._prompt_of(text) if prompt is None else prompt])
+        begins = self._prompt_of(text) if prompt is None else prompt
         for tracker in self._trackers:
-            tracker.read(np.arange(1), [text], prompts)
-        banned = np.concatenate([tracker.banned()[1] for tracker in self._trackers])
+            tracker.read(np.arange(1), [text], np.array([begins]))
+        found = [tracker.banned()[1] for tracker in self._trackers]
+        if self._utf8:
+            found.append(self._utf8.breaking(text[begins:]))
+        banned = np.concatenate(found)
         banned = banned[banned < width]
         mask_padding_(row, self._known)
         mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
@@ -117,12 +131,21 @@ class Guard:
 
     def forget(self) -> None:
         """The next text is a prompt, whatever it begins with."""
-        self._seen = []
+        self._seen.clear()
 
     def _prompt_of(self, text: NDArray[np.int64]) -> int:
-        found = next((i for i, (seen, _) in enumerate(self._seen) if np.array_equal(seen, text[:-1])), None)
-        prompt = len(text) if found is None else self._seen.pop(found)[1]
-        self._seen = [(text, prompt), *self._seen[: _TEXTS - 1]]
+        prompt = self._seen.pop(xxhash.xxh3_128_digest(text[:-1].tobytes()), len(text))
+        self._seen[xxhash.xxh3_128_digest(text.tobytes())] = prompt
+        if len(self._seen) > _TEXTS:
+            self._seen.popitem(last=False)
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "more than %d texts are asked about in turn: where the prompts of those before end is no longer "
+                    "known, and what they return alone is not guarded; call forget() between batches, or take several "
+                    "processors",
+                    _TEXTS,
+                )
         return prompt
 
     def end_(self, row: Tensor, text: NDArray[np.int64] | None = None, *, stops: Sequence[int] | None = None) -> Tensor:

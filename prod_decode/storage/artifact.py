@@ -25,7 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.files import replaceable, write_whole
+from prod_decode.storage.files import as_path, replaceable, write_whole
 from prod_decode.storage.shared import hold
 
 MAGIC = b"PRODBLK\x01"
@@ -57,7 +57,7 @@ def write_artifact(
     Raises:
         ProdError: the file cannot be written.
     """
-    target = Path(path)
+    target = as_path(path)
     places: dict[str, Any] = {}
     checksum = xxhash.xxh3_128()
     chunks: list[memoryview | bytes] = []
@@ -97,12 +97,15 @@ def require_output(
         only_over_blocklists: refuse to write over a file that is neither a blocklist nor empty.
 
     Raises:
-        ProdError: `path` is `-`, which other programs take for the standard output; it is in no directory, or in one
-            where no file can be made; it is one of the inputs, by whatever name; or something would be lost.
+        ProdError: `path` is `-`, which other programs take for the standard output; it ends like a directory's, is in
+            none, or in one where no file can be made; it is one of the inputs, by whatever name; or something would be
+            lost.
     """
-    if str(path) in ("", "-"):
-        raise ProdError(f"expected the name of a file to write, got {str(path)!r}: it is not printed")
-    target = Path(path)
+    target = as_path(path)
+    if str(path) == "-":
+        raise ProdError("expected the name of a file to write, got '-': it is not printed")
+    if str(path).endswith(os.sep):
+        raise ProdError(f"expected the name of a file to write, got {str(path)!r}, which is that of a directory")
     real = Path(os.path.realpath(target))
     try:
         found = replaceable(target)
@@ -123,11 +126,8 @@ def require_output(
 
 def _may_be_replaced(path: Path) -> bool:
     """Whether nothing is lost but a blocklist."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) in (b"", MAGIC)
-    except PermissionError:
-        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) in (b"", MAGIC)
 
 
 def read_artifact(
@@ -146,7 +146,7 @@ def read_artifact(
         ProdError: no such file, not such a file, of another version, cut short, damaged, or made by hand so that its
             header makes no sense.
     """
-    source = Path(path)
+    source = as_path(path)
     try:
         with open(source, "rb", buffering=0, opener=_open_at_once) as file:
             about = os.fstat(file.fileno())

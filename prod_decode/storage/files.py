@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
 
 _KINDS = {
     stat.S_ISFIFO: "a FIFO",
@@ -24,9 +24,10 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """`Path(path)`, which would take an empty name for the current directory.
 
     Raises:
-        ProdError: the name is empty, as that of a shell variable which is not set, or has a NUL.
+        ProdError: it is no name; it is empty, as that of a shell variable which is not set; or it has a NUL.
     """
-    name = os.fspath(path)
+    if not isinstance(path, str | os.PathLike) or not isinstance(name := os.fspath(path), str):
+        raise ProdError(f"expected the name of a file or directory as text or Path, got {brief(path)}")
     if not name or "\0" in name:
         raise ProdError(f"expected the name of a file or directory, got {name!r}: is a variable not set?")
     return Path(name)
@@ -36,9 +37,15 @@ def require_file(path: str | os.PathLike[str], expected: str) -> None:
     """Refuse what is there and is no regular file, without opening it.
 
     Raises:
-        ProdError: it is a directory, or something that could keep whoever opens it waiting for ever.
+        ProdError: it cannot be looked at, is a directory, or could keep whoever opens it waiting for ever.
     """
-    if as_path(path).exists() and (mode := mode_of(Path(path))) != stat.S_IFREG:
+    try:
+        mode = stat.S_IFMT(as_path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ProdError(f"cannot read {path}: {error.strerror}") from None
+    if mode != stat.S_IFREG:
         raise ProdError(f"{path} is {kind_of(mode)}, expected {expected}")
 
 

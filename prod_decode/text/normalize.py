@@ -68,6 +68,11 @@ class Normalization:
         if not isinstance(self.ignore_case, bool):
             raise ProdError(f"ignore_case must be True or False, got {self.ignore_case!r}")
 
+    def __str__(self) -> str:
+        """In words, for messages."""
+        layout = "ignores layout (normalize code)" if self.is_code else "compares as is (normalize none)"
+        return f"{layout}{' and folds letters (ignore_case)' if self.ignore_case else ''}"
+
     @property
     def is_code(self) -> bool:
         """Whether whitespace is ignored."""

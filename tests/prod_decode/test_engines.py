@@ -92,6 +92,31 @@ def test_the_output_alone_begins_a_word() -> None:
     assert [is_banned(guard, text) for text in ([4, my], [4, my, name])] == [False, True]
 
 
+@pytest.mark.parametrize("count", [65, 4096, 4097])
+def test_so_many_texts_in_turn_keep_their_prompts(count: int, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = [b"</s>", b"my_", b"eval", b"(", *(b"y%d" % i for i in range(count))]
+    phrase = Blocklist.compile([Entry("eval(")]).bind(Vocabulary.from_bytes(tokens, eos_ids=[0]))
+    guard, banned = Guard([phrase]), 0
+    for text in ([], [2]):
+        for i in range(count):
+            banned += 3 not in allowed(guard.mask_(torch.zeros(len(tokens)), [4 + i, 1, *text]))
+    assert banned == (count if count <= 4096 else 0)
+    assert ("where the prompts of those before end is no longer known" in caplog.text) == (count > 4096)
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_an_engine_that_drops_bytes_gets_none_to_drop(json_too: bool) -> None:
+    """llama-cpp-python shows `decode("utf-8", errors="ignore")`."""
+    tokens = [b"</s>", b"yaml", b"\xa1", b".load(", b"\xc2", b"x"]
+    matcher = Blocklist.compile([Entry("yaml.load(")]).bind(Vocabulary.from_bytes(tokens, eos_ids=[0]))
+    llama = SimpleNamespace(draft_model=None, token_eos=lambda: 0, n_vocab=lambda: len(tokens))
+    (processor,) = adapter.ProdLogitsProcessors(matcher, llama=llama, stop=(), json=json_too)
+    steps = (([5], [0, 1, 3, 4, 5]), ([5, 1], [0, 1, 4, 5]), ([5, 1, 4], [0, 2]), ([5, 1, 4, 2], [0, 1, 3, 4, 5]))
+    for text, free in steps:
+        scores = processor(np.array(text, np.intc), np.zeros(len(tokens), np.single))
+        assert allowed(torch.from_numpy(scores)) == free
+
+
 def test_a_guard_that_knows_no_stop_strings_lets_words_end_anywhere() -> None:
     tokens = [b"</s>", b"eval", b" evaluate", b" evil"]
     phrase = Blocklist.compile([Entry("eval", boundary="both")]).bind(Vocabulary.from_bytes(tokens, eos_ids=[0]))
@@ -287,6 +312,9 @@ def generate_step(ask, shown, prompt_cache):
         return ask(tokens)
     return _step(shown)
 
+def stream_generate(ask, shown, prompt_cache, tokenizer=None, detokenizer=None):
+    return generate_step(ask, shown, prompt_cache)
+
 def speculative_generate_step(ask, shown, prompt_cache):
     def _step(model, cache, y):
         return ask(y)
@@ -326,6 +354,11 @@ def test_what_mlx_hides_is_refused() -> None:
         loops["generate_step"](ask, [5, 1], layers(2, 6))
     with pytest.raises(ProdError, match="got no prompt, which draft_model hides: leave draft_model out"):
         loops["speculative_generate_step"](ask, [1], layers(1))
+    for shown in (SimpleNamespace(clean_spaces=True), SimpleNamespace(clean_up_tokenization_spaces=True)):
+        for name in ("detokenizer", "tokenizer"):
+            with pytest.raises(ProdError, match="leaves spaces as they are, got clean_up_tokenization_spaces=True"):
+                loops["stream_generate"](ask, [5, 1], layers(2), **{name: shown})
+    assert loops["stream_generate"](ask, [5, 1], layers(2), tokenizer=SimpleNamespace(clean_spaces=False)) == guarded
     batch = loops["GenerationBatch"](layers(MlxArray([3, 2])))
     assert batch.next(ask, [[5, 5, 1], [5, 1]]) == [guarded] * 2
     with pytest.raises(ProdError, match="got 1 tokens of it and 2 in prompt_cache"):

@@ -222,7 +222,7 @@ def test_merging_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{"normalize": "none"}, {"ignore_case": True}])
 def test_merging_what_normalises_differently_is_refused(options: dict[str, Any]) -> None:
-    message = r"cannot merge blocklists that normalise differently: .*; compile them with the same normalize and ignore"
+    message = r"cannot merge blocklists that normalise differently: .*: compile them alike"
     with pytest.raises(ProdError, match=message):
         Blocklist.merge([Blocklist.compile([Entry("abc")]), Blocklist.compile([Entry("abc")], **options)])
 

@@ -155,7 +155,7 @@ def test_a_directory_without_files_covers_nothing(tmp_path: Path) -> None:
     assert list(read_texts([tmp_path], skipped=skipped.append)) == []
     (tmp_path / "empty.py").write_text("\n")
     assert list(read_entries([tmp_path], skipped=skipped.append)) == []
-    assert skipped == [f"{tmp_path} has no files in it", f"{tmp_path} has no text in it"]
+    assert skipped == [f"{tmp_path} has no files to read in it", f"{tmp_path} has no text in it"]
 
 
 @pytest.mark.parametrize("suffix", [".TXT", ".Jsonl", ".NDJSON"])

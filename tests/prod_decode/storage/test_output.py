@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,7 +181,7 @@ def test_an_empty_file_may_become_a_blocklist() -> None:
 @pytest.mark.parametrize("output", ["-", ""])
 def test_a_blocklist_is_not_printed(capsys: pytest.CaptureFixture[str], output: str) -> None:
     assert main(["compile", "src/phrases.txt", f"--output={output}"]) == 2
-    assert f"expected the name of a file to write, got {output!r}" in capsys.readouterr().err
+    assert re.search(rf"expected the name of a file.*, got {output!r}", capsys.readouterr().err)
     assert not Path("-").exists()
 
 
@@ -205,6 +207,73 @@ def test_a_file_that_is_written_counts_whoever_takes_the_line(
         assert main(["compile", "src/phrases.txt", "-o", "out.prod"]) == 0
     assert "1 phrases" in (told := capsys.readouterr().err)
     assert "cannot write to the standard output: Bad file descriptor" in told
+
+
+@pytest.mark.usefixtures("phrases")
+@pytest.mark.parametrize("parts", ["src", "src/sub", "tree/sub", "src/../src"])
+@pytest.mark.parametrize("flags", [[], ["--strict"], ["--accept-uncovered"]])
+def test_sources_are_not_left_out_with_the_parts_of_a_compile(
+    capsys: pytest.CaptureFixture[str], parts: str, flags: list[str]
+) -> None:
+    Path("src/code.py").write_text("print(1)\n" * 40)
+    Path("src/sub").mkdir()
+    Path("src/sub/more.py").write_text("print(2)\n" * 40)
+    before = sorted(Path().rglob("*"))
+    assert main(["compile", "src", "-o", "out.prod", "--parts", parts, *flags]) == 2
+    assert capsys.readouterr().err == (
+        f"prod-decode compile: --parts: {parts} has sources in it, which would be left out with it: name another "
+        "directory\n"
+    )
+    assert main(["compile", "src/code.py", "--allow", "src", "-o", "out.prod", "--parts", parts, *flags]) == 2
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("phrases")
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        ("src/phrases.txt", "it is there and is no blocklist"),
+        ("new/", "got 'new/', which is that of a directory"),
+        ("", "got '': is a variable not set"),
+        ("a\0b", "got 'a.x00b': is a variable not set"),
+        (None, "as text or Path, got None"),
+        (5, "as text or Path, got 5"),
+        (b"x", "as text or Path, got b'x'"),
+    ],
+)
+def test_python_too_loses_no_file_and_takes_names_alone(save: Any, message: str) -> None:
+    blocklist = Blocklist.compile([Entry("yaml.load(")])
+    with pytest.raises(ProdError, match=message):
+        blocklist.save(save)
+    if save not in ("src/phrases.txt", "new/"):
+        with pytest.raises(ProdError, match=message):
+            Blocklist.load(save)
+        if save is not None:
+            with pytest.raises(ProdError, match=message):
+                Blocklist.compile([Entry("yaml.load(")], parts=save)
+    assert Path("src/phrases.txt").read_text() == "yaml.load(\n"
+
+
+@pytest.mark.parametrize("command", [["info"], ["scan"], ["merge", "-o", "x.prod"], ["generate"], ["compile"]])
+def test_a_name_that_is_too_long_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    more = {"scan": ["x"], "generate": ["--model", "m", "--prompt", "x"], "compile": ["-o", "y.prod"]}
+    name, *rest = command
+    flag = ["--blocklist"] if name == "generate" else []
+    assert main([name, *rest, *flag, "a" * 300, *more.get(name, [])]) == 2
+    assert re.fullmatch(rf"prod-decode {name}: cannot read .*: File name too long\n", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("phrases")
+def test_what_is_not_covered_stays_that_in_a_merge(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("short.py").write_text("x = 1\n")
+    assert main(["compile", "src/phrases.txt", "short.py", "-o", "a.prod"]) == 3
+    told = "not covered: 'short.py': shorter than max_quote\n"
+    assert told in capsys.readouterr().err
+    assert main(["merge", "a.prod", "-o", "b.prod"]) == 3
+    assert capsys.readouterr().err == told
+    assert main(["merge", "a.prod", "-o", "b.prod", "--accept-uncovered"]) == 0
+    assert main(["merge", "a.prod", "-o", "c.prod", "--strict"]) == 2
+    assert not Path("c.prod").exists()
 
 
 @pytest.mark.usefixtures("phrases")
