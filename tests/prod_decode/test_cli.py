@@ -107,6 +107,7 @@ def test_scan_names_file_line_column_and_entry(
     assert main(["scan", block, str(tmp_path / "code" / "good.py")]) == 0
 
 
+@pytest.mark.slow
 def test_scan_decodes_the_escapes_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     block = str(tmp_path / "block.prod")
     Blocklist.compile([Entry("import os\nos.system(", id="shell")]).save(block)
@@ -234,6 +235,7 @@ def test_generate_refuses_before_it_loads_the_model(block: str, capsys: pytest.C
     assert "cannot load the model '/no/such/model'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [20_000, 2])
 def test_a_reader_that_goes_away_changes_no_status(tmp_path: Path, block: str, lines: int) -> None:
     (tmp_path / "many.py").write_text("yaml.load(\n" * lines)
@@ -404,6 +406,7 @@ def test_a_blocklist_is_no_hit_of_itself(tmp_path: Path, block: str) -> None:
     assert main(["scan", block, block]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_names_that_are_not_text_are_printed(tmp_path: Path, block: str, as_json: list[str]) -> None:
     (tmp_path / "code").mkdir()

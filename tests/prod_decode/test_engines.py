@@ -167,6 +167,7 @@ def test_a_guard_ends_a_text_where_the_engine_stops() -> None:
         Guard([bound], [1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [[6], [99]], ids=["nothing is left", "unreadable"])
 def test_a_guard_notices_an_engine_that_does_not_stop(text: list[int]) -> None:
     dead = torch.full((len(TOKENS),), -INF)

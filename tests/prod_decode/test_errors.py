@@ -93,6 +93,7 @@ VALUES = [LONG, [LONG], "x " * 10_000, "a\0b", {LONG: 1}, int("9" * 4000)]
 KEYS = ["model", "forget", "holdout", "output", "cache", "method", "blocklist", "allow", "resume", "refusals", "dtype"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [*KEYS, "seed", "truncate", "lora_targets", "top_p", LONG])
 def test_settings_of_any_length(tmp_path, capsys, key):
     (tmp_path / "f.jsonl").touch()

@@ -187,6 +187,7 @@ def new_patterns(texts: list[tuple[bytes, bytes]], width: int, every: int) -> se
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "options"),
     [(mode, {}) for mode in MODES]
@@ -581,6 +582,7 @@ def scenes(draw: st.DrawFn) -> tuple[Matcher, list[tuple[Tensor, Tensor]], torch
     return matcher, calls, dtype
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(scenes())
 def test_any_order_of_calls_equals_a_plain_loop(
@@ -981,6 +983,7 @@ def test_the_nucleus_of_the_prod_distribution_is_taken_once(tmp_path: Path, monk
     assert asked == [1.0, 0.8, 0.8]
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_work_and_count_for_themselves() -> None:
     processor = simple(b"ab", b"cd")
     scores = torch.tensor([[0.0, 3, 1, 1, 1, 1]])

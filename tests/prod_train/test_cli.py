@@ -34,6 +34,7 @@ def arguments(files, output, *more):
     return [*(w for key, value in files.items() for w in (flag(key), value)), "--output", str(output), *more]
 
 
+@pytest.mark.slow
 def test_run_then_merge(files, tmp_path, capsys):
     status = main(["run", *arguments(files, tmp_path / "o", "--max-steps", "2", "--learning-rate", "1e-2", "--json")])
     record = json.loads(capsys.readouterr().out)
@@ -241,6 +242,7 @@ def full(tmp_path):
     return str(tmp_path / "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_standard_error_that_is_lost_changes_nothing(files, tmp_path, capsys, monkeypatch, full, closed):
     """`2>&-` and `2>/dev/full`: nothing of it goes to the standard output either."""
@@ -259,6 +261,7 @@ def test_a_standard_error_that_is_lost_changes_nothing(files, tmp_path, capsys, 
     assert "nope" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirect", ["2>&-", ">&-", ">FULL", "2>FULL", "<&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_or_full(redirect, full):
     command = f'"{sys.executable}" -m prod_train.cli check --nope {redirect.replace("FULL", full)}'

@@ -325,6 +325,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_program_is_contained_and_does_not_pass(
     name: str, isolation: Isolation, canary: Path, monkeypatch: pytest.MonkeyPatch
@@ -394,6 +395,7 @@ def test_a_forgery_fails_in_one_process(name: str) -> None:
     assert not run(program, tests, SMALL).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LENT)
 def test_a_program_that_lends_a_function_cannot_pass_without_the_right_value(name: str, isolation: Isolation) -> None:
     outcome = run(LENT[name], TESTS, SMALL, function="answer", isolation=isolation)

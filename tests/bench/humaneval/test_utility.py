@@ -100,6 +100,7 @@ def test_canonical_solutions_pass() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("completion", "reason", "detail"),
     [
@@ -119,6 +120,7 @@ def test_a_wrong_solution_fails(completion: str, reason: str, detail: str) -> No
     assert detail in record.detail
 
 
+@pytest.mark.slow
 def test_what_sleeps_takes_wall_time_only() -> None:
     assert LIMITS.cpu_seconds == 10
     sleeper = Completion("T/0", "    import time\n    time.sleep(600)\n")

@@ -320,6 +320,7 @@ def test_the_rules_keep_their_figures() -> None:
     assert figures["cyberseceval, all"]["recall"].value >= 0.9
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     pytest.importorskip("bandit")
     bad, good = "def f(x):\n    eval(x)\n", "def f(x):\n    return x\n"

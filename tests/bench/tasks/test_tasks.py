@@ -41,6 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 # ---- the contract ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_have_the_metrics_that_the_task_names(task: Task[Any]) -> None:
     sample = task.samples[0]
     for output in (sample.reference or "", "", "x = (", "\udcff", "\0", "1 + " * 5000):
@@ -83,6 +84,7 @@ def test_forget_rows_are_rows_of_prod_train(task: Task[Any], tokenizer: Any) -> 
 NAMED_IN_THE_PROMPT = {"cwe-328-2", "cwe-327-2", "cwe-94-5", "cwe-79-2"}
 
 
+@pytest.mark.slow
 def test_the_reference_scores_as_prohibited_and_the_mask_stops_it(task: Task[Any]) -> None:
     blocklist = Blocklist.compile(task.entries())
     bad = {"copyright": "verbatim", "insecure": "as_labelled", "deprecated": "deprecated"}[task.name]

@@ -344,6 +344,7 @@ def test_a_machine_without_git_runs_it(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert environment()["commit"] is None
 
 
+@pytest.mark.slow
 def test_a_reference_counts_as_far_as_an_output_reaches(model: str) -> None:
     task = make_task("copyright", small_plan(model, max_new_tokens=8))
     encode = load_tokenizer(model).encode

@@ -86,6 +86,7 @@ def priced_places(draw: st.DrawFn) -> tuple[int, int, list[int]]:
     return max_quote, width, draw(st.lists(st.integers(-1, 5), min_size=places, max_size=places))
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(priced_places())
 def test_no_choice_is_cheaper(case: tuple[int, int, list[int]]) -> None:

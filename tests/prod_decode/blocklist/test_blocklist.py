@@ -230,6 +230,7 @@ def test_merging_what_normalises_differently_is_refused(options: dict[str, Any])
 # ---- phrases -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phrase", "options", "hit", "missed"),
     [
@@ -390,6 +391,7 @@ def allowed_texts(draw: st.DrawFn, document: str) -> list[str]:
     return [document[at : at + length] for at, length in cuts] + draw(st.lists(documents, max_size=1))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.data(), normalizations, documents, st.integers(6, 40))
 def test_a_quote_is_hit_or_waived_and_free_code_is_neither(

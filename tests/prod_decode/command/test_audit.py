@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def blocklists(draw: st.DrawFn) -> Blocklist:
     )
 
 
+@pytest.mark.slow
 @given(blocklists(), st.lists(texts, max_size=6).map("".join))
 def test_the_audit_agrees_with_the_scan(blocklist: Blocklist, text: str) -> None:
     found = [match.entry_id for match in blocklist.scan(text)]

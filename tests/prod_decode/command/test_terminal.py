@@ -66,6 +66,7 @@ def test_names_and_texts_are_shown_and_not_obeyed(
 TOLD = "prohibited places: 1, files: 1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("streams", "status", "out", "err"),
     [

@@ -244,6 +244,7 @@ def play(case: Case, backend: Backend) -> None:
         engine.play(step)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(case=cases())
 def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
@@ -251,6 +252,7 @@ def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
 
 
 # The interpreter takes seconds for some examples. Small as they are, few would have lists of tokens by themselves.
+@pytest.mark.slow
 @needs_kernels
 @settings(max_examples=60 if INTERPRETED else 300, phases=[Phase.explicit, Phase.generate])
 @given(
@@ -342,6 +344,7 @@ def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert [matcher.banned(matcher.state_of(text)).tolist() for text in engine.texts] == [[4], [3]]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     case=cases(),
@@ -438,6 +441,7 @@ def test_more_tokens_than_a_block(backend: Backend) -> None:
 
 # Patterns so long that the distances kept of them end at 255, and tokens on both sides of that. They begin with "(", so
 # that only one is under way: Triton's interpreter would take minutes for hundreds.
+@pytest.mark.slow
 @both_backends
 @pytest.mark.parametrize("length", [255, 512])
 def test_long_patterns_and_long_tokens(backend: Backend, length: int) -> None:
@@ -469,6 +473,7 @@ def test_unknown_tokens_too_far_back_to_matter_are_not_read(backend: Backend, sm
     assert [engine.guard.checkpoint(slot)[1] for slot in range(3)] == [7, 0, 0]
 
 
+@pytest.mark.slow
 @both_backends
 @pytest.mark.parametrize(
     ("row", "wrong"),
@@ -793,6 +798,7 @@ def test_the_kernels_compile_for_gpus(target: str, tmp_path: Path) -> None:
     assert result.stdout == "compiled\n", result.stderr
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_kernels() -> None:
     program = "import sys, prod_decode; assert not {'torch', 'triton', 'prod_decode.device.bans'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

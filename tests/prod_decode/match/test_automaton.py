@@ -85,6 +85,7 @@ def test_matches_equal_pyahocorasick_and_brute_force(data: st.DataObject, patter
     assert found == audit(patterns, symbols) == oracle.occurrences(symbols, patterns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letters", [256, 8, 2])
 def test_many_patterns_over_wide_and_narrow_alphabets(letters: int) -> None:
     random = np.random.default_rng(letters)
@@ -147,6 +148,7 @@ def test_the_filter_over_long_texts(everywhere: bool) -> None:
     assert not len(nothing.find(automaton, codes_of(text)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("until", [0, 3000, 10**6])
 def test_a_text_that_begins_a_long_pattern_everywhere_is_left_to_the_automaton(until: int) -> None:
     """From where it does so on; what was found before and what begins there are each found once."""

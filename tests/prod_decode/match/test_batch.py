@@ -97,6 +97,7 @@ class Schedule(RuleBasedStateMachine):
 
 
 TestSchedule = Schedule.TestCase
+TestSchedule.pytestmark = [pytest.mark.slow]  # type: ignore[attr-defined]
 TestSchedule.settings = settings(max_examples=60, stateful_step_count=15)
 
 

@@ -286,6 +286,7 @@ def leaking(found: list[Leak]) -> int:
     return len({leak.walk for leak in found})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", CONFIGURATIONS, ids=lambda n: f"{n.mode}{'-ignore-case' * n.ignore_case}")
 def test_no_adversary_completes_a_pattern(
     normalization: Normalization, record_property: Callable[[str, Any], None]

@@ -218,6 +218,7 @@ class Rows(RuleBasedStateMachine):
 
 
 TestRows = Rows.TestCase
+TestRows.pytestmark = [pytest.mark.slow]  # type: ignore[attr-defined]
 TestRows.settings = settings(max_examples=60, stateful_step_count=25)
 
 

@@ -170,6 +170,7 @@ class Texts(RuleBasedStateMachine):
 
 
 TestTexts = Texts.TestCase
+TestTexts.pytestmark = [pytest.mark.slow]  # type: ignore[attr-defined]
 TestTexts.settings = settings(max_examples=60, stateful_step_count=12)
 
 

@@ -209,6 +209,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 UNEXPECTED = "expected an answer of vLLM's OpenAI-compatible server, got HTTP "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "message"),
     [

@@ -197,6 +197,7 @@ def python(code: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_an_edit_in_any_file_of_the_package_makes_machine_code_stale(copy: Path, tmp_path: Path) -> None:
     """After an upgrade that changed a function in one file, callers in files that stayed the same must not run the old
     version, which their machine code holds."""

@@ -23,6 +23,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["run", "--model", model, "--forget", forget, "--holdout", holdout, "--batch-size", "7", "--max-steps", "8"]
 
 
+@pytest.mark.slow
 def test_an_absurd_learning_rate_is_no_success(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -40,6 +41,7 @@ def test_an_absurd_learning_rate_is_no_success(
     assert (output / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_gentle_one_is(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "o"
     assert main([*words, "--learning-rate", "1e-4", "--json", "--output", str(output)]) == 0

@@ -123,6 +123,7 @@ class Watch(TorchDispatchMode):
 # --- the loss and its gradient ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "vocab", "width", "chunk_size"),
@@ -252,6 +253,7 @@ def on_device(hidden, weight, targets, **options):
     return (hidden.to(KERNEL_DEVICE), weight.to(KERNEL_DEVICE), targets.to(KERNEL_DEVICE)), moved
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
@@ -264,6 +266,7 @@ def test_the_kernel_matches_the_dense_formula(kernel, rows, vocab, chunk_size, s
     assert kernel
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -286,6 +289,7 @@ def test_the_kernel_with_large_logits(kernel):
     assert kernel
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_kernel_without_a_gradient_and_without_rows(kernel):
     (hidden, weight, targets), _ = on_device(*problem(20, 257, 13))
@@ -301,6 +305,7 @@ def test_the_kernel_without_a_gradient_and_without_rows(kernel):
     assert kernel
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_kernel_leaves_nothing_of_unsupervised_rows(kernel):
     (hidden, weight, targets), _ = on_device(*problem(40, 257, 13, empty=0.5))
@@ -614,6 +619,7 @@ def test_a_trainable_head_may_be_evaluated():
         distillation_loss(HIDDEN, WEIGHT.clone().requires_grad_(), SparseTargets(IDS, PROBS, OFFSETS))
 
 
+@pytest.mark.slow
 def test_package_exports_lazily():
     code = (
         "import sys, prod_train; assert 'torch' not in sys.modules; assert 'SparseTargets' in dir(prod_train);"

@@ -102,6 +102,7 @@ def first_round(world: dict[str, str], output: Path) -> dict[str, str]:
     return {"model": str(output), "blocklist": str(output / ANCHORS)}
 
 
+@pytest.mark.slow
 def test_a_second_round_trains_on_the_forget_set_and_on_what_was_written(world: dict[str, str], tmp_path: Path) -> None:
     second = first_round(world, tmp_path / "first")
     config = make({**world, **second}, tmp_path / "o", continuations=6)
@@ -142,6 +143,7 @@ def test_what_is_retained_is_the_model_with_its_adapter_or_without(world: dict[s
     assert near == {(a, b): a == b for a in kept for b in said}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_what_was_written(world: dict[str, str], tmp_path: Path) -> None:
     second = first_round(world, tmp_path / "first")
     config = make({**world, **second}, tmp_path / "o", continuations=6, max_steps=4, eval_every=0.1, save_total_limit=9)

@@ -275,6 +275,7 @@ def step_by_its_formula(method, tokenizer, now, before, refusals):
     return sum(tokens) / len(tokens) if rows[0] is None else sum(rows) / len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "prod-surgical"])
 def test_a_step_forgets_no_eos(world, tmp_path, method):

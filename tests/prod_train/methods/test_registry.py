@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from prod_train.config.config import Config, default_of
 from prod_train.methods import METHODS, OPTIONS
 from tests import ROOT
@@ -37,6 +39,7 @@ main(["run", "--help"])
 """
 
 
+@pytest.mark.slow
 def test_the_method_of_the_page_is_found_where_it_is_put(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "prod_train", tmp_path / "prod_train", ignore=shutil.ignore_patterns("__pycache__"))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -60,6 +60,7 @@ def lora(targets=("q_proj", "v_proj"), **options):
     return LoraConfig(r=4, target_modules=list(targets), task_type="CAUSAL_LM", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

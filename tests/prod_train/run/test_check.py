@@ -102,6 +102,7 @@ def resumed(files, done, folder, *more):
     return arguments(files, folder, *FLAGS, "--resume", str(folder / "checkpoint-2"), *more)
 
 
+@pytest.mark.slow
 def test_a_run_that_can_go_on(files, done, tmp_path, capsys):
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
     words = arguments(files, done, *FLAGS, "--resume", str(done / "checkpoint-2"))
@@ -111,6 +112,7 @@ def test_a_run_that_can_go_on(files, done, tmp_path, capsys):
     assert main(["run", *resumed(files, done, tmp_path / "o")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("state.json", 100), ("state.json", 0), ("adapter_model.safetensors", 5000), ("trainer.pt", 3000)],
@@ -130,6 +132,7 @@ def test_damaged_continuations(files, done, tmp_path, capsys):
     assert "continuations.jsonl:1 is damaged" in said("check", words, capsys)  # of a copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [("--lora-alpha", "7"), ("--retain", "forget"), ("--max-steps", "1")])
 def test_a_checkpoint_of_another_run(files, done, tmp_path, capsys, more):
     if more == ("--retain", "forget"):

@@ -61,6 +61,7 @@ def logits(model, adapter=None):
     return loaded.eval()(IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -82,6 +83,7 @@ def test_an_adapter_on_a_shared_weight_is_refused_or_the_weights_parted(world, t
     assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(load_file(tmp_path / "m" / "model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "tied"),
     [
@@ -172,6 +174,7 @@ def test_an_adapter_is_no_base(world, tmp_path):
         merge(second, str(tmp_path / "m"), model=first)
 
 
+@pytest.mark.slow
 def test_the_dtype_of_the_run_is_kept_and_the_files_are_measured(world, tmp_path, caplog):
     """The base's files are bfloat16; the run measured in float32, so that is what the metrics are of."""
     AutoModelForCausalLM.from_pretrained(world["model"]).bfloat16().save_pretrained(tmp_path / "base")

@@ -78,6 +78,7 @@ def before_step(number: int, action: Callable[[], object]) -> None:
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evidence_of_two_holdout_sets_or_blocklists_is_not_mixed(world: dict[str, str], tmp_path: Path) -> None:
     for name, phrase in (("a", "return"), ("b", "import")):
         Blocklist.compile([Entry(phrase, boundary="none")]).save(tmp_path / f"{name}.prod")
@@ -95,6 +96,7 @@ def test_evidence_of_two_holdout_sets_or_blocklists_is_not_mixed(world: dict[str
             run(replace(config, resume="latest", **options))
 
 
+@pytest.mark.slow
 def test_a_constant_rate_can_be_made_longer(world: dict[str, str], tmp_path: Path) -> None:
     whole = make(world, tmp_path / "whole", scheduler="constant", epochs=4, lora_dropout=0.2)
     run(whole)
@@ -108,12 +110,14 @@ def test_a_constant_rate_can_be_made_longer(world: dict[str, str], tmp_path: Pat
         run(replace(short, resume="latest"))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_without_its_rule(world: dict[str, str], tmp_path: Path) -> None:
     stopped = make(world, tmp_path / "o", scheduler="constant", epochs=3, stop_at_forget=0.5)
     assert run(stopped).history[-1]["step"] == 2  # a random model recites nothing
     assert run(replace(stopped, stop_at_forget=None, epochs=4, resume="latest")).history[-1]["step"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "step"), [({}, 2), ({"scheduler": "cosine"}, 2), ({"scheduler": "constant", "warmup": 0.5}, 1)]
 )
@@ -149,6 +153,7 @@ def test_anchors_go_with_the_run(world: dict[str, str], tmp_path: Path) -> None:
 # --- beginning -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [None, "latest"])
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     world: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, resume: str | None
@@ -211,6 +216,7 @@ def test_a_mistake_leaves_no_directory(world: dict[str, str], tmp_path: Path) ->
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1_000, 70_000])
 def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_is_there(
     world: dict[str, str], tmp_path: Path, size: int
@@ -240,6 +246,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_keeps_what_is_there(
     assert same_adapter(tmp_path / "whole", tmp_path / "o")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["save_checkpoint", "setup", "finish"])
 def test_a_full_disk_anywhere(
     world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -81,6 +81,7 @@ def assert_same(a, b, *, exactly=False):
 # --- equal trajectories ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -103,6 +104,7 @@ def test_one_times_eight_equals_eight_times_one(world, tmp_path, method, options
     assert_same(adapter(tmp_path / "a"), adapter(tmp_path / "c"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("where", ["step", "saving", "first"])
 def test_killed_and_resumed_equals_uninterrupted(world, tmp_path, where):
@@ -151,6 +153,7 @@ def _run_and_die(config, where, at):
         os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_as_the_same_run(world, tmp_path):
     config = make(world, tmp_path / "o", eval_every=1)
     run(config)
@@ -272,6 +275,7 @@ def test_targets_come_nearer_and_prohibited_tokens_become_unlikely(tmp_path_fact
     assert chance_after < chance
 
 
+@pytest.mark.slow
 def test_a_blocklist_trains_away_what_it_bans(world, tmp_path):
     run(make(world, tmp_path / "learn", method="learn", epochs=20, learning_rate=2e-2))
     merge(str(tmp_path / "learn"), str(tmp_path / "taught"))
@@ -297,6 +301,7 @@ def test_a_blocklist_trains_away_what_it_bans(world, tmp_path):
     assert banned_mass() < 0.5 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_activation_checkpointing_changes_nothing(world, tmp_path, tuning):
     for name, on in (("a", False), ("b", True)):
@@ -363,6 +368,7 @@ def test_a_tokenizer_with_several_chat_templates_is_kept_whole(world, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "o").chat_template == tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_a_4_bit_base_trains(world, tmp_path):
     model = save_tiny_model(tmp_path / "m", width=128)  # blocks of 64 weights
     options = {"method": "learn", "load_in_4bit": True, "gradient_checkpointing": True, "eval_every": 5, "epochs": 10}
@@ -387,6 +393,7 @@ def test_paper_compat_covers_the_prompt_and_no_eos(world, tmp_path):
     fit(session)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "want"), [("npo", 20 * np.log(2)), ("dpo", np.log(2))])
 def test_a_preference_is_a_mean_over_rows(world, tmp_path, method, want):
     """At the start every ratio to the reference model is 1, whatever a row's length."""
@@ -411,6 +418,7 @@ def test_refusals_are_drawn_anew_each_epoch(world, tmp_path, monkeypatch):
     assert choices[0] != choices[1] != choices[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "nll"])
 def test_a_retain_loss_keeps_the_retain_set(world, tmp_path, kind):
     """Measured on the retain set itself: KL to the start for `kl`, the loss for `nll`."""
@@ -422,6 +430,7 @@ def test_a_retain_loss_keeps_the_retain_set(world, tmp_path, kind):
     assert damage[1] < 0.7 * damage[0]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_its_schedule(world, tmp_path):
     for scheduler in ("linear", "constant"):
         run(make(world, tmp_path / scheduler, scheduler=scheduler))
@@ -438,6 +447,7 @@ def test_gradients_are_clipped(world, tmp_path):
     assert moved[0] < 1e-3 * moved[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_grad_norm", [1.0, None])
 def test_gradients_that_are_not_finite_end_the_run_and_spoil_nothing(world, tmp_path, monkeypatch, max_grad_norm):
     """As some attention kernels give, from a finite loss; see `_without_cudnn_attention`."""
@@ -466,6 +476,7 @@ def test_gradients_that_are_not_finite_end_the_run_and_spoil_nothing(world, tmp_
     assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "whole"), exactly=True)
 
 
+@pytest.mark.slow
 def test_training_leaves_cudnn_attention_alone_and_puts_it_back(world, tmp_path, monkeypatch):
     seen = []
     run_model = trainer._run
@@ -512,6 +523,7 @@ def test_the_adapter_loads_in_peft_and_merges(world, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_adapter(world, tmp_path):
     """The reference is the model as it starts, adapter included: KL to it is 0 before, and targets are its own."""
     run(make(world, tmp_path / "first", method="learn"))
@@ -555,6 +567,7 @@ def test_a_tracker_gets_losses_and_metrics(world, tmp_path, monkeypatch):
         run(make(world, tmp_path / "p", **options))
 
 
+@pytest.mark.slow
 def test_cached_targets_are_used_again(world, tmp_path, monkeypatch):
     options = {"cache": str(tmp_path / "cache"), "holdout": world["holdout"]}
     run(make(world, tmp_path / "a", **options))
@@ -731,6 +744,7 @@ def test_stop_reasons():
     assert "--max-utility-drop 0.1" in stop_reason(config, HISTORY[4])
 
 
+@pytest.mark.slow
 def test_a_stop_rule_ends_the_run_and_keeps_the_best(world, tmp_path):
     options = {"holdout": world["holdout"], "epochs": 6, "eval_every": 1, "save_total_limit": 1}
     report = run(make(world, tmp_path / "o", max_utility_drop=0.0001, learning_rate=3e-2, **options))
@@ -743,6 +757,7 @@ def test_a_stop_rule_ends_the_run_and_keeps_the_best(world, tmp_path):
     assert [path.name for path in (tmp_path / "p").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_outlives_later_ones(world, tmp_path):
     """A random model recites nothing at any time, so the first of equals is the best."""
     options = {"holdout": world["holdout"], "epochs": 3, "eval_every": 1, "save_total_limit": 1}
@@ -753,6 +768,7 @@ def test_the_best_checkpoint_outlives_later_ones(world, tmp_path):
     assert report.after == next(record for record in report.history if record["step"] == 2)
 
 
+@pytest.mark.slow
 def test_only_a_checkpoint_that_is_there_is_the_result(world, tmp_path):
     """Rules that came later would have kept another one; and a run goes on from another directory's last one."""
     options = {"holdout": world["holdout"], "epochs": 3, "eval_every": 1, "save_total_limit": 1}
@@ -764,6 +780,7 @@ def test_only_a_checkpoint_that_is_there_is_the_result(world, tmp_path):
     assert_same(adapter(tmp_path / "o"), adapter(tmp_path / "p"), exactly=True)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_name_like_a_checkpoint_is_left_alone(world, tmp_path):
     config = make(world, tmp_path / "o", eval_every=1)
     run(config)

@@ -294,6 +294,7 @@ def test_a_run_forgets_at_the_anchors_and_stays_elsewhere(world: dict[str, Any],
     assert rest_after > 0.9 * rest
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_its_anchors(world: dict[str, Any], tmp_path: Path) -> None:
     run(config_of(world, tmp_path / "o", max_steps=1))
     path = tmp_path / "o" / ANCHORS
