@@ -36,7 +36,14 @@ from prod_decode.match.batch import Batch, Request
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import UnescapedMatcher, unescaped
 from prod_decode.serving.settings import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
-from prod_decode.serving.vllm_plugin import PROCESSOR, EnforcesBlocklists, config_of_caller, guards_in, has_tools
+from prod_decode.serving.vllm_plugin import (
+    PROCESSOR,
+    EnforcesBlocklists,
+    config_of_caller,
+    guards_in,
+    has_tools,
+    misplaced_key,
+)
 from prod_decode.storage.models import load_tokenizer
 from prod_decode.text.escapes import AFTER_U
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
@@ -137,6 +144,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
                 "use_beam_search, and use n for several answers (max_tokens=1 with logprobs and detokenize=False is "
                 "taken for beam search)"
             )
+        if key := misplaced_key():
+            raise ProdError(f"{key[:64]}: expected it inside of vllm_xargs, got it beside, where nothing would read it")
         shown = _unmasked_probabilities(sampling_params)
         arguments = sampling_params.extra_args or {}
         added = requested(arguments)

@@ -192,6 +192,12 @@ def is_close(key: str) -> bool:
     return plain.startswith("prod_") or "blocklist" in letters or bool(close)
 
 
+def is_meant(key: str) -> bool:
+    """Whether a key of somebody else's names what a request may ask for; nearly right counts for `prod_blocklists`."""
+    plain = key[:64].casefold().replace("-", "_")
+    return plain in (ARGUMENT, JSON, CHECK) or bool(difflib.get_close_matches(plain, [ARGUMENT], 1, 0.8))
+
+
 def _short(value: object) -> str:
     text = repr(value[:80] if isinstance(value, str | list | tuple) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

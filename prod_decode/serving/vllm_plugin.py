@@ -19,7 +19,7 @@ from typing import Any
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 
 from prod_decode.errors import ProdError
-from prod_decode.serving.settings import CHECK, ENVIRONMENT, is_close, requested
+from prod_decode.serving.settings import CHECK, ENVIRONMENT, is_close, is_meant, requested
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
@@ -165,6 +165,24 @@ def has_tools() -> bool:
                 return True
         frame = frame.f_back
     return False
+
+
+def misplaced_key() -> str | None:
+    """A key of ours that a request of vLLM's server has beside `vllm_xargs`, where vLLM ignores it; None if none.
+
+    vLLM shows its validation hook no request, but its functions further up have it.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith("vllm."):
+            beside = getattr(frame.f_locals.get("request"), "model_extra", None)
+            if isinstance(beside, Mapping):
+                nested = [value for value in beside.values() if isinstance(value, Mapping)]
+                for key in (key for keys in (beside, *nested) for key in keys):
+                    if isinstance(key, str) and is_meant(key):
+                        return key
+        frame = frame.f_back
+    return None
 
 
 def register() -> None:

@@ -71,6 +71,15 @@ def kind_of(mode: int) -> str:
     return next((name for is_kind, name in _KINDS.items() if is_kind(mode)), "no file")
 
 
+def readable_as_usual(folder: Path) -> None:
+    """Give every file below a folder the mode that a new file of the user has: safetensors makes private ones."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
+
+
 class write_whole:  # noqa: N801 (used like `open`)
     """A binary file that takes the place of `path` when the block ends well, and else leaves nothing behind.
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from prod_decode.errors import ProdError, brief, reason
+from prod_decode.storage.files import readable_as_usual
 
 BUNDLED = "bundled"
 EXPECTED = "expected a hub id, a directory, a .gguf file, or 'bundled'"
@@ -181,6 +182,7 @@ def save_model(
         tokenizer.save_pretrained(str(temporary))
         if check is not None:
             check(temporary)
+        readable_as_usual(temporary)
         temporary.chmod(0o755)
         temporary.rename(target)
     finally:

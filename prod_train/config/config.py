@@ -283,6 +283,14 @@ class _Run:
             found.append(f"--retain-reference base: expected an adapter's directory as --model, got {self.model}")
         if self.max_utility_drop is not None and self.holdout is None:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
+        if self.tuning == "full":
+            found += [
+                f"{flag(name)}: belongs to --tuning lora, got full: drop it"
+                for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+                if getattr(self, name) != _FIELDS[name].default
+            ]
+        if self.retain is None and self.retain_weight != _FIELDS["retain_weight"].default:
+            found.append("--retain-weight: belongs to a retain loss: expected --retain, it is missing")
         if self.load_in_4bit and self.tuning == "full":
             found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
         if self.save_base and (self.tuning == "full" or self.load_in_4bit):
@@ -453,7 +461,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
     text = read_text(file)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, unique_loader(yaml))  # noqa: S506 (a SafeLoader)
     # A number of 5,000 digits or a date that does not exist is a ValueError, deep nesting a RecursionError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ProdError(f"{file}: expected YAML, got {brief(' '.join(str(error).split()), 300)}") from None
@@ -475,6 +483,20 @@ def _no_place_to_write(folder: Path) -> str:
     if not there.is_dir() or not os.access(there, os.W_OK):
         return f"cannot write to {folder}: {there} is not a directory to write in: name another"
     return ""
+
+
+def unique_loader(yaml: Any) -> Any:
+    """PyYAML's `SafeLoader`, which refuses a key that stands there twice: otherwise the last one would count."""
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {brief(key)!r} stands there twice")
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _nearest(word: str, known: typing.Iterable[str]) -> str:

@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor
 
 from prod_decode.errors import ProdError, reason
+from prod_decode.storage.files import readable_as_usual
 from prod_train.config.config import flag
 from prod_train.config.schedule import learning_rate
 from prod_train.config.stopping import choose, stop_reason
@@ -97,6 +98,7 @@ def _export(session: Session, weights: dict[str, Tensor], folder: Path) -> None:
     session.model.save_pretrained(str(folder), state_dict=weights, safe_serialization=True, **options)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     session.job.tokenizer.save_pretrained(str(folder))
+    readable_as_usual(folder)
 
 
 def _is_sharded(model: Any) -> bool:

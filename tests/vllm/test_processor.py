@@ -778,6 +778,28 @@ def test_a_request_with_tools_is_marked(shell: dict[str, str]) -> None:
             frontend.validate(SamplingParams(extra_args={"prod_json": wrong}))
 
 
+@pytest.mark.parametrize(
+    ("beside", "key"),
+    [
+        ({"prod_blocklists": ["gpl"]}, "prod_blocklists"),
+        ({"Prod-Blocklist": "gpl"}, "Prod-Blocklist"),
+        ({"extra_args": {"prod_json": True}}, "prod_json"),
+        ({"extra_body": {"prod_blocklists": []}}, "prod_blocklists"),
+    ],
+)
+def test_a_key_beside_the_arguments_is_refused(shell: dict[str, str], beside: dict[str, Any], key: str) -> None:
+    frontend = Frontend({"blocklists": shell})
+
+    def ask(extra: Any) -> None:
+        request = SimpleNamespace(tools=None, model_extra=extra)
+        asyncio.run(CALLERS["serve"](request, lambda: frontend.validate(SamplingParams())))
+
+    with pytest.raises(VLLMValidationError, match=f"{key}: expected it inside of vllm_xargs, got it beside"):
+        ask(beside)
+    for other in (None, {}, {"product": 1, "prod_env": 2, "extra_args": {"top": 1}}):
+        ask(other)
+
+
 def test_what_v2_does_not_decode(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ProdError, match='"json": "always": the V2 model runner does not decode the escapes of JSON'):
         ProdLogitsProcessor(config({"blocklists": files, "json": "always"}), request_states(2))

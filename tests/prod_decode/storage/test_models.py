@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import warnings
 from collections.abc import Callable
@@ -192,3 +193,20 @@ def test_on_a_terminal_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", None)  # closed
     with loading("x"):
         assert not hf_logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_model_is_as_readable_as_any_file_of_the_user(tmp_path: Path, mask: int) -> None:
+    """safetensors 0.7 leaves private files."""
+
+    class Private:
+        def save_pretrained(self, folder: str) -> None:
+            file = Path(folder) / f"{id(self)}.safetensors"
+            file.touch(mode=0o600)
+
+    before = os.umask(mask)
+    try:
+        save_model(Private(), Private(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o666 & ~mask}

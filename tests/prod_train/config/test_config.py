@@ -27,6 +27,12 @@ def test_flag_beats_yaml_beats_default(tmp_path):
     assert (config.epochs, config.learning_rate, config.truncate, config.batch_size) == (2.0, 3e-4, True, 4)
 
 
+@pytest.mark.parametrize("lines", ["epochs: 1\nepochs: 2\n", "epochs: 1\n'epochs': 1\n"])
+def test_a_key_that_stands_twice_is_told(tmp_path, lines):
+    (tmp_path / "c.yaml").write_text("model: m\n" + lines)
+    assert "expected YAML, got the key 'epochs' stands there twice" in message(str(tmp_path / "c.yaml"))
+
+
 def test_all_problems_in_one_message(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("learning_rat: 1\nepochs: many\ntop_p: 1.5\nmax_nll: 3\n")
@@ -55,6 +61,8 @@ def test_all_problems_in_one_message(tmp_path):
         ({"resume": "nowhere"}, "--resume: expected 'latest' or a checkpoint's directory, nowhere is none"),
         ({"forget": "missing.jsonl"}, "cannot read missing.jsonl: no such file"),
         ({"paper_compat": True, "method": "npo"}, "--paper-compat: belongs to method prod"),
+        ({"tuning": "full", "lora_rank": 8}, "--lora-rank: belongs to --tuning lora, got full: drop it"),
+        ({"retain_weight": 3}, "--retain-weight: belongs to a retain loss: expected --retain, it is missing"),
         ({"learning_rate": "nan"}, "--learning-rate: expected a number, got 'nan'"),
         ({"batch_size": 1.5}, "--batch-size: expected a whole number, got 1.5"),
         ({"truncate": "yes"}, "--truncate: expected true or false, got 'yes'"),
