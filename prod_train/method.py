@@ -51,6 +51,11 @@ class Recipe:
     paper_compat: bool = False
     keep: int | None = None
 
+    @classmethod
+    def of(cls, settings: Settings, *more: str) -> Recipe:
+        """The settings that all methods with targets have, and `more`, by name."""
+        return cls(**{name: settings.value(name) for name in ("top_p", "max_n", "temperature", *more)})
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -181,6 +186,12 @@ class Method(ABC):
         Returns:
             A scalar in nats.
         """
+
+
+def targets_loss(example: Example) -> Tensor:
+    """Cross-entropy against the reference's targets, their constant entropy included; see `Method.loss`."""
+    forget, targets = example.forget, given(example.reference.targets)
+    return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
 
 
 def given(value: _T | None) -> _T:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from types import FrameType
@@ -157,14 +157,7 @@ def config_of_caller() -> Any:
 
 def has_tools() -> bool:
     """Whether a caller within vLLM has tools, or a request with tools: vLLM shows its validation hook neither."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith("vllm."):
-            here = frame.f_locals
-            if here.get("tools") or getattr(here.get("request"), "tools", None):
-                return True
-        frame = frame.f_back
-    return False
+    return any(here.get("tools") or getattr(here.get("request"), "tools", None) for here in _callers())
 
 
 def misplaced_key() -> str | None:
@@ -172,17 +165,23 @@ def misplaced_key() -> str | None:
 
     vLLM shows its validation hook no request, but its functions further up have it.
     """
+    for here in _callers():
+        beside = getattr(here.get("request"), "model_extra", None)
+        if isinstance(beside, Mapping):
+            nested = [value for value in beside.values() if isinstance(value, Mapping)]
+            for key in (key for keys in (beside, *nested) for key in keys):
+                if isinstance(key, str) and is_meant(key):
+                    return key
+    return None
+
+
+def _callers() -> Iterator[Mapping[str, Any]]:
+    """The variables of vLLM's own functions among the callers, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).startswith("vllm."):
-            beside = getattr(frame.f_locals.get("request"), "model_extra", None)
-            if isinstance(beside, Mapping):
-                nested = [value for value in beside.values() if isinstance(value, Mapping)]
-                for key in (key for keys in (beside, *nested) for key in keys):
-                    if isinstance(key, str) and is_meant(key):
-                        return key
+            yield frame.f_locals
         frame = frame.f_back
-    return None
 
 
 def register() -> None:

@@ -73,11 +73,17 @@ def kind_of(mode: int) -> str:
 
 def readable_as_usual(folder: Path) -> None:
     """Give every file below a folder the mode that a new file of the user has: safetensors makes private ones."""
-    mask = os.umask(0)
-    os.umask(mask)
+    mode = _usual_mode()
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            path.chmod(0o666 & ~mask)
+            path.chmod(mode)
+
+
+def _usual_mode() -> int:
+    """That of a new file of the user, by the umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 class write_whole:  # noqa: N801 (used like `open`)
@@ -123,9 +129,7 @@ class write_whole:  # noqa: N801 (used like `open`)
     def _adopt(self, temporary: Path) -> None:
         """Give the temporary file, which is private, the mode and owner of the one that it becomes."""
         if self._old is None:
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
+            temporary.chmod(_usual_mode())
             return
         new = temporary.stat()
         if (new.st_uid, new.st_gid) != (self._old.st_uid, self._old.st_gid):

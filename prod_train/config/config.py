@@ -284,11 +284,7 @@ class _Run:
         if self.max_utility_drop is not None and self.holdout is None:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
         if self.tuning == "full":
-            found += [
-                f"{flag(name)}: belongs to --tuning lora, got full: drop it"
-                for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-                if getattr(self, name) != _FIELDS[name].default
-            ]
+            found += [f"{flag(name)}: belongs to --tuning lora, got full: drop it" for name in self._shape_given()]
         if self.retain is None and self.retain_weight != _FIELDS["retain_weight"].default:
             found.append("--retain-weight: belongs to a retain loss: expected --retain, it is missing")
         if self.load_in_4bit and self.tuning == "full":
@@ -303,9 +299,7 @@ class _Run:
                     "add it to its base with prod-train merge first"
                 )
             found += [
-                f"{flag(name)}: --model is an adapter, which has its own: drop it"
-                for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-                if getattr(self, name) != _FIELDS[name].default
+                f"{flag(name)}: --model is an adapter, which has its own: drop it" for name in self._shape_given()
             ]
         if self.lora_init == "contrast":
             if self.retain is None:
@@ -328,6 +322,11 @@ class _Run:
             if getattr(self, name) and (problem := _no_place_to_write(Path(getattr(self, name))))
         ]
         return found
+
+    def _shape_given(self) -> list[str]:
+        """The options that shape a new adapter and are not at their defaults."""
+        names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+        return [name for name in names if getattr(self, name) != default_of(name)]
 
     def validate(self) -> Self:
         """The configuration itself.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Method, Recipe, Settings, given
+from prod_train.method import Example, Method, Recipe, Settings, targets_loss
 from prod_train.option import ANY, BLOCKLIST, CONTINUATIONS, MAX_N, TEMPERATURE, TOP_P, Option
 
 if TYPE_CHECKING:
@@ -60,15 +60,8 @@ class PROD(Method):
 
     def recipe(self) -> Recipe:
         """See `Method.recipe`."""
-        return Recipe(
-            top_p=self.settings.value("top_p"),
-            max_n=self.settings.value("max_n"),
-            temperature=self.settings.value("temperature"),
-            alpha=self.settings.value("alpha"),
-            paper_compat=self.settings.value("paper_compat"),
-        )
+        return Recipe.of(self.settings, "alpha", "paper_compat")
 
     def loss(self, example: Example) -> Tensor:
         """See `Method.loss`; the constant entropy of q is included."""
-        forget, targets = example.forget, given(example.reference.targets)
-        return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
+        return targets_loss(example)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Method, Recipe, Settings, Teacher, given
+from prod_train.method import Example, Method, Recipe, Settings, Teacher, targets_loss
 from prod_train.option import (
     BLOCKLIST,
     CONTINUATIONS,
@@ -98,12 +98,7 @@ class Surgical(Method):
 
     def recipe(self) -> Recipe:
         """See `Method.recipe`."""
-        return Recipe(
-            top_p=self.settings.value("top_p"),
-            max_n=self.settings.value("max_n"),
-            temperature=self.settings.value("temperature"),
-            keep=self.settings.value("keep"),
-        )
+        return Recipe.of(self.settings, "keep")
 
     def blocklist(self, teacher: Teacher) -> Blocklist:
         """The anchors that the reference model can do without."""
@@ -126,8 +121,7 @@ class Surgical(Method):
 
     def loss(self, example: Example) -> Tensor:
         """See `Method.loss`; the constant entropy of q is included."""
-        forget, targets = example.forget, given(example.reference.targets)
-        return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
+        return targets_loss(example)
 
 
 def _not_read(why: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Kind, Method, Recipe, given
+from prod_train.method import Example, Kind, Method, Recipe, given, targets_loss
 from prod_train.option import BETA, MAX_N, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
@@ -31,18 +31,12 @@ class UNDIAL(Method):
 
     def recipe(self) -> Recipe:
         """See `Method.recipe`."""
-        return Recipe(
-            beta=self.settings.value("beta"),
-            top_p=self.settings.value("top_p"),
-            max_n=self.settings.value("max_n"),
-            temperature=self.settings.value("temperature"),
-        )
+        return Recipe.of(self.settings, "beta")
 
     def loss(self, example: Example) -> Tensor:
         """See `Method.loss`; without the constant entropy of q where the whole vocabulary is kept."""
         if self.kind == "targets":
-            forget, targets = example.forget, given(example.reference.targets)
-            return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
+            return targets_loss(example)
 
         import torch
 
