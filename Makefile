@@ -40,6 +40,10 @@ VLLM_PY := "$(VLLM_VENV)/bin/python"
 READABLE := umask 022 &&
 INSTALL := $(READABLE) $(PY) -m pip install --progress-bar on
 VLLM_INSTALL := $(READABLE) $(VLLM_PY) -m pip install --progress-bar on
+# For any processor with AVX2, not for the one at hand: -march=native compiled instructions (AMX, AVX-512) that the
+# virtual machine of a CI run then refused, and pip's cache would hand such a wheel to the next machine. Of llama.cpp's
+# parts the adapter needs the library alone.
+LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF"
 INDEXES := $(PIP_EXTRA_INDEX_URL)
 
 ifneq ($(strip $(TORCH_INDEX)),)
@@ -118,7 +122,7 @@ $(READY): $(DEMO_READY)
 $(LLAMA_READY): $(READY)
 	@rm -f "$(VENV)/.llama-missing"
 	@echo "Compiling llama-cpp-python; this happens once."
-	@$(INSTALL) --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
+	@$(LLAMA_FLAGS) $(INSTALL) --no-cache-dir --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
 	  touch "$(VENV)/.llama-missing"
 	@touch "$@"
 
