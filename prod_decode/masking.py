@@ -90,9 +90,15 @@ def mask_prohibited_(
         ProdError: another dtype or layout, lengths that differ, an index out of range; `scores` is untouched then.
     """
     flat = _view(scores)
-    pairs = _pairs(rows, cols, flat)
     ends = _token_ids("fallback", fallback, flat.shape[1])
-    flat[pairs] = -math.inf
+    host = _host_view(flat)
+    if host is not None:
+        host[_host_pairs(rows, cols, host.shape)] = -math.inf
+        # A look at the answer costs nothing here, and the ends are hardly ever prohibited.
+        if ends and not (host[:, ends[0]] > -math.inf).all():
+            _end_dead_rows_(flat, ends)
+        return scores
+    flat[_pairs(rows, cols, flat)] = -math.inf
     if ends:
         _end_dead_rows_(flat, ends)
     return scores
@@ -235,9 +241,6 @@ def renormalize_log_probs_(scores: Tensor, rows: Indices | None = None) -> Tenso
 def _end_dead_rows_(flat: Tensor, ends: list[int]) -> None:
     """Make every dead row of `flat` -inf except for score 0 at the columns `ends`, without waiting for the device."""
     on_host = flat.device.type == "cpu"
-    # On the host a look at the answer costs nothing, and the ends are hardly ever prohibited.
-    if on_host and bool((flat[:, ends[0]] > -math.inf).all()):
-        return
     alive = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     blocks = flat.tensor_split(_BLOCK_ENDS, dim=-1)
     # [64, 152k] takes 0.1 ms instead of 5 if this stops as soon as every row is known to be alive.
@@ -369,41 +372,76 @@ def _view(scores: Tensor) -> Tensor:
         ) from None
 
 
-def _indices(name: str, values: Indices, bound: int, device: torch.device) -> Tensor:
-    """`values` as int64 [M] on `device`, checked to be in 0 .. bound - 1 if they come from the host."""
+def _host_view(flat: Tensor) -> NDArray[Any] | None:
+    """`flat` as a NumPy array that shares its memory, for what only writes. torch's indexing takes 3 times as long.
+
+    None where there is none: on another device, for bfloat16, under autograd.
+    """
+    try:
+        host: NDArray[Any] = flat.numpy()
+    except (RuntimeError, TypeError):
+        return None
+    # Autograd counts what is written, to find a tensor that it keeps for the way back and that has changed since.
+    if not flat.is_inference():
+        torch.autograd.graph.increment_version(flat)
+    return host
+
+
+def _host_indices(name: str, values: Indices, bound: int) -> NDArray[np.int64]:
+    """`values` on the host, int64 [M], checked to be integers in 0 .. bound - 1."""
     if isinstance(values, Tensor):
         integers = values.dtype in _INTEGERS
     else:
         integers = isinstance(values, np.ndarray) and values.dtype.kind in "iu"
     if not integers or values.ndim != 1:
-        raise ProdError(
-            f"{name}: expected a 1-D int64 tensor or NumPy integer array, got {_describe(values)}; "
-            f"use `np.asarray({name}, dtype=np.int64)`"
-        )
-    if isinstance(values, Tensor):
-        if "cpu" not in (values.device.type, device.type):
-            return values.to(device, torch.int64)
-        values = values.numpy(force=True)
-    # A copy, because torch takes no array that is read-only or runs backwards.
-    host = np.array(values, dtype=np.int64)
+        raise _no_indices(name, values)
+    host = (values.numpy(force=True) if isinstance(values, Tensor) else values).astype(np.int64, copy=False)
     # As unsigned numbers the negative ones are too large, so one comparison does.
     if host.size and host.view(np.uint64).max() >= bound:
         wrong = host[host.view(np.uint64) >= bound][0]
         raise ProdError(
             f"{name}: expected indices from 0 to {bound - 1}, got {wrong}; were they made for these scores?"
         )
-    # Pageable memory is staged before this returns, so `host` may go. A blocking copy would wait for the GPU.
+    return host
+
+
+def _indices(name: str, values: Indices, bound: int, device: torch.device) -> Tensor:
+    """`values` as int64 [M] on `device`, checked as `_host_indices` does if they come from the host."""
+    if isinstance(values, Tensor) and "cpu" not in (values.device.type, device.type):
+        if values.dtype not in _INTEGERS or values.ndim != 1:
+            raise _no_indices(name, values)
+        return values.to(device, torch.int64)
+    # A copy, because torch takes no array that is read-only or runs backwards. Pageable memory is staged before this
+    # returns, so the copy may go. A blocking one would wait for the GPU.
+    host = np.array(_host_indices(name, values, bound))
     return torch.from_numpy(host).to(device, non_blocking=True)
+
+
+def _no_indices(name: str, values: object) -> ProdError:
+    return ProdError(
+        f"{name}: expected a 1-D int64 tensor or NumPy integer array, got {_describe(values)}; "
+        f"use `np.asarray({name}, dtype=np.int64)`"
+    )
+
+
+def _host_pairs(rows: Indices, cols: Indices, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    row, col = _host_indices("rows", rows, shape[0]), _host_indices("cols", cols, shape[1])
+    _check_lengths(row, col)
+    return row, col
 
 
 def _pairs(rows: Indices, cols: Indices, flat: Tensor) -> tuple[Tensor, Tensor]:
     row = _indices("rows", rows, flat.shape[0], flat.device)
     col = _indices("cols", cols, flat.shape[1], flat.device)
+    _check_lengths(row, col)
+    return row, col
+
+
+def _check_lengths(row: Indices, col: Indices) -> None:
     if len(row) != len(col):
         raise ProdError(
             f"rows and cols: expected equal lengths, got {len(row)} and {len(col)}; repeat a row for each of its tokens"
         )
-    return row, col
 
 
 def _prohibited(prohibited: Prohibited, logits: Tensor, flat: Tensor) -> Tensor | tuple[Tensor, Tensor]:

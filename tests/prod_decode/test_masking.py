@@ -346,15 +346,33 @@ class Watch(TorchDispatchMode):
         return sorted((storage.nbytes() for storage in self.storages.values()), reverse=True)
 
 
-def test_mask_allocates_for_the_pairs_alone() -> None:
-    z = torch.zeros(16, 100_000)
+@pytest.mark.parametrize("dtype", own.FLOATS)
+def test_mask_allocates_for_the_pairs_alone(dtype: torch.dtype) -> None:
+    z = torch.zeros(16, 100_000, dtype=dtype)
     rows, cols = np.repeat(np.arange(16), 3), np.arange(48)
-    with Watch(z) as watch:
-        mask_prohibited_(z, rows, cols)
-    assert watch.sizes()[0] == rows.nbytes
+    for fallback in (None, 99):
+        with Watch(z) as watch:
+            mask_prohibited_(z, rows, cols, fallback=fallback)
+        assert max(watch.sizes(), default=0) <= rows.nbytes
     with Watch(z) as watch:
         mask_prohibited_(z, rows, cols, fallback=0)
     assert watch.sizes()[0] == 16 * 1024  # one block of bools
+
+
+def test_autograd_is_told_of_what_is_masked() -> None:
+    x, w = torch.zeros(2, 3), torch.ones(2, 3, requires_grad=True)
+    kept = (x * w).sum()  # x is kept for the way back
+    mask_prohibited_(x, np.array([1]), np.array([2]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64])
+def test_a_negative_index_of_any_width_is_refused(dtype: type) -> None:
+    z = torch.zeros(200, 300)
+    with pytest.raises(ProdError, match="cols: expected indices from 0 to 299, got -1"):
+        mask_prohibited_(z, np.array([3], dtype), np.array([-1], dtype))
+    assert (z == 0).all()
 
 
 def test_distribution_allocates_for_one_chunk_beside_its_result() -> None:
