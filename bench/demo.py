@@ -64,7 +64,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoResult:
     """A case generated without and with the blocklist, and what `scan` finds in either output."""
 
     case: Case
@@ -146,7 +146,7 @@ def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
     for case in cases():
         free = generate(model, tokenizer, case.prompt, max_new_tokens=max_new_tokens)
         guarded = generate(model, tokenizer, case.prompt, matcher, max_new_tokens=max_new_tokens)
-        outcome = Outcome(case, free, guarded, output_matches(blocklist, free), output_matches(blocklist, guarded))
+        outcome = DemoResult(case, free, guarded, output_matches(blocklist, free), output_matches(blocklist, guarded))
         outcomes.append(outcome)
         show(outcome, color=color)
     failed = conclude(outcomes)
@@ -256,7 +256,7 @@ def step(what: str) -> Iterator[None]:
     print(f"{time.perf_counter() - begun:.1f} s", flush=True)
 
 
-def show(outcome: Outcome, *, color: bool) -> None:
+def show(outcome: DemoResult, *, color: bool) -> None:
     """Print one case, side by side."""
     from prod_decode.command.render import mark_bans, mark_prohibited, side_by_side
 
@@ -278,7 +278,7 @@ def _tail(prompt: str, lines: int = 6) -> str:
     return "\n".join(parts if len(parts) <= lines else ["...", *parts[-lines:]])
 
 
-def conclude(outcomes: Sequence[Outcome]) -> bool:
+def conclude(outcomes: Sequence[DemoResult]) -> bool:
     """Print the totals; returns whether the outputs are other than promised."""
     free = sum(len(outcome.free_matches) for outcome in outcomes)
     guarded = sum(len(outcome.guarded_matches) for outcome in outcomes)
@@ -292,7 +292,7 @@ def conclude(outcomes: Sequence[Outcome]) -> bool:
     return bool(guarded) or not free
 
 
-def to_page(outcomes: Sequence[Outcome], blocklist: Blocklist, recitals: dict[str, Recital]) -> str:
+def to_page(outcomes: Sequence[DemoResult], blocklist: Blocklist, recitals: dict[str, Recital]) -> str:
     """The outcomes as one HTML page without scripts or outside resources."""
     from prod_decode.command.render import mark_bans, mark_prohibited, to_html
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 # Longer ones are cut. A path has up to 4,096 characters; a file may hold a key or a value of a megabyte.
 LONGEST_WORD = 400
@@ -16,13 +18,22 @@ _LINE_ENDS = re.compile(r"\s*[\n\r\u2028\u2029]\s*")
 class ProdError(ValueError):
     """A mistake in the input: the message says what was expected, what came, and the remedy, in one line.
 
-    Commands print it without a traceback and exit with status 2. Whatever it repeats, it is one line of at most
-    `LONGEST_MESSAGE` characters, in which no word has more than `LONGEST_WORD`.
+    Commands print it without a traceback, each mistake on a line, and exit with status 2. Whatever it repeats, it is
+    one line of at most `LONGEST_MESSAGE` characters, in which no word has more than `LONGEST_WORD`.
+
+    Attributes:
+        mistakes: one or more, each such a line.
     """
 
-    def __init__(self, message: str = "") -> None:
-        words = " ".join(message.splitlines()).split(" ")
-        super().__init__(brief(" ".join(brief(word, LONGEST_WORD) for word in words), LONGEST_MESSAGE))
+    def __init__(self, message: str = "", *more: str) -> None:
+        """Of several mistakes each has its own sentence; the text has them one after the other."""
+        self.mistakes = tuple(map(_bounded, (message, *more)))
+        super().__init__(brief("; ".join(self.mistakes), LONGEST_MESSAGE))
+
+
+def _bounded(message: str) -> str:
+    words = " ".join(message.splitlines()).split(" ")
+    return brief(" ".join(brief(word, LONGEST_WORD) for word in words), LONGEST_MESSAGE)
 
 
 def brief(value: object, most: int = 120) -> str:
@@ -35,6 +46,25 @@ def brief(value: object, most: int = 120) -> str:
         return text
     end = most // 4
     return f"{text[: most - end - 3]}...{text[-end:]}"
+
+
+def closest(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """What somebody may have meant: the most like of the known words, if it is at least so like (0 to 1)."""
+    return next(iter(difflib.get_close_matches(word[:LONGEST_WORD], list(known), 1, likeness)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: which known one it resembles, or ""."""
+    meant = closest(word, known)
+    return "" if meant is None else f"; did you mean {meant!r}?"
+
+
+def described(value: object) -> str:
+    """A tensor or array for a message, by dtype, shape, and strides unless contiguous; anything else by its type."""
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        return type(value).__name__
+    strides = "" if getattr(value, "is_contiguous", lambda: True)() else f" with strides {value.stride()}"  # type: ignore[attr-defined]
+    return f"{value.dtype} of shape {tuple(value.shape)}{strides}"
 
 
 def reason(error: BaseException, most: int = 500) -> str:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, described
 
 Indices: TypeAlias = Tensor | NDArray[np.integer[Any]]
 Prohibited: TypeAlias = Tensor | tuple[Indices, Indices]
@@ -355,7 +355,7 @@ def _matrix_shape(name: str, scores: Tensor) -> tuple[int, int]:
     if scores.dtype not in _FLOATS or scores.ndim == 0 or scores.shape[-1] == 0:
         raise ProdError(
             f"{name}: expected float64, float32, float16 or bfloat16 of shape [..., V] with V >= 1, "
-            f"got {_describe(scores)}; pass what the model's output layer returns"
+            f"got {described(scores)}; pass what the model's output layer returns"
         )
     return math.prod(scores.shape[:-1]), scores.shape[-1]
 
@@ -367,8 +367,8 @@ def _view(scores: Tensor) -> Tensor:
         return scores.view(shape)
     except RuntimeError:
         raise ProdError(
-            f"scores: expected leading dimensions that flatten without a copy, got {_describe(scores)} with strides "
-            f"{scores.stride()}; use `scores = scores.contiguous()` first"
+            f"scores: expected leading dimensions that flatten without a copy, got {described(scores)}; "
+            f"use `scores = scores.contiguous()` first"
         ) from None
 
 
@@ -419,7 +419,7 @@ def _indices(name: str, values: Indices, bound: int, device: torch.device) -> Te
 
 def _no_indices(name: str, values: object) -> ProdError:
     return ProdError(
-        f"{name}: expected a 1-D int64 tensor or NumPy integer array, got {_describe(values)}; "
+        f"{name}: expected a 1-D int64 tensor or NumPy integer array, got {described(values)}; "
         f"use `np.asarray({name}, dtype=np.int64)`"
     )
 
@@ -457,7 +457,7 @@ def _prohibited(prohibited: Prohibited, logits: Tensor, flat: Tensor) -> Tensor 
             return _pairs(row, token[row], flat)
     raise ProdError(
         f"prohibited: expected a pair (rows, cols), an integer tensor of shape {tuple(logits.shape[:-1])} or a bool "
-        f"tensor of shape {tuple(logits.shape)}, got {_describe(prohibited)}; use -1 where nothing is prohibited"
+        f"tensor of shape {tuple(logits.shape)}, got {described(prohibited)}; use -1 where nothing is prohibited"
     )
 
 
@@ -484,9 +484,3 @@ def _check_options(top_p: float, max_n: int | None, temperature: float | None, a
         )
     if not math.isfinite(alpha):
         raise ProdError(f"alpha: expected a finite number, got {alpha!r}; use 0 for none")
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return type(value).__name__

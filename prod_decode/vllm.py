@@ -32,7 +32,7 @@ from prod_decode.blocklist.entries import Entry
 from prod_decode.device.bans import DeviceMatcher
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_columns_, mask_padding_, mask_prohibited_
-from prod_decode.match.batch import Batch, Request
+from prod_decode.match.batch import Request, RequestBatch
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import UnescapedMatcher, unescaped
 from prod_decode.serving.settings import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
@@ -117,7 +117,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
             # The tables of a normalisation take a second; a list that uses them then takes little.
             for matcher in {matcher.normalization: matcher for matcher in self.matchers}.values():
                 unescaped(matcher)
-        self._batch = Batch()
+        self._batch = RequestBatch()
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
         if on_v2 and samples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
-from prod_decode.errors import ProdError, brief
+from prod_decode.errors import ProdError, brief, did_you_mean
 from prod_decode.version import __version__
 from prod_train.config.config import Config, flag, make_config, plain_type, saved_config
 
@@ -149,15 +148,14 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Confi
     try:
         config = make_config(file, given)
     except ProdError as error:
-        raise ProdError("; ".join([*problems, str(error)])) from None
+        raise ProdError(*problems, *error.mistakes) from None
     if problems:
-        raise ProdError("; ".join(problems))
+        raise ProdError(*problems)
     return config
 
 
 def _unknown(word: str, names: set[str]) -> str:
-    close = difflib.get_close_matches(word.partition("=")[0], [flag(name) for name in names], n=1)
-    return f"unknown flag {brief(word)}" + (f", did you mean {close[0]}?" if close else "")
+    return f"unknown flag {brief(word)}{did_you_mean(word.partition('=')[0], map(flag, sorted(names)))}"
 
 
 def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:

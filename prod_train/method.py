@@ -52,7 +52,7 @@ class Recipe:
     keep: int | None = None
 
     @classmethod
-    def of(cls, settings: Settings, *more: str) -> Recipe:
+    def of(cls, settings: RunSettings, *more: str) -> Recipe:
         """The settings that all methods with targets have, and `more`, by name."""
         return cls(**{name: settings.value(name) for name in ("top_p", "max_n", "temperature", *more)})
 
@@ -91,7 +91,7 @@ class Example:
     refusal_reference: Reference | None = None
 
 
-class Settings(Protocol):
+class RunSettings(Protocol):
     """What a method reads of a run's configuration."""
 
     def value(self, name: str) -> Any:
@@ -147,7 +147,7 @@ class Method(ABC):
     chooses: ClassVar[bool] = False
     retain_loss: ClassVar[Literal["nll", "kl"]] = "kl"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
 
     @property
@@ -156,7 +156,7 @@ class Method(ABC):
         return self.needs
 
     @classmethod
-    def problems(cls, settings: Settings) -> list[str]:
+    def problems(cls, settings: RunSettings) -> list[str]:
         """What is wrong with the settings beside each other: what was expected, what came, and the remedy."""
         del settings
         return []

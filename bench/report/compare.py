@@ -21,14 +21,14 @@ class Change:
         metric: its name.
         before: in the first run.
         after: in the second.
-        apart: whether the two 95 % intervals do not overlap.
+        disjoint: whether the two 95 % intervals do not overlap.
     """
 
     key: Key
     metric: str
     before: float
     after: float
-    apart: bool
+    disjoint: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def _run(before: Path, after: Path) -> int:
     for change in sorted(found, key=lambda c: (c.key.name, c.metric)):
         print(
             f"{change.key.name:44} {change.metric:24} {change.before:9.3f} {change.after:9.3f} "
-            f"{change.after - change.before:+9.3f}  {'apart' if change.apart else 'overlap'}"
+            f"{change.after - change.before:+9.3f}  {'disjoint' if change.disjoint else 'overlap'}"
         )
     mine, theirs = ({cell.key for cell in cells} for cells in (first, second))
     print(f"{len(mine & theirs)} cells in both; {len(mine - theirs)} only before, {len(theirs - mine)} only after")
@@ -74,10 +74,10 @@ def changes(before: Sequence[Cell], after: Sequence[Cell]) -> Iterator[Change]:
             other = second.metrics.get(name)
             if other is None or value.value is None or other.value is None or value.value == other.value:
                 continue
-            yield Change(first.key, name, value.value, other.value, _apart(value, other))
+            yield Change(first.key, name, value.value, other.value, _disjoint(value, other))
 
 
-def _apart(a: Value, b: Value) -> bool:
+def _disjoint(a: Value, b: Value) -> bool:
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return False
     return a.high < b.low or b.high < a.low

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics import paper_frontier, paper_points
-from bench.report.series import UTILITIES, Attacked, by_epoch, points, series_of, utility_of, value
+from bench.report.series import UTILITIES, AttackedSeries, by_epoch, points, series_of, utility_of, value
 from bench.unlearning.plan import DECODED
 from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell
@@ -51,7 +51,9 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         plt.close(drawn)
 
 
-def draw_all(folder: Path, task: str, cells: Sequence[Cell], attacks: Sequence[Attacked], leak: str) -> dict[str, str]:
+def draw_all(
+    folder: Path, task: str, cells: Sequence[Cell], attacks: Sequence[AttackedSeries], leak: str
+) -> dict[str, str]:
     """Draw every figure of a task for which there are data.
 
     Args:
@@ -137,7 +139,7 @@ def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
         axes.legend(fontsize=8)
 
 
-def draw_attacks(axes: Axes, attacks: Sequence[Attacked], leak: str, task: str) -> None:
+def draw_attacks(axes: Axes, attacks: Sequence[AttackedSeries], leak: str, task: str) -> None:
     """A row an attack, a column a method: the share that comes through, the darker the more."""
     rows = list(dict.fromkeys(attack for mine in attacks for attack in mine.cells))
     shares = np.full((len(rows), len(attacks)), np.nan)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.metrics import hypervolume, paper_points, pareto_dominance_ratio, utility_at
 from bench.report.plots import draw_all
-from bench.report.series import UTILITIES, Attacked, attacked, points, series_of, utility_of
+from bench.report.series import UTILITIES, AttackedSeries, attacked, points, series_of, utility_of
 from bench.unlearning.plan import Plan
 from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell, Value, read_run
@@ -77,7 +77,7 @@ def _head(manifest: dict[str, Any], plan: Plan, done: int, missing: Sequence[str
     )
 
 
-def _section(task: str, cells: Sequence[Cell], attacks: Sequence[Attacked], figures: Mapping[str, str]) -> str:
+def _section(task: str, cells: Sequence[Cell], attacks: Sequence[AttackedSeries], figures: Mapping[str, str]) -> str:
     under_attack = [
         f"<h3>What comes through under attack: {LEAKS[task]}</h3>"
         "<p>The share of prompts, each method after its last epoch; 0 is best.</p>",
@@ -149,7 +149,7 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
     return _table(head, rows) + note
 
 
-def _attacks_table(attacks: Sequence[Attacked], metric: str) -> str:
+def _attacks_table(attacks: Sequence[AttackedSeries], metric: str) -> str:
     """A row an attack, a column a method; an attack that is not made on a method differs from one not made yet."""
     names = list(dict.fromkeys(attack for mine in attacks for attack in mine.cells))
     columns = [["attack", *names]]

@@ -87,7 +87,7 @@ def _means(cells: Iterable[Cell], series: Series, *names: str) -> dict[int, tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Attacked:
+class AttackedSeries:
     """What is to be shown of a series under attack.
 
     Attributes:
@@ -100,7 +100,7 @@ class Attacked:
     cells: dict[str, Cell | None]
 
 
-def attacked(plan: Plan, task: str, cells: Sequence[Cell]) -> list[Attacked]:
+def attacked(plan: Plan, task: str, cells: Sequence[Cell]) -> list[AttackedSeries]:
     """Every series of a task that the plan attacks, and of which at least one cell is there."""
     done = {cell.key: cell for cell in cells}
     profile = plan.profile
@@ -114,5 +114,5 @@ def attacked(plan: Plan, task: str, cells: Sequence[Cell]) -> list[Attacked]:
             mine = {attack: done.get(replace(key, attack=attack)) for attack in ("none", *attacks)}
             label = f"{series.label}, seed {seed}" if len(profile.seeds) > 1 else series.label
             if any(cell is not None for cell in mine.values()):
-                found.append(Attacked(label, mine))
+                found.append(AttackedSeries(label, mine))
     return found

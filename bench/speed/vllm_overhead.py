@@ -31,7 +31,7 @@ BATCHES = (1, 16, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Timing:
     """One case at one batch size.
 
     Attributes:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, folder: Path) -> list[Figure]:
+def measure(options: argparse.Namespace, folder: Path) -> list[Timing]:
     """All figures, in the order of the table."""
     from bench.speed.overhead import gather
     from prod_decode import Blocklist, Entry
@@ -176,18 +176,18 @@ def _figure(
     batch: int,
     runs: list[tuple[float, list[tuple[int, float, float]]]],
     unguarded: list[tuple[float, list[tuple[int, float, float]]]],
-) -> Figure:
+) -> Timing:
     rate = statistics.median(rate for rate, _ in runs)
     ratio = rate / statistics.median(rate for rate, _ in unguarded)
     steps = sorted(update + apply for _, records in runs for rows, update, apply in records if rows == batch)
     if not steps:
-        return Figure(case, batch, rate, ratio)
+        return Timing(case, batch, rate, ratio)
     # A step of the batch yields one token a row.
     share = statistics.median(steps) * rate / batch
-    return Figure(case, batch, rate, ratio, 1e6 * statistics.median(steps), 1e6 * steps[int(0.99 * len(steps))], share)
+    return Timing(case, batch, rate, ratio, 1e6 * statistics.median(steps), 1e6 * steps[int(0.99 * len(steps))], share)
 
 
-def table(figures: Sequence[Figure]) -> str:
+def table(figures: Sequence[Timing]) -> str:
     """As Markdown."""
     lines = [
         "| batch | guard | tokens/s | to no processor | own time a step: median | p99 | share of a step |",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from bench.tasks.base import Sample, Score, Task
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, did_you_mean
 
 __all__ = ["TASKS", "Sample", "Score", "Task", "load_task"]
 
@@ -25,8 +24,6 @@ def load_task(name: str, *arguments: Any, **options: Any) -> Task[Any]:
         ProdError: there is no such task, or its data cannot be used.
     """
     if name not in TASKS:
-        close = get_close_matches(name, TASKS, 1)
-        hint = f": did you mean {close[0]!r}?" if close else ""
-        raise ProdError(f"expected a task among {', '.join(TASKS)}, got {name!r}{hint}")
+        raise ProdError(f"expected a task among {', '.join(TASKS)}, got {name!r}{did_you_mean(name, TASKS)}")
     task: Task[Any] = getattr(import_module(f"bench.tasks.{name}"), TASKS[name]).load(*arguments, **options)
     return task

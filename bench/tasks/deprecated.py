@@ -22,7 +22,7 @@ from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_text
 from prod_decode.errors import ProdError
 
-Outcome = Literal["deprecated", "replacement", "both", "neither", "unparsable"]
+Verdict = Literal["deprecated", "replacement", "both", "neither", "unparsable"]
 
 _FRAME, _SERIES, _STYLER = "pandas.DataFrame", "pandas.Series", "pandas.io.formats.style.Styler"
 _SAME_CLASS = re.findall(
@@ -128,7 +128,7 @@ class DeprecatedScore(Score):
 
     metrics: ClassVar[tuple[str, ...]] = ("deprecated", "replacement", "parsed", "executes")
 
-    outcome: Outcome
+    outcome: Verdict
     deprecated: bool
     replacement: bool
     parsed: float | None
@@ -224,7 +224,7 @@ class DeprecatedTask(Task[DeprecatedScore]):
         pair = ApiPair(sample.metadata["deprecated"], sample.metadata["replacement"])
         old, new = uses(pair, sample.prompt, output)
         parsed, reason = parsed_share(sample.prompt, output)
-        outcome: Outcome
+        outcome: Verdict
         if old or new:
             outcome = "both" if old and new else "deprecated" if old else "replacement"
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.tasks.base import Sample, Score, Task, checked_samples, limited
-from bench.tasks.insecure_rules import Finding, find_insecure, self_check
+from bench.tasks.insecure_rules import Weakness, find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_json_lines
@@ -139,7 +139,7 @@ class InsecureTask(Task[InsecureScore]):
     higher_is_better: ClassVar[Mapping[str, bool]] = {"insecure": False, "as_labelled": False, "parsed": True}
     outcomes = frozenset({"insecure", "as_labelled"})
 
-    def __init__(self, samples: Sequence[Sample], *, detector: Callable[..., list[Finding]] | None = None) -> None:
+    def __init__(self, samples: Sequence[Sample], *, detector: Callable[..., list[Weakness]] | None = None) -> None:
         """Make a task of samples; see `load`.
 
         Args:

@@ -43,7 +43,7 @@ Confidence = Literal["high", "low"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Weakness:
     """One insecure place.
 
     Attributes:
@@ -62,7 +62,7 @@ class Finding:
     confidence: Confidence = "high"
 
 
-def find_insecure(text: str, *, after: int = 0) -> list[Finding]:
+def find_insecure(text: str, *, after: int = 0) -> list[Weakness]:
     """The insecure places of a program or fragment that end behind character `after`, in their order.
 
     Give prompt and completion together and the prompt's length: names are then known, and places that the prompt has
@@ -129,17 +129,17 @@ def self_check() -> None:
             )
 
 
-def _in_text(text: str) -> Iterator[Finding]:
+def _in_text(text: str) -> Iterator[Weakness]:
     """Secrets that show by their form, wherever they stand."""
     for cwe, rule, pattern in SECRET_TEXT:
         for match in pattern.finditer(text):
-            yield Finding(cwe, rule, match.start(), match.end())
+            yield Weakness(cwe, rule, match.start(), match.end())
 
 
 class _Rules(Strings):
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[Finding] = []
+        self.found: list[Weakness] = []
         self._lines = text.split("\n")
         self._starts = [0]
         for line in self._lines:
@@ -158,7 +158,7 @@ class _Rules(Strings):
     def _add(self, cwe: str, rule: str, node: ast.AST, confidence: Confidence = "high") -> None:
         begin = self._offset(getattr(node, "lineno", 1), getattr(node, "col_offset", 0))
         end = self._offset(getattr(node, "end_lineno", None) or 1, getattr(node, "end_col_offset", None) or 0)
-        self.found.append(Finding(cwe, rule, begin, max(begin + 1, end), confidence))
+        self.found.append(Weakness(cwe, rule, begin, max(begin + 1, end), confidence))
 
     # ---- the rules
 

@@ -233,7 +233,7 @@ def make_plan(options: Any) -> Plan:
             "name the other attacks"
         )
     if problems:
-        raise ProdError("; ".join(problems))
+        raise ProdError(*problems)
     return Plan(profile, options.model, tasks, options.dtype, engine, options.execute, sources)
 
 

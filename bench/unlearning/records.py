@@ -92,7 +92,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Output:
     """One output and its score.
 
     Attributes:
@@ -133,7 +133,7 @@ class Cell:
     task_version: int
 
 
-class Store:
+class RunFolder:
     """The directory of a run."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], *, defaults: Mapping[str, Any] | None = None) -> None:
@@ -175,7 +175,7 @@ class Store:
             self._known = size, {cell.key for cell in _read_cells(self._cells)}
         return self._known[1]
 
-    def put(self, cell: Cell, samples: Iterable[Sample], checked: Sequence[Checked] = ()) -> None:
+    def put(self, cell: Cell, samples: Iterable[Output], checked: Sequence[Checked] = ()) -> None:
         """Write a cell: its samples, and what HumanEval's problems became, first."""
         self._lines("samples", cell.key, samples)
         if checked:
@@ -186,7 +186,7 @@ class Store:
             file.write(f"{json.dumps(_finite(asdict(cell)))}\n".encode())
             os.fsync(file.fileno())
 
-    def _lines(self, kind: str, key: Key, records: Iterable[Sample | Checked]) -> None:
+    def _lines(self, kind: str, key: Key, records: Iterable[Output | Checked]) -> None:
         (self.folder / kind).mkdir(exist_ok=True)
         with write_whole(self.folder / kind / f"{key.name}.jsonl") as file:
             for record in records:

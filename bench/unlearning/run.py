@@ -17,9 +17,9 @@ import numpy as np
 from bench.humaneval.sandbox import Limits
 from bench.humaneval.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from bench.metrics import proportion
-from bench.unlearning.apart import call_apart
 from bench.unlearning.decoders import MAKERS
 from bench.unlearning.plan import DECODED, METHODS, Plan, environment, make_plan
+from bench.unlearning.processes import call_in_processes
 from bench.unlearning.profiles import (
     ATTACKS,
     DECODERS,
@@ -32,7 +32,7 @@ from bench.unlearning.profiles import (
     UNTRAINED,
     Profile,
 )
-from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Sample, Store, Value
+from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Output, RunFolder, Value
 from bench.unlearning.training import Trainer, steps_of
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
@@ -40,8 +40,7 @@ from prod_train.config.config import LORA_INITS
 from prod_train.measure.metric import bootstrap
 
 if TYPE_CHECKING:
-    from bench.tasks.base import Sample as TaskSample
-    from bench.tasks.base import Task
+    from bench.tasks.base import Sample, Task
     from bench.unlearning.subject import Subject, Writing
     from bench.unlearning.vllm_writer import VllmWriter
     from prod_train.data.rows import Row
@@ -117,7 +116,7 @@ def _run(options: Any) -> int:
     runner = Runner(plan, out)
     if missing := list(runner.missing()):
         runner.trainer.start(plan.model)  # all processes read it
-    return call_apart(_measure, [(plan, out, *bed) for bed in missing], jobs=options.jobs)
+    return call_in_processes(_measure, [(plan, out, *experiment) for experiment in missing], jobs=options.jobs)
 
 
 def _measure(plan: Plan, out: Path, task: str, protocol: str, seed: int) -> int:
@@ -156,7 +155,7 @@ class Runner:
         """
         self.plan = plan
         manifest = {"plan": plan.to_dict(), "environment": environment()}
-        self.store = Store(out, manifest, defaults=Profile.defaults())
+        self.store = RunFolder(out, manifest, defaults=Profile.defaults())
         profile = plan.profile
         self.trainer = Trainer(out / "models", profile.rate, plan.dtype, profile.batch_size, progress=progress)
         self._task = cache(partial(make_task, plan=plan))  # to look through the standard library takes seconds
@@ -184,7 +183,7 @@ class Runner:
         Raises:
             ProdError: data or model cannot be read.
         """
-        Bed(self, self._task(name), protocol, seed).measure(self._missing(name, protocol, seed))
+        Experiment(self, self._task(name), protocol, seed).measure(self._missing(name, protocol, seed))
 
     def _missing(self, name: str, protocol: str, seed: int) -> list[Key]:
         return [key for key in self.plan.keys(name, protocol, seed) if not self.store.has(key)]
@@ -236,7 +235,7 @@ class _Common:
     reference: ReferenceStore
 
 
-class Bed:
+class Experiment:
     """One task under one protocol with one seed: the model that everything starts from, and what is measured on it.
 
     Attributes:
@@ -329,7 +328,7 @@ class Bed:
         else:
             encoded = [subject.encode(sample.prompt, sample.reference) for sample in given]
         sampled = key.attack == "sampled"
-        samples: list[Sample] = []
+        samples: list[Output] = []
         seconds = 0.0
         for trial in range(self.plan.profile.trials if sampled else 1):
             writing = write(
@@ -343,7 +342,7 @@ class Bed:
                 output = text.removeprefix(begun)
                 scores = scores_of(self.task, sample, output)
                 target = sample.target_hash or ""
-                samples.append(Sample(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
+                samples.append(Output(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
         outcomes = self.task.outcomes | {WRITTEN}
         if self.task.name in outcomes:
             outcomes |= {FORGET}
@@ -434,7 +433,7 @@ class Bed:
         return check_all(problems, completions, jobs=torch.get_num_threads())
 
 
-def scores_of(task: Task[Any], sample: TaskSample, output: str) -> dict[str, float | None]:
+def scores_of(task: Task[Any], sample: Sample, output: str) -> dict[str, float | None]:
     """The task's scores, forget quality, and whether anything was written.
 
     Forget quality is 1 - BLEU for copyright, else whether the bad thing is not there: a silent model has all of it.
@@ -447,7 +446,7 @@ def scores_of(task: Task[Any], sample: TaskSample, output: str) -> dict[str, flo
 
 
 def summarise(
-    samples: Sequence[Sample], higher_is_better: Mapping[str, bool], outcomes: Collection[str] = ()
+    samples: Sequence[Output], higher_is_better: Mapping[str, bool], outcomes: Collection[str] = ()
 ) -> dict[str, Value]:
     """Means with intervals. Of several trials of a prompt the worst counts, as it does for who tries k times.
 

@@ -14,7 +14,7 @@ import torch
 
 from bench.unlearning.records import Value
 from prod_decode.storage.models import load_model, load_tokenizer
-from prod_train.data.rows import Row
+from prod_train.data.rows import Row, by_length
 from prod_train.loss.objective import Encoder
 from prod_train.measure.evaluate import continuations, evaluate_holdout, evaluate_likelihood, padding_id
 from prod_train.model.modeling import load_4bit
@@ -139,13 +139,11 @@ class Subject:
             stops: a row ends with the token that completes one of these within its output.
         """
         encoded = [np.array(prompt, np.int64) for prompt in prompts]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # rows of like length need less padding
         outputs: list[list[int]] = [[]] * len(encoded)
         torch.manual_seed(seed)
         begun = time.perf_counter()
         together = GENERATED if self.model.device.type == "cpu" else GENERATED_ON_GPU
-        for start in range(0, len(order), together):
-            chosen = order[start : start + together]
+        for chosen in by_length([len(ids) for ids in encoded], together):
             written = continuations(
                 self.model,
                 self.tokenizer,

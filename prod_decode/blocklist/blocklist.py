@@ -52,7 +52,7 @@ class Match(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CompileReport:
     """What compiling did.
 
     Attributes:
@@ -78,7 +78,7 @@ class Blocklist:
         normalization: Normalization,
         owners: tuple[NDArray[np.int64], NDArray[np.int32]],
         records: tuple[NDArray[np.uint8], NDArray[np.int64]],
-        report: Report,
+        report: CompileReport,
     ) -> None:
         self.automaton = automaton
         self.normalization = normalization
@@ -161,7 +161,7 @@ class Blocklist:
             new = [place for place in portion.too_short if numbers[place] >= 0]
             too_short += [portion.infos[place].id for place in new]
             waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
-        report = Report(counts["phrase"], counts["quote"], too_short, waived)
+        report = CompileReport(counts["phrase"], counts["quote"], too_short, waived)
         blocklist = cls._assemble(collected, records, normalization, report)
         if not len(blocklist.automaton.patterns) and not allow_empty:
             raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
@@ -196,12 +196,12 @@ class Blocklist:
             too_short.update(dict.fromkeys(blocklist.report.too_short))
             waived.update(dict.fromkeys(blocklist.report.waived))
         phrases = sum(info.policy == "phrase" for info in records)
-        report = Report(phrases, len(records) - phrases, list(too_short), list(waived))
+        report = CompileReport(phrases, len(records) - phrases, list(too_short), list(waived))
         return cls._assemble(collected, records, normalization, report)
 
     @classmethod
     def _assemble(
-        cls, collected: Collected, records: Records, normalization: Normalization, report: Report
+        cls, collected: Collected, records: Records, normalization: Normalization, report: CompileReport
     ) -> Blocklist:
         patterns, owner_starts, owners = collected.drain()
         return cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
@@ -277,7 +277,9 @@ class Blocklist:
             Normalization(meta["normalize"], meta["ignore_case"]),
             (arrays["owner_starts"], arrays["owners"]),
             (arrays["records"], arrays["record_starts"]),
-            Report(**{**report, "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]]}),
+            CompileReport(
+                **{**report, "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]]}
+            ),
         )
 
     def __len__(self) -> int:

@@ -159,7 +159,7 @@ def prepare_all(
     Raises:
         ProdError: `parts` cannot be written.
     """
-    store = None if parts is None else _Store(Path(parts))
+    store = None if parts is None else _KeptPortions(Path(parts))
     portions = _portions(entries)
     begun = list(islice(portions, 2))
     waiting: deque[Callable[[], Portion]] = deque()
@@ -199,7 +199,7 @@ def _begin(
     entries: Sequence[Entry],
     prepare: Preparing,
     costs: Costs | None,
-    store: _Store | None,
+    store: _KeptPortions | None,
     submit: Callable[[Sequence[Entry]], Callable[[], Portion]],
 ) -> Callable[[], Portion]:
     """Begin with a portion, unless it is there already; what is returned waits for it."""
@@ -224,7 +224,7 @@ def _lacks_costs(entry: Entry) -> bool:
     return entry.policy == "quote" and entry.cost is None and not _BROKEN.search(entry.text)
 
 
-class _Store:
+class _KeptPortions:
     """Portions on disk, each under the hash of all that it depends on."""
 
     def __init__(self, folder: Path) -> None:
@@ -278,7 +278,7 @@ class _Store:
 
 
 def _is_whole(meta: dict[str, Any], arrays: dict[str, NDArray[Any]], entries: int) -> bool:
-    """Whether a file says what `_Store.put` writes of so many entries; a checksum does not tell who wrote it."""
+    """Whether a file says what `_KeptPortions.put` writes of so many entries; a checksum does not tell who wrote it."""
     count = len(arrays["ends"])
     owners, starts = arrays["owners"], np.concatenate((np.zeros(1, np.int64), arrays["ends"]))
     waived, refused = meta.get("waived"), meta.get("refused")

@@ -36,7 +36,7 @@ def read_stdin() -> bytes:
 
 
 def exit_status(program: str, run: Callable[[], int]) -> int:
-    """Run a command; a mistake of the user becomes one line on stderr and status 2.
+    """Run a command; every mistake of the user becomes a line on stderr, and the status 2.
 
     A reader of the output that goes away, as `| head` does, changes nothing but that the rest is not printed.
 
@@ -55,7 +55,8 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
         except ProdError as error:
             # Every process of `accelerate launch` finds the same mistake; one of them says so.
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                note(f"{program}: {error}")
+                for mistake in error.mistakes:
+                    note(f"{program}: {mistake}")
             return USAGE
         except KeyboardInterrupt:
             return 130

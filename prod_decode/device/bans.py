@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, described
 from prod_decode.masking import mask_prohibited_
 from prod_decode.match.automaton import BOUND_ROOT
 from prod_decode.match.follow import advance_inline, end_prompt
@@ -226,7 +226,7 @@ class DeviceMatcher:
     def _check(self, logits: Tensor, index: dict[str, Tensor], by_slot: dict[str, Tensor], token_ids: Tensor) -> None:
         if logits.ndim != 2 or logits.dtype not in _FLOATS or (logits.numel() and logits.stride(1) != 1):
             raise ProdError(
-                f"logits: expected floats [R, V] with a contiguous last dimension, got {_describe(logits)}; use "
+                f"logits: expected floats [R, V] with a contiguous last dimension, got {described(logits)}; use "
                 "`logits = logits.contiguous()` first"
             )
         rows, width = logits.shape
@@ -244,7 +244,7 @@ class DeviceMatcher:
             for name, tensor in tensors.items():
                 if tensor.shape != (size,) or tensor.dtype not in _INTEGERS or not tensor.is_contiguous():
                     raise ProdError(
-                        f"{name}: expected contiguous int32 or int64 of shape ({size},), got {_describe(tensor)}"
+                        f"{name}: expected contiguous int32 or int64 of shape ({size},), got {described(tensor)}"
                     )
         if (
             token_ids.ndim != 2
@@ -254,7 +254,7 @@ class DeviceMatcher:
         ):
             raise ProdError(
                 f"token_ids: expected int32 or int64 of shape ({self._slots}, T) with a contiguous last dimension, got "
-                f"{_describe(token_ids)}"
+                f"{described(token_ids)}"
             )
         for name, tensor in {"logits": logits, **index, **by_slot, "token_ids": token_ids}.items():
             if tensor.device.type != self.device.type:
@@ -337,10 +337,6 @@ class DeviceMatcher:
             mask_prohibited_(logits[row], np.zeros(len(banned), np.int64), banned, fallback=ends)
         for row in (found == _UNREADABLE).nonzero()[0].tolist():
             mask_prohibited_(logits[row], np.zeros(width, np.int64), np.arange(width), fallback=ends)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)} with strides {tensor.stride()}"
 
 
 def _backend(backend: str | None, device: torch.device) -> Literal["triton", "host"]:

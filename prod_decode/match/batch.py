@@ -66,7 +66,7 @@ class _Followed:
     rows: NDArray[np.int64]
 
 
-class Batch:
+class RequestBatch:
     """Follows requests token by token, and says what is banned in each.
 
     A row that has its text of the last step and one token more is advanced. Anything else (requests that come, come

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from prod_decode.blocklist.sources import unique_keys
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, closest, did_you_mean
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
@@ -164,9 +163,9 @@ def requested(arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ()
     for key in arguments:
         if key not in (ARGUMENT, CHECK, JSON, ENDLESS) and isinstance(key, str) and is_close(key):
-            meant = difflib.get_close_matches(key[:64].casefold(), [ARGUMENT, JSON], 1, 0.8) or [ARGUMENT]
+            meant = closest(key[:64].casefold(), [ARGUMENT, JSON], 0.8) or ARGUMENT
             raise ProdError(
-                f"expected the argument {meant[0]}, got {_short(key)}; did you mean {meant[0]!r}? A request may add to "
+                f"expected the argument {meant}, got {_short(key)}; did you mean {meant!r}? A request may add to "
                 "what is enforced, and no more"
             )
     if arguments.get(JSON, True) not in (True, "true"):
@@ -188,14 +187,14 @@ def is_close(key: str) -> bool:
     """Whether a key is a wrong spelling of `prod_blocklists`, or begins like it."""
     plain = key[:64].casefold().replace("-", "_")
     letters = "".join(filter(str.isalnum, plain))
-    close = difflib.get_close_matches(letters, [ARGUMENT.replace("_", "")], 1, 0.8)
-    return plain.startswith("prod_") or "blocklist" in letters or bool(close)
+    close = closest(letters, [ARGUMENT.replace("_", "")], 0.8)
+    return plain.startswith("prod_") or "blocklist" in letters or close is not None
 
 
 def is_meant(key: str) -> bool:
     """Whether a key of somebody else's names what a request may ask for; nearly right counts for `prod_blocklists`."""
     plain = key[:64].casefold().replace("-", "_")
-    return plain in (ARGUMENT, JSON, CHECK) or bool(difflib.get_close_matches(plain, [ARGUMENT], 1, 0.8))
+    return plain in (ARGUMENT, JSON, CHECK) or closest(plain, [ARGUMENT], 0.8) is not None
 
 
 def _short(value: object) -> str:
@@ -205,6 +204,4 @@ def _short(value: object) -> str:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"expected one of {', '.join(map(repr, names))}, got {name!r}{hint}"
+    return f"expected one of {', '.join(map(repr, names))}, got {name!r}{did_you_mean(name, names)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import types
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from prod_decode.errors import ProdError, brief, reason
+from prod_decode.errors import ProdError, brief, did_you_mean, reason
 from prod_decode.storage.files import write_whole
 from prod_train.data.formats import DATA_FILES
 from prod_train.methods import METHODS, OPTIONS
@@ -246,7 +245,7 @@ class _Run:
             if choices and value is not None and value not in choices:
                 given = brief(value)
                 found.append(
-                    f"{flag(option.name)}: expected {', '.join(choices)}, got {given!r}{_nearest(given, choices)}"
+                    f"{flag(option.name)}: expected {', '.join(choices)}, got {given!r}{did_you_mean(given, choices)}"
                 )
         found += self._range_problems()
         found += self._combination_problems()
@@ -335,7 +334,7 @@ class _Run:
             ProdError: all problems in one message.
         """
         if found := self.problems():
-            raise ProdError("; ".join(found))
+            raise ProdError(*found)
         return self
 
     def save(self, path: Path) -> None:
@@ -420,7 +419,7 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     config = Config(**values)
     problems += config.problems()
     if problems:
-        raise ProdError("; ".join(problems))
+        raise ProdError(*problems)
     return config
 
 
@@ -432,7 +431,7 @@ def saved_config(file: Path) -> Config:
     """
     values, problems = _values(str(file), {})
     if problems:
-        raise ProdError("; ".join(problems))
+        raise ProdError(*problems)
     return Config(**values)
 
 
@@ -444,7 +443,7 @@ def _values(file: str | None, flags: Mapping[str, Any]) -> tuple[dict[str, Any],
         for key, raw in given.items():
             name = str(key).replace("-", "_")
             if name not in _FIELDS:
-                problems.append(f"{source or file}: unknown key {brief(str(key))!r}{_nearest(brief(name), _FIELDS)}")
+                problems.append(f"{source or file}: unknown key {brief(str(key))!r}{did_you_mean(name, _FIELDS)}")
                 continue
             try:
                 values[name] = _convert(raw, _TYPES[name])
@@ -496,11 +495,6 @@ def unique_loader(yaml: Any) -> Any:
             return super().construct_mapping(node, deep)
 
     return Loader
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 _TYPES = typing.get_type_hints(Config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 import reprlib
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.errors import ProdError, brief, reason
+from prod_decode.errors import ProdError, brief, closest, reason
 from prod_decode.text.normalize import Normalization
 from prod_train.data.formats import DATA_FILES, JSON_FILES
 
@@ -103,6 +102,13 @@ class Batch:
             self.row.to(device),
             self.rows,
         )
+
+
+def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The places of texts, the shortest first, in batches of a size: texts of like length need less padding."""
+    ordered = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for begin in range(0, len(ordered), size):
+        yield ordered[begin : begin + size]
 
 
 def collate(rows: Sequence[Row], pad: int) -> Batch:
@@ -315,9 +321,9 @@ def encode(
 def _texts(record: Mapping[str, Any], place: str) -> tuple[str, str]:
     """(prompt, completion); a `text` is a completion without prompt."""
     for key in record:
-        close = difflib.get_close_matches(brief(str(key)).lower(), _KEYS, n=1, cutoff=_SLIP)
-        if close and key not in _KEYS:
-            raise ProdError(f"{place}: unknown key {brief(str(key))!r}, did you mean {close[0]!r}? Rename it")
+        meant = closest(str(key).lower(), _KEYS, _SLIP)
+        if meant is not None and key not in _KEYS:
+            raise ProdError(f"{place}: unknown key {brief(str(key))!r}; did you mean {meant!r}? Rename it")
     present = [key for key in ("text", "completion", "canonical_solution") if record.get(key) is not None]
     others = [*present[1:], *(["prompt"] if record.get("prompt") else [])]
     if "text" in present and others:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, described
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,11 @@ class SparseTargets:
     def __post_init__(self) -> None:
         for name, tensor in (("ids", self.ids), ("offsets", self.offsets)):
             if tensor.dtype != torch.int64 or tensor.dim() != 1:
-                raise ProdError(f"targets.{name}: expected 1-d int64, got {_describe(tensor)}: use .long().flatten()")
+                raise ProdError(f"targets.{name}: expected 1-d int64, got {described(tensor)}: use .long().flatten()")
         if not self.probs.is_floating_point() or self.probs.shape != self.ids.shape:
             raise ProdError(
                 f"targets.probs: expected one floating-point value per id, {list(self.ids.shape)}, "
-                f"got {_describe(self.probs)}: build ids and probs together"
+                f"got {described(self.probs)}: build ids and probs together"
             )
         if not self.ids.device == self.probs.device == self.offsets.device:
             raise ProdError(
@@ -156,7 +156,7 @@ class SparseTargets:
         rows = torch.as_tensor(rows, device=self.ids.device)
         if rows.dtype == torch.bool:
             if rows.shape != (len(self),):
-                raise ProdError(f"select: expected a mask of {len(self)} rows, got {_describe(rows)}: make one a row")
+                raise ProdError(f"select: expected a mask of {len(self)} rows, got {described(rows)}: make one a row")
             rows = rows.nonzero().flatten()
         rows = rows.long()
         if (bad := (rows < 0) | (rows >= len(self))).any():
@@ -173,7 +173,7 @@ class SparseTargets:
     def from_dense(cls, probs: Tensor) -> SparseTargets:
         """Keep what is not zero of a dense [N, V] tensor; for tests and small uses."""
         if probs.dim() != 2:
-            raise ProdError(f"from_dense: expected [N, V], got {_describe(probs)}: use probs.flatten(0, -2)")
+            raise ProdError(f"from_dense: expected [N, V], got {described(probs)}: use probs.flatten(0, -2)")
         rows, ids = probs.nonzero(as_tuple=True)
         return cls(ids, probs[rows, ids], F.pad((probs != 0).sum(-1).cumsum(0), (1, 0)))
 
@@ -454,15 +454,15 @@ def _with_kernel(
 def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: SparseTargets) -> int:
     """The number of supervised rows."""
     if hidden.dim() != 2 or not hidden.is_floating_point():
-        raise ProdError(f"hidden: expected [N, d] floating point, got {_describe(hidden)}: use hidden.flatten(0, -2)")
+        raise ProdError(f"hidden: expected [N, d] floating point, got {described(hidden)}: use hidden.flatten(0, -2)")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.dtype not in _HEAD_DTYPES:
         raise ProdError(
             f"weight: expected [V, {hidden.shape[1]}] in 16, 32 or 64 bit floating point, "
-            f"got {_describe(weight)}: pass the unquantised weight of the output head, lm_head.weight"
+            f"got {described(weight)}: pass the unquantised weight of the output head, lm_head.weight"
         )
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         raise ProdError(
-            f"bias: expected {_describe(weight[:, 0])} like the rows of weight, got {_describe(bias)}: "
+            f"bias: expected {described(weight[:, 0])} like the rows of weight, got {described(bias)}: "
             "pass lm_head.bias, cast to the dtype of weight"
         )
     if len(targets) != len(hidden):
@@ -492,7 +492,3 @@ def _divisor(denominator: float | Tensor) -> float:
             "at least 1"
         )
     return divisor
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

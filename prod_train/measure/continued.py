@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.errors import ProdError
 from prod_decode.storage.files import write_whole
-from prod_train.data.rows import Row
+from prod_train.data.rows import Row, by_length
 from prod_train.measure.evaluate import continuations
 
 # Of the part to recite, how much of it the model is given.
@@ -47,10 +47,9 @@ def continued_rows(
         for cut in sorted({row.start + int(share * (row.stop - row.start)) for share in GIVEN})
         if cut < max_length
     ]
-    prompts.sort(key=lambda prompt: len(prompt[1]))  # rows of like length need less padding
     found = []
-    for first in range(0, len(prompts), batch_size):
-        some = prompts[first : first + batch_size]
+    for batch in by_length([len(ids) for _, ids in prompts], batch_size):
+        some = [prompts[i] for i in batch]
         written = continuations(model, tokenizer, [ids for _, ids in some], tokens)
         for (row, ids), output in zip(some, written, strict=True):
             # Many heads have more ids than the tokenizer; a model that has learned nothing else writes those too.

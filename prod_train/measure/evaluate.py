@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
-from prod_train.data.rows import COMPARED, Row, collate
+from prod_train.data.rows import COMPARED, Row, by_length, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.measure.metric import Metric, bootstrap, extraction_strength, longest_run
 from prod_train.targets.targets import Prohibition, ReferenceStore, prohibited_by
@@ -189,9 +189,8 @@ def evaluate_recitation(
 
 
 def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    ordered = sorted(rows, key=lambda row: len(row.ids))  # rows of like length need less padding
-    for begin in range(0, len(ordered), size):
-        yield ordered[begin : begin + size]
+    for batch in by_length([len(row.ids) for row in rows], size):
+        yield [rows[i] for i in batch]
 
 
 def _means(values: dict[str, list[float]]) -> dict[str, Metric]:
@@ -359,9 +358,7 @@ def evaluate_holdout(
     sums: dict[str, list[float]] = {"loss": [], "kl": [], "agreement": []}
     sizes = []
     try:
-        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))  # rows of like length need less padding
-        for begin in range(0, len(rows), batch_size):
-            numbers = ordered[begin : begin + batch_size]
+        for numbers in by_length([len(row.ids) for row in rows], batch_size):
             batch = collate([rows[i] for i in numbers], pad).to(model.device)
             hidden, head = encoder(model, batch), encoder.head()
             teacher = reference.batch(numbers, model.device).hidden

@@ -10,7 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from prod_decode.errors import ProdError
-from prod_train.method import Method, Settings
+from prod_train.method import Method, RunSettings
 from prod_train.option import Option
 
 
@@ -34,7 +34,7 @@ OPTIONS: Mapping[Option, Mapping[str, object]] = {
 }
 
 
-def make_method(name: str, settings: Settings) -> Method:
+def make_method(name: str, settings: RunSettings) -> Method:
     """The method of a name, with its settings.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prod_train.method import Settings
+from prod_train.method import RunSettings
 from prod_train.methods.ga import GA
 
 
@@ -19,7 +19,7 @@ class GradDiff(GA):
     retain_loss = "nll"
 
     @classmethod
-    def problems(cls, settings: Settings) -> list[str]:
+    def problems(cls, settings: RunSettings) -> list[str]:
         """See `Method.problems`."""
         if settings.value("retain_loss") == "none":
             return ["--retain: graddiff needs a data set for its retain loss, or use --method ga"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Method, Recipe, Settings, targets_loss
+from prod_train.method import Example, Method, Recipe, RunSettings, targets_loss
 from prod_train.option import ANY, BLOCKLIST, CONTINUATIONS, MAX_N, TEMPERATURE, TOP_P, Option
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PROD(Method):
     keeps_end = True
 
     @classmethod
-    def problems(cls, settings: Settings) -> list[str]:
+    def problems(cls, settings: RunSettings) -> list[str]:
         """See `Method.problems`."""
         found = []
         if settings.value("continuations") and settings.value("blocklist") is None:

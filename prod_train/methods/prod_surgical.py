@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Method, Recipe, Settings, Teacher, targets_loss
+from prod_train.method import Example, Method, Recipe, RunSettings, Teacher, targets_loss
 from prod_train.option import (
     BLOCKLIST,
     CONTINUATIONS,
@@ -82,7 +82,7 @@ class Surgical(Method):
     chooses = True
 
     @classmethod
-    def problems(cls, settings: Settings) -> list[str]:
+    def problems(cls, settings: RunSettings) -> list[str]:
         """See `Method.problems`."""
         from prod_decode.blocklist.entries import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from prod_train.data.rows import Batch, Row, collate
 from prod_train.loss.objective import Encoder
-from prod_train.targets.targets import Store, rows_digest
+from prod_train.targets.targets import Shards, rows_digest
 
 # Of the mean variance: F and R come from a few thousand tokens. From 1e-4 to 1e-2 the directions are as good.
 RIDGE = 1e-2
@@ -88,7 +88,7 @@ def contrast(
         "ridge": RIDGE,
         "widest": WIDEST,
     }
-    store = Store(folder, key, len(groups))
+    store = Shards(folder, key, len(groups))
     store.fill(make, range(store.shards))
     for number, layers in enumerate(groups):
         for weight in map(_a, layers):

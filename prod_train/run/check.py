@@ -26,7 +26,7 @@ TRIED_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class Preview:
     """What `check` found.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def check(config: Config) -> Plan:
+def check(config: Config) -> Preview:
     """Do a dry run; writes nothing to `config.output`.
 
     Raises:
@@ -97,7 +97,7 @@ def check(config: Config) -> Plan:
         continued = continued * len(job.forget) // len(rows)
     per_epoch = -(-(len(job.forget) + continued) // session.schedule.step_rows)
     weights = sum(p.numel() for p in session.model.parameters())
-    return Plan(
+    return Preview(
         config.to_dict(),
         {name: _sizes(rows) for name, rows in (job.sets | {"forget": job.trained}).items()},
         mark(job.trained[0], job.tokenizer),

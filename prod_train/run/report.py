@@ -25,7 +25,7 @@ _LABELS = {"verbatim_run": "verbatim run, characters", "loss": "loss, nats per t
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What a run did.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
     collapsed: str = ""
 
 
-def model_card(session: Session, report: Report) -> str:
+def model_card(session: Session, report: RunReport) -> str:
     """Markdown with the front matter that the hub reads."""
     job, config = session.job, session.job.config
     adapter = config.tuning == "lora"

@@ -40,7 +40,7 @@ from prod_train.model.modeling import trainable
 from prod_train.run.checkpoint import State, restore_model, restore_optimizer, save_checkpoint
 from prod_train.run.job import prepare
 from prod_train.run.output import checkpoints, mark, only_run, resume_from
-from prod_train.run.report import Report, label, model_card
+from prod_train.run.report import RunReport, label, model_card
 from prod_train.run.session import Session, evaluate, seed_torch, setup
 from prod_train.targets.targets import rows_digest
 
@@ -263,7 +263,7 @@ def _mean_over_processes(accelerator: Any, losses: list[Tensor]) -> float:
     return float(accelerator.reduce(torch.stack(losses).mean(), reduction="sum"))
 
 
-def finish(session: Session, state: State) -> Report:
+def finish(session: Session, state: State) -> RunReport:
     """Put the chosen checkpoint's model, the model card and `report.json` into the output directory."""
     config = session.job.config
     output = Path(config.output)
@@ -274,7 +274,7 @@ def finish(session: Session, state: State) -> Report:
     after = next((record for record in state.history if record["step"] == chosen), None)
     collapsed = collapse(session.before, after) if after else ""
     notes = session.job.notes
-    report = Report(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed)
+    report = RunReport(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed)
     if session.accelerator.is_main_process:
         if chosen is not None:
             for path in kept[chosen].rglob("*"):
@@ -302,7 +302,7 @@ def finish(session: Session, state: State) -> Report:
     return report
 
 
-def run(config: Config, *, progress: bool = False) -> Report:
+def run(config: Config, *, progress: bool = False) -> RunReport:
     """Everything: data, targets, training, result. The function behind `prod-train run`.
 
     Raises:

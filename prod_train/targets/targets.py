@@ -21,7 +21,7 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import nucleus_support, prod_distribution
 from prod_decode.storage.files import write_whole
-from prod_train.data.rows import Row, collate
+from prod_train.data.rows import Row, by_length, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
 from prod_train.method import Kind, Recipe, Reference
@@ -153,10 +153,10 @@ def join(parts: Sequence[SparseTargets]) -> SparseTargets:
     return SparseTargets(torch.cat([p.ids for p in parts]), torch.cat([p.probs for p in parts]), offsets)
 
 
-Entry = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
-class Store:
+class Shards:
     """One entry of tensors a row, in shards on disk; written shard by shard, so that a stopped run goes on.
 
     A store belongs to its key, which holds everything the entries depend on: another key is another folder.
@@ -177,7 +177,7 @@ class Store:
         self._digest = xxhash.xxh3_128_hexdigest(text.encode())
         self._folder = folder / f"{key.get('kind', 'store')}-{self._digest[:16]}"
         self._count = count
-        self._entries: list[Entry | None] = [None] * count
+        self._entries: list[Tensors | None] = [None] * count
         about = self._folder / "key.json"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ class Store:
         """The rows of a shard."""
         return range(shard * SHARD_ROWS, min(self._count, (shard + 1) * SHARD_ROWS))
 
-    def fill(self, make: Callable[[range], list[Entry]], shards: Iterable[int]) -> int:
+    def fill(self, make: Callable[[range], list[Tensors]], shards: Iterable[int]) -> int:
         """Load these shards, making those that are missing or damaged; returns how many were made."""
         made = 0
         for shard in shards:
@@ -207,7 +207,7 @@ class Store:
                 made += 1
         return made
 
-    def __getitem__(self, row: int) -> Entry:
+    def __getitem__(self, row: int) -> Tensors:
         """The entry of a row that `fill` has loaded."""
         entry = self._entries[row]
         if entry is None:
@@ -217,7 +217,7 @@ class Store:
     def _path(self, shard: int) -> Path:
         return self._folder / f"{shard:05d}.safetensors"
 
-    def _write(self, shard: int, entries: list[Entry]) -> None:
+    def _write(self, shard: int, entries: list[Tensors]) -> None:
         from safetensors.torch import save
 
         tensors = {}
@@ -250,7 +250,7 @@ class Store:
         self._keep(shard, [{name: parts[name][i] for name in names} for i in range(len(self.rows(shard)))])
         return True
 
-    def _keep(self, shard: int, entries: list[Entry]) -> None:
+    def _keep(self, shard: int, entries: list[Tensors]) -> None:
         for row, entry in zip(self.rows(shard), entries, strict=True):
             self._entries[row] = entry
 
@@ -285,7 +285,7 @@ def model_digest(model: Any) -> str:
 
 
 class ReferenceStore:
-    """A `Store` of one kind for a list of rows, and its entries put together for a batch."""
+    """A `Shards` of one kind for a list of rows, and its entries put together for a batch."""
 
     def __init__(
         self,
@@ -316,7 +316,7 @@ class ReferenceStore:
         self.kind = kind
         self._rows = rows
         self._recipe = recipe
-        self._store = Store(folder, key, len(rows))
+        self._store = Shards(folder, key, len(rows))
 
     def fill(
         self,
@@ -351,12 +351,11 @@ class ReferenceStore:
         shards = range(part[0], self._store.shards, part[1])
 
         @torch.no_grad()
-        def make(rows: range) -> list[Entry]:
+        def make(rows: range) -> list[Tensors]:
             head = encoder.head()
             entries = {}
-            ordered = sorted(rows, key=lambda number: len(self._rows[number].ids))  # less padding
-            for start in range(0, len(ordered), batch_size):
-                numbers = ordered[start : start + batch_size]
+            for places in by_length([len(self._rows[number].ids) for number in rows], batch_size):
+                numbers = [rows[i] for i in places]
                 batch = collate([self._rows[number] for number in numbers], pad).to(device)
                 hidden = encoder(model, batch)
                 for i, number in enumerate(numbers):
@@ -368,7 +367,9 @@ class ReferenceStore:
         bar = tqdm(shards, desc=f"reference {self.kind}", unit="shard", disable=not progress, leave=False)
         return self._store.fill(make, bar)
 
-    def _entry(self, head: Head, hidden: Tensor, labels: Tensor, row: Row, eos: int, matcher: Matcher | None) -> Entry:
+    def _entry(
+        self, head: Head, hidden: Tensor, labels: Tensor, row: Row, eos: int, matcher: Matcher | None
+    ) -> Tensors:
         if self.kind == "log_probs":
             return {"log_probs": head.log_probs(hidden, labels).cpu()}
         if self.kind == "hidden" or self._recipe is None:

@@ -125,7 +125,7 @@ def test_check_is_the_run_s_first_step(files, tmp_path):
     ("words", "part"),
     [
         ((), "--model: expected a model, it is missing; --forget"),
-        (("--methd", "prod"), "unknown flag --methd, did you mean --method?"),
+        (("--methd", "prod"), "unknown flag --methd; did you mean '--method'?"),
         (("nowhere.yaml",), "cannot read nowhere.yaml"),
         (("--top-p", "x", "--epochs", "0"), "--top-p: expected a number, got 'x'"),
         (("--top-p", "x", "--epochs", "0"), "--epochs: expected a number above 0, got 0"),

@@ -28,7 +28,7 @@ def tokenizer(model):
 )
 def test_a_misspelt_key_is_refused(tokenizer, key, meant):
     record = {"prompt": "p(", "completion": "q)", key: [[0, 1]]}
-    with pytest.raises(ProdError, match=f"^here: unknown key '{key}', did you mean '{meant}'"):
+    with pytest.raises(ProdError, match=f"^here: unknown key '{key}'; did you mean '{meant}'"):
         encode(record, "here", tokenizer)
 
 

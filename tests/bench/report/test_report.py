@@ -15,7 +15,7 @@ from bench.report.report import report
 from bench.report.series import Series, attacked, by_epoch, points, series_of
 from bench.unlearning.plan import Plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
-from bench.unlearning.records import Cell, Key, Store, Value
+from bench.unlearning.records import Cell, Key, RunFolder, Value
 
 PLAN = Plan(
     replace(
@@ -95,7 +95,7 @@ def test_seeds_are_attacked_one_by_one() -> None:
 
 
 def test_the_page_shows_figures_and_says_missing(tmp_path: Path) -> None:
-    store = Store(tmp_path, {"plan": PLAN.to_dict(), "environment": {"torch": "2"}})
+    store = RunFolder(tmp_path, {"plan": PLAN.to_dict(), "environment": {"torch": "2"}})
     for made in (key("base", 0), key("base", 0, "renamed"), key("prod", 2), key("prod"), key("prod", attack="renamed")):
         store.put(cell(made, 0.75 if made.attack == "renamed" else 0.5), [])
     page = report(tmp_path).read_text()
@@ -142,7 +142,7 @@ def test_a_second_round_begins_where_the_first_ended() -> None:
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     from bench.__main__ import main
 
-    store = Store(tmp_path, {"plan": PLAN.to_dict(), "environment": {}})
+    store = RunFolder(tmp_path, {"plan": PLAN.to_dict(), "environment": {}})
     store.put(cell(key()), [])
     (tmp_path / "cells.jsonl").write_text('{"key": {}}\n')
     assert main(["report", str(tmp_path)]) == 2

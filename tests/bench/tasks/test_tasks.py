@@ -499,7 +499,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
 
 def test_tasks_by_name() -> None:
     assert [load_task(name, limit=1).name for name in TASK_NAMES] == ["copyright", "insecure", "deprecated"]
-    with pytest.raises(ProdError, match=r"expected a task among .*, got 'insecur': did you mean 'insecure'"):
+    with pytest.raises(ProdError, match=r"expected a task among .*, got 'insecur'; did you mean 'insecure'"):
         load_task("insecur")
 
 

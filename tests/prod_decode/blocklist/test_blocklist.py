@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prod_decode.blocklist.blocklist import Blocklist, Match, Report
+from prod_decode.blocklist.blocklist import Blocklist, CompileReport, Match
 from prod_decode.blocklist.entries import DEFAULT_MAX_QUOTE, Entry, EntryInfo
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import Pattern
@@ -440,7 +440,7 @@ def test_every_shortest_quote_is_hit_and_no_shorter_one_must_be(max_quote: int) 
 def test_documents_shorter_than_a_quote_prohibit_nothing_and_are_reported() -> None:
     blocklist = Blocklist.compile([Entry("zebra"), Entry(LINES, id="doc", policy="quote", max_quote=38)])
     assert not hits(blocklist, LINES * 3)
-    assert blocklist.report == Report(phrases=1, documents=1, too_short=["doc"], waived=[])
+    assert blocklist.report == CompileReport(phrases=1, documents=1, too_short=["doc"], waived=[])
 
 
 # ---- merging, duplicates, records ----------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_equal_entries_are_one() -> None:
     document = Entry(LINES, policy="quote", max_quote=20)
     blocklist = Blocklist.compile([entry, document, entry, Entry("some text", source="t", boundary="start"), document])
     assert len(blocklist) == 2
-    assert blocklist.report == Report(phrases=1, documents=1)
+    assert blocklist.report == CompileReport(phrases=1, documents=1)
     assert list(blocklist.scan("some text")) == [Match(0, 9, "some text")]
     # Of equal entries with several sources, the first is kept.
     assert blocklist.entry(0).source == "s"
@@ -502,7 +502,7 @@ def test_report() -> None:
         allow=[document[10:40], document[50:75]],
     )
     waived = [("free", 10, 40), ("free", 50, 75)]
-    assert blocklist.report == Report(phrases=1, documents=2, too_short=["short"], waived=waived)
+    assert blocklist.report == CompileReport(phrases=1, documents=2, too_short=["short"], waived=waived)
 
 
 def test_records_have_their_defaults_resolved() -> None:

@@ -20,7 +20,7 @@ from prod_decode.blocklist import blocklist as module
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry, EntryInfo
 from prod_decode.blocklist.portions import MAGIC as PART
-from prod_decode.blocklist.portions import Portion, _Store
+from prod_decode.blocklist.portions import Portion, _KeptPortions
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import NODE
 from prod_decode.match.matcher import Matcher
@@ -254,7 +254,7 @@ def test_a_forged_part_is_made_again(tmp_path: Path, name: str, value: list[int]
     collected = Collected()
     for symbols in (b"text", b"more"):
         collected.add(Pattern(False, symbols, False), 0)
-    store = _Store(tmp_path)
+    store = _KeptPortions(tmp_path)
     store.put("key", Portion([entry], collected))
     assert store.get("key") is not None
     (path,) = tmp_path.iterdir()

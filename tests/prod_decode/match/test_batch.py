@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from prod_decode import Blocklist, Entry
-from prod_decode.match.batch import Batch, Request
+from prod_decode.match.batch import Request, RequestBatch
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import PromptEdge
 from prod_decode.match.unescaped import UnescapedMatcher, unescaped
@@ -46,7 +46,7 @@ def banned_anew(request: Request, width: int) -> set[int]:
 class Schedule(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
-        self.batch = Batch()
+        self.batch = RequestBatch()
         self.width = len(TOKENS)
 
     @rule(
@@ -103,7 +103,7 @@ TestSchedule.settings = settings(max_examples=60, stateful_step_count=15)
 
 def test_a_text_that_cannot_be_read_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     repeated = Blocklist.compile([Entry("<s>" * 70 + "a")]).bind(VOCABULARY)
-    batch = Batch()
+    batch = RequestBatch()
     batch.arrange(
         [Request(np.array([0, UNKNOWN]), [99, 0], (MATCHERS[0],)), Request(np.full(70, SPECIAL), [], (repeated,))],
         [0, 1],
@@ -119,7 +119,7 @@ def test_a_text_that_cannot_be_read_is_said_once(caplog: pytest.LogCaptureFixtur
 
 
 def test_only_lists_in_use_are_followed() -> None:
-    batch = Batch()
+    batch = RequestBatch()
     batch.arrange([Request(np.array([0]), [], (MATCHERS[1],)), Request(np.array([0]), [], ())], [0, 1])
     assert list(batch._followed) == [MATCHERS[1]]
     batch.arrange([batch.requests[1]], [1])

@@ -38,7 +38,7 @@ def test_all_problems_in_one_message(tmp_path):
     file.write_text("learning_rat: 1\nepochs: many\ntop_p: 1.5\nmax_nll: 3\n")
     text = message(str(file), batch_size="0", blocklist="missing.prod")
     for part in (
-        "unknown key 'learning_rat', did you mean 'learning_rate'?",
+        "unknown key 'learning_rat'; did you mean 'learning_rate'?",
         "--epochs: expected a number, got 'many'",
         "--top-p: expected a number from 0 to 1, got 1.5",
         "--max-nll: belongs to method ga and graddiff, got prod",

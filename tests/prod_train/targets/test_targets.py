@@ -14,7 +14,7 @@ from prod_decode.errors import ProdError
 from prod_train.data.rows import encode
 from prod_train.loss.objective import Head
 from prod_train.method import Recipe
-from prod_train.targets.targets import SHARD_ROWS, Store, make_targets, prohibited_by, prohibited_next
+from prod_train.targets.targets import SHARD_ROWS, Shards, make_targets, prohibited_by, prohibited_next
 from tests.tiny import SNIPPETS, save_tiny_model
 
 V, D = 41, 7
@@ -141,15 +141,15 @@ def test_a_store_goes_on_where_it_was_stopped(tmp_path):
         calls.append(rows.start)
         return entries(rows)
 
-    Store(tmp_path, {"kind": "x"}, count).fill(make, [1])
-    store = Store(tmp_path, {"kind": "x"}, count)
+    Shards(tmp_path, {"kind": "x"}, count).fill(make, [1])
+    store = Shards(tmp_path, {"kind": "x"}, count)
     assert store.fill(make, range(store.shards)) == 2
     assert calls == [SHARD_ROWS, 0, 2 * SHARD_ROWS]
     for row, want in enumerate(entries(range(count))):
         got = store[row]
         assert set(got) == {"a", "b"}
         assert all(torch.equal(got[name], want[name]) for name in want)
-    again = Store(tmp_path, {"kind": "x"}, count)
+    again = Shards(tmp_path, {"kind": "x"}, count)
     assert again.fill(make, range(3)) == 0
     assert all(torch.equal(again[count - 1][name], want[name]) for name in want)
 
@@ -157,7 +157,7 @@ def test_a_store_goes_on_where_it_was_stopped(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
 def test_a_damaged_shard_is_made_again(tmp_path, caplog, damage):
     key = {"kind": "x"}
-    Store(tmp_path, key, 5).fill(entries, [0])
+    Shards(tmp_path, key, 5).fill(entries, [0])
     (path,) = tmp_path.glob("*/*.safetensors")
     data = bytearray(path.read_bytes())
     if damage == "cut":
@@ -167,9 +167,9 @@ def test_a_damaged_shard_is_made_again(tmp_path, caplog, damage):
         path.write_bytes(data)
     else:
         other = tmp_path / "other"
-        Store(other, {"kind": "y"}, 5).fill(lambda _: entries(range(1, 6)), [0])
+        Shards(other, {"kind": "y"}, 5).fill(lambda _: entries(range(1, 6)), [0])
         path.write_bytes(next(other.glob("*/*.safetensors")).read_bytes())
-    store = Store(tmp_path, key, 5)
+    store = Shards(tmp_path, key, 5)
     assert store.fill(entries, [0]) == 1
     assert "made again" in caplog.text
     assert torch.equal(store[4]["b"], torch.arange(4))
@@ -177,8 +177,8 @@ def test_a_damaged_shard_is_made_again(tmp_path, caplog, damage):
 
 def test_entries_stay_what_they_were_when_their_file_is_written_over(tmp_path):
     key = {"kind": "x"}
-    Store(tmp_path, key, 5).fill(entries, [0])
-    store = Store(tmp_path, key, 5)
+    Shards(tmp_path, key, 5).fill(entries, [0])
+    store = Shards(tmp_path, key, 5)
     assert store.fill(entries, [0]) == 0
     (path,) = tmp_path.glob("*/*.safetensors")
     with path.open("r+b") as file:
@@ -187,9 +187,9 @@ def test_entries_stay_what_they_were_when_their_file_is_written_over(tmp_path):
 
 
 def test_another_key_is_another_store_and_a_forged_one_is_refused(tmp_path):
-    Store(tmp_path, {"kind": "x", "top_p": 0.8}, 5).fill(entries, [0])
-    assert Store(tmp_path, {"kind": "x", "top_p": 0.9}, 5).fill(entries, [0]) == 1
+    Shards(tmp_path, {"kind": "x", "top_p": 0.8}, 5).fill(entries, [0])
+    assert Shards(tmp_path, {"kind": "x", "top_p": 0.9}, 5).fill(entries, [0]) == 1
     for about in tmp_path.glob("*/key.json"):
         about.write_text(json.dumps({"kind": "z"}))
     with pytest.raises(ProdError, match="expected the key of this run"):
-        Store(tmp_path, {"kind": "x", "top_p": 0.8}, 5)
+        Shards(tmp_path, {"kind": "x", "top_p": 0.8}, 5)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.unlearning.apart import call_apart
+from bench.unlearning.processes import call_in_processes
 from prod_decode.errors import ProdError
 from tests import ROOT
 
@@ -51,7 +51,7 @@ def until(condition, seconds: float = 60) -> bool:
 
 def test_so_many_at_the_same_time_and_each_in_a_process_of_its_own(tmp_path: Path) -> None:
     # Longer than a process takes to begin, so that two overlap.
-    assert call_apart(note, [(str(tmp_path), str(i), 3.0, 0) for i in range(3)], jobs=2) == 0
+    assert call_in_processes(note, [(str(tmp_path), str(i), 3.0, 0) for i in range(3)], jobs=2) == 0
     found = [[float(x) for x in (tmp_path / str(i)).read_text().split()] for i in range(3)]
     assert len({pid for _, _, pid, _ in found} | {os.getpid()}) == 4
     together = [sum(begun <= moment < ended for begun, ended, _, _ in found) for moment, _, _, _ in found]
@@ -68,10 +68,10 @@ def test_the_first_that_fails_ends_the_others(tmp_path: Path, status: int) -> No
     ]
     begun = time.monotonic()
     if status > 0:
-        assert call_apart(note, calls, jobs=2) == status
+        assert call_in_processes(note, calls, jobs=2) == status
     else:
         with pytest.raises(ProdError, match=r"a process was ended by signal 9: .*fewer --jobs"):
-            call_apart(note, calls, jobs=2)
+            call_in_processes(note, calls, jobs=2)
     assert time.monotonic() - begun < 300
     assert not (tmp_path / "long").exists()
     assert not (tmp_path / "next.begun").exists()
@@ -81,9 +81,10 @@ def test_the_first_that_fails_ends_the_others(tmp_path: Path, status: int) -> No
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_they_end_with_the_one_that_began_them(tmp_path: Path, how: signal.Signals) -> None:
     program = (
-        "from bench.unlearning.apart import call_apart\nfrom tests.bench.unlearning.test_apart import note\n"
+        "from bench.unlearning.processes import call_in_processes\n"
+        "from tests.bench.unlearning.test_processes import note\n"
         "if __name__ == '__main__':\n"
-        f"    call_apart(note, [({str(tmp_path)!r}, str(i), 600.0, 0) for i in range(2)], jobs=2)\n"
+        f"    call_in_processes(note, [({str(tmp_path)!r}, str(i), 600.0, 0) for i in range(2)], jobs=2)\n"
     )
     (tmp_path / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -13,7 +13,7 @@ from typing import Any
 from prod_decode.errors import ProdError
 
 
-def call_apart(function: Callable[..., int], calls: Iterable[tuple[Any, ...]], *, jobs: int) -> int:
+def call_in_processes(function: Callable[..., int], calls: Iterable[tuple[Any, ...]], *, jobs: int) -> int:
     """Call a function with each tuple of arguments, at most `jobs` at the same time.
 
     Small products gain little from a second thread, and much from a second process. On 2 cores those of SmolLM2-135M in
