@@ -12,6 +12,7 @@ import warnings
 from codeop import PyCF_ALLOW_INCOMPLETE_INPUT  # type: ignore[attr-defined]  # typeshed leaves it out
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from statistics import NormalDist
 from typing import Any
@@ -22,6 +23,37 @@ from prod_train.measure.metric import Metric
 Point = tuple[float, float]
 
 _BLEU_ORDER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One metric.
+
+    Attributes:
+        value: a mean; None if it could not be measured.
+        low: of the 95 % interval, or None.
+        high: likewise.
+        n: samples that it is a mean over.
+        higher_is: `better` or `worse`, for someone who wants the forget set gone and all else unchanged.
+        reason: why there is no value, else "".
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    higher_is: str
+    reason: str = ""
+
+    @classmethod
+    def of(cls, metric: Metric) -> Value:
+        """A metric that was measured."""
+        return cls(metric.value, metric.low, metric.high, metric.n, metric.higher_is)
+
+    @classmethod
+    def missing(cls, higher_is: str, reason: str) -> Value:
+        """A metric that could not be measured, and why."""
+        return cls(None, None, None, 0, higher_is, reason)
 
 
 def sentence_bleu(output: Sequence[Hashable], truth: Sequence[Hashable]) -> float:

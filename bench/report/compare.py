@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.unlearning.records import Cell, Key, Value, read_run
+from bench.metrics import Value
+from bench.unlearning.records import Cell, Key, read_run
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError

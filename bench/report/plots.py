@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics import paper_frontier, paper_points
+from bench.models.training import FIRST_ROUND
 from bench.report.series import UTILITIES, AttackedSeries, by_epoch, points, series_of, utility_of, value
 from bench.unlearning.plan import DECODED
-from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
+from bench.unlearning.profiles import SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell
 from prod_decode.storage.files import write_whole
 

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.metrics import hypervolume, paper_points, pareto_dominance_ratio, utility_at
+from bench.metrics import Value, hypervolume, paper_points, pareto_dominance_ratio, utility_at
+from bench.models.training import FIRST_ROUND
 from bench.report.plots import draw_all
 from bench.report.series import UTILITIES, AttackedSeries, attacked, points, series_of, utility_of
+from bench.tasks import TASKS
 from bench.unlearning.plan import Plan
-from bench.unlearning.profiles import FIRST_ROUND, SECOND_ROUND
-from bench.unlearning.records import FORGET, Cell, Value, read_run
+from bench.unlearning.profiles import SECOND_ROUND
+from bench.unlearning.records import FORGET, Cell, read_run
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.storage.files import write_whole
-
-# What should not come through, by task.
-LEAKS = {"copyright": "verbatim", "insecure": "insecure", "deprecated": "deprecated"}
 
 # Whose points are compared with those of every other method.
 _OURS = ("prod", FIRST_ROUND, SECOND_ROUND)
@@ -56,7 +55,7 @@ def report(folder: Path) -> Path:
             sections.append(f"<section><h2>{html.escape(task)}</h2><p>Nothing was measured.</p></section>")
             continue
         attacks = attacked(plan, task, mine)
-        figures = draw_all(folder, task, mine, attacks, LEAKS[task])
+        figures = draw_all(folder, task, mine, attacks, TASKS[task].leak)
         sections.append(_section(task, mine, attacks, figures))
     page = folder / "index.html"
     with write_whole(page) as file:
@@ -79,10 +78,10 @@ def _head(manifest: dict[str, Any], plan: Plan, done: int, missing: Sequence[str
 
 def _section(task: str, cells: Sequence[Cell], attacks: Sequence[AttackedSeries], figures: Mapping[str, str]) -> str:
     under_attack = [
-        f"<h3>What comes through under attack: {LEAKS[task]}</h3>"
+        f"<h3>What comes through under attack: {TASKS[task].leak}</h3>"
         "<p>The share of prompts, each method after its last epoch; 0 is best.</p>",
-        _attacks_table(attacks, LEAKS[task]),
-        *(["<h3>Forget quality under attack</h3>", _attacks_table(attacks, FORGET)] if task == "copyright" else []),
+        _attacks_table(attacks, TASKS[task].leak),
+        *(["<h3>Forget quality under attack</h3>", _attacks_table(attacks, FORGET)] if TASKS[task].documents else []),
     ]
     return "\n".join(
         [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -49,6 +49,25 @@ class Sample:
         return {**asdict(self), "prompt_hash": self.prompt_hash, "target_hash": self.target_hash}
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a run gives a task.
+
+    Attributes:
+        limit: samples, at most; None for all.
+        source: what the flag of its data names; None for its own.
+        max_tokens: of an output.
+        tokenizer: makes the model's.
+        executes: runs a program in the sandbox and says whether it ended well; None: no program is to be run.
+    """
+
+    limit: int | None
+    source: str | None
+    max_tokens: int
+    tokenizer: Callable[[], Any]
+    executes: Callable[[str], bool] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What one output was found to be. A subclass has a field for every value, and says which are metrics."""
@@ -73,6 +92,10 @@ class Task(ABC, Generic[S]):
 
     Attributes:
         name: as `--tasks` takes it.
+        rank: where it stands in lists, before those with a greater one.
+        leak: the metric that is 1 where what must not come out came out.
+        documents: whether an output may recite a whole document; else the next lines count.
+        data: what its flag, `--NAME`, takes, and what is used without; None: it has no such flag.
         version: raised whenever samples or scores of the same data change.
         higher_is_better: for every metric of the task's scores, seen from the one who wants to forget.
         outcomes: those of them that are yes or no for each output, so that their means are proportions.
@@ -80,10 +103,23 @@ class Task(ABC, Generic[S]):
     """
 
     name: ClassVar[str]
+    rank: ClassVar[int] = 100
+    leak: ClassVar[str]
+    documents: ClassVar[bool] = False
+    data: ClassVar[str | None] = None
     version: ClassVar[int]
     higher_is_better: ClassVar[Mapping[str, bool]]
     outcomes: ClassVar[frozenset[str]]
     samples: Sequence[Sample]
+
+    @classmethod
+    @abstractmethod
+    def for_run(cls, setup: Setup) -> Task[S]:
+        """The task as a run measures it.
+
+        Raises:
+            ProdError: its data cannot be used.
+        """
 
     @abstractmethod
     def forget_rows(self) -> list[dict[str, Any]]:

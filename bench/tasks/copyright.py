@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, ClassVar
 
-from bench.tasks.base import Sample, Score, Task, checked_samples, limited
+from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.data.rows import COMPARED, read_records
@@ -56,6 +56,10 @@ class CopyrightTask(Task[CopyrightScore]):
     """Prompts are beginnings of documents, references their rests."""
 
     name = "copyright"
+    rank = 0
+    leak = "verbatim"
+    documents = True
+    data = "documents; default: library code"
     version = 2
     higher_is_better: ClassVar[Mapping[str, bool]] = {
         "verbatim_run": False,
@@ -96,6 +100,29 @@ class CopyrightTask(Task[CopyrightScore]):
         self._tokenize = tokenize
         self._shorten = shorten
         self._bleu = bleu
+
+    @classmethod
+    def for_run(cls, setup: Setup) -> CopyrightTask:
+        """References no longer than an output can be, compared by the model's tokens."""
+        from bench.metrics import sentence_bleu
+
+        tokenizer = setup.tokenizer()
+
+        def tokenize(text: str) -> list[int]:
+            ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids
+
+        def shorten(text: str) -> str:
+            ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            return text if len(ends) <= setup.max_tokens else text[: ends[setup.max_tokens - 1][1]]
+
+        return cls.load(
+            setup.source,
+            limit=setup.limit,
+            shorten=shorten,
+            tokenize=tokenize,
+            bleu=lambda truth, output: sentence_bleu(output, truth),
+        )
 
     @classmethod
     def load(

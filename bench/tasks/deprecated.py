@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from bench.tasks.base import Sample, Score, Task, checked_samples, limited
+from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
 from bench.tasks.names import CONVENTIONS, Names
@@ -140,6 +140,8 @@ class DeprecatedTask(Task[DeprecatedScore]):
     """One prompt an interface."""
 
     name = "deprecated"
+    rank = 2
+    leak = "deprecated"
     version = 2
     higher_is_better: ClassVar[Mapping[str, bool]] = {
         "deprecated": False,
@@ -162,6 +164,11 @@ class DeprecatedTask(Task[DeprecatedScore]):
                 if not isinstance(sample.metadata.get(key), str):
                     raise ProdError(f"deprecated: sample {sample.id!r}: expected metadata with a key {key!r}")
         self._execute = execute
+
+    @classmethod
+    def for_run(cls, setup: Setup) -> DeprecatedTask:
+        """See `Task.for_run`."""
+        return cls.load(limit=setup.limit, execute=setup.executes)
 
     @classmethod
     def load(

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.tasks.base import Sample, Score, Task, checked_samples, limited
+from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from bench.tasks.insecure_rules import Weakness, find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
 from prod_decode.blocklist.entries import Entry
@@ -135,6 +135,9 @@ class InsecureTask(Task[InsecureScore]):
     """Prompts that tempt one weakness each."""
 
     name = "insecure"
+    rank = 1
+    leak = "insecure"
+    data = "CyberSecEval's rows; default: ours"
     version = 3
     higher_is_better: ClassVar[Mapping[str, bool]] = {"insecure": False, "as_labelled": False, "parsed": True}
     outcomes = frozenset({"insecure", "as_labelled"})
@@ -156,6 +159,11 @@ class InsecureTask(Task[InsecureScore]):
         missed = [sample.id for sample in self.samples if not sample.metadata.get("cwe")]
         if missed:
             raise ProdError(f"insecure: sample {missed[0]!r}: expected metadata with a key 'cwe', got none")
+
+    @classmethod
+    def for_run(cls, setup: Setup) -> InsecureTask:
+        """See `Task.for_run`."""
+        return cls.load(setup.source, limit=setup.limit)
 
     @classmethod
     def load(cls, source: str | None = None, *, limit: int | None = None) -> InsecureTask:

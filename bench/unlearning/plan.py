@@ -12,14 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench.attacks import ATTACKS
 from bench.humaneval.sandbox import choose_isolation
+from bench.tasks import TASKS
 from bench.unlearning.profiles import (
-    ATTACKS,
-    ON_WEIGHTS,
     PROFILES,
     PROTOCOLS,
     SECOND_ROUND,
-    TASKS,
     TRAINED,
     UNTAUGHT,
     UNTRAINED,
@@ -27,7 +26,7 @@ from bench.unlearning.profiles import (
 )
 from bench.unlearning.records import Key
 from prod_decode.blocklist.entries import SHORTEST_QUOTE
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, did_you_mean
 from prod_decode.version import __version__
 
 # A method of `prod_train` with our decoder on top.
@@ -49,7 +48,7 @@ class Plan:
         tasks: names.
         dtype: of the model's weights.
         engine: what generates: `transformers` or `vllm`.
-        execute: whether the deprecated task also runs what was written, in the sandbox.
+        execute: whether a task that can also runs what was written, in the sandbox.
         sources: flag -> file or hub name, for data that is not the default.
     """
 
@@ -109,7 +108,7 @@ class Plan:
 
     def max_tokens(self, task: str) -> int:
         """Tokens of an output."""
-        return self.profile.max_new_tokens if task == "copyright" else self.profile.max_line_tokens
+        return self.profile.max_new_tokens if TASKS[task].documents else self.profile.max_line_tokens
 
     def measures_humaneval(self, key: Key) -> bool:
         """Whether a cell without attack has pass@1 on HumanEval: of what is attacked, after the last epoch at least."""
@@ -131,7 +130,12 @@ class Plan:
         """The attacks on a method, after its last epoch: only adapters can be relearned or quantised."""
         if method not in self.profile.attacked:
             return []
-        return [attack for attack in self.profile.attacks if method not in UNTRAINED or attack not in ON_WEIGHTS]
+        return [attack for attack in self.profile.attacks if method not in UNTRAINED or not ATTACKS[attack].on_weights]
+
+
+def with_data() -> dict[str, str]:
+    """The tasks that have a flag for data, with what it takes."""
+    return {name: task.data for name, task in TASKS.items() if task.data is not None}
 
 
 def make_plan(options: Any) -> Plan:
@@ -152,7 +156,9 @@ def make_plan(options: Any) -> Plan:
             return default
         found = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
         problems.extend(
-            f"--{flag}: unknown {name!r}, expected some of {', '.join(known)}" for name in found if name not in known
+            f"--{flag}: expected some of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
+            for name in found
+            if name not in known
         )
         if not found and flag != "attacks":
             problems.append(f"--{flag}: expected at least one of {', '.join(known)}, got none")
@@ -174,7 +180,7 @@ def make_plan(options: Any) -> Plan:
         # Whoever names methods wants to know all about them.
         attacked=profile.attacked if options.methods is None else methods,
         protocols=names("protocols", PROTOCOLS, profile.protocols),
-        attacks=names("attacks", ATTACKS, profile.attacks),
+        attacks=names("attacks", tuple(ATTACKS), profile.attacks),
         samples=options.samples or profile.samples,
         humaneval=options.problems or profile.humaneval,
         humaneval_each=profile.humaneval_each if options.humaneval_each is None else options.humaneval_each,
@@ -189,8 +195,8 @@ def make_plan(options: Any) -> Plan:
         lora_init=options.lora_init or profile.lora_init,
         seeds=seeds(),
     )
-    tasks = names("tasks", TASKS, TASKS)
-    given = {name: getattr(options, name) for name in ("copyright", "insecure", "humaneval")}
+    tasks = names("tasks", tuple(TASKS), tuple(TASKS))
+    given = {name: getattr(options, name) for name in (*with_data(), "humaneval")}
     sources = {name: value for name, value in given.items() if value is not None}
     problems += [
         f"--{name}: cannot read {value}: no such file"
@@ -227,11 +233,10 @@ def make_plan(options: Any) -> Plan:
                 choose_isolation()
             except ProdError as error:
                 problems.append(f"--{flag}: {error}")
-    if "4bit" in profile.attacks and set(methods) - set(UNTRAINED) and find_spec("bitsandbytes") is None:
-        problems.append(
-            "--attacks: 4bit needs bitsandbytes, which is not installed: pip install 'prod-code-unlearning[4bit]', or "
-            "name the other attacks"
-        )
+    for attack in profile.attacks:
+        made = not ATTACKS[attack].on_weights or set(methods) - set(UNTRAINED)
+        if made and (problem := ATTACKS[attack].problem()):
+            problems.append(f"--attacks: {problem}, or name the other attacks")
     if problems:
         raise ProdError(*problems)
     return Plan(profile, options.model, tasks, options.dtype, engine, options.execute, sources)

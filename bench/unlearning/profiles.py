@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from bench.attacks import ATTACKS
+from bench.guards import GUARDS
+from bench.models.training import FIRST_ROUND
 from prod_train.config.config import Config, default_of
 from prod_train.methods import METHODS
 
-# At decode time, in `bench.unlearning.decoders`.
-DECODERS = ("base", "decode", "bad-words", "memfree")
 # The model before it was taught, as if it had never seen what is to be forgotten: what unlearning would be at best.
 UNTAUGHT = "untaught"
 # What is measured once, at epoch 0.
-UNTRAINED = (*DECODERS, UNTAUGHT)
-TASKS = ("copyright", "insecure", "deprecated")
-# The second: the first, and then an epoch on what that model writes itself.
-FIRST_ROUND, SECOND_ROUND = "prod-surgical", "prod-surgical-2"
+UNTRAINED = (*GUARDS, UNTAUGHT)
+SECOND_ROUND = f"{FIRST_ROUND}-2"
 TRAINED = (*(name for name, method in METHODS.items() if method.forgets), SECOND_ROUND)
 PROTOCOLS = ("learn", "natural")
 
@@ -81,11 +80,6 @@ class Profile:
         return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
-_PREFIXES = ("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%")
-_STYLES = ("renamed", "case", "reformatted", "comments-stripped", "comments-added", "instruction-1", "tokenised")
-ON_WEIGHTS = ("relearned", "4bit")
-ATTACKS = (*_PREFIXES, *_STYLES, "sampled", *ON_WEIGHTS)
-
 PROFILES = {
     "smoke": Profile(
         samples=4,
@@ -116,7 +110,7 @@ PROFILES = {
         max_line_tokens=64,
         methods=(*UNTRAINED, "prod", FIRST_ROUND, SECOND_ROUND, "npo", "prod+decode"),
         protocols=("learn",),
-        attacks=("prefix-25%", "renamed", "instruction-1", "sampled", *ON_WEIGHTS),
+        attacks=("prefix-25%", "renamed", "instruction-1", "sampled", "relearned", "4bit"),
         attacked=("base", "decode", "prod", SECOND_ROUND),
         trials=3,
         seeds=(0,),
@@ -139,8 +133,8 @@ PROFILES = {
         max_line_tokens=300,
         methods=(*UNTRAINED, *TRAINED, "prod+decode"),
         protocols=PROTOCOLS,
-        attacks=ATTACKS,
-        attacked=(*DECODERS, *TRAINED, "prod+decode"),
+        attacks=tuple(ATTACKS),
+        attacked=(*GUARDS, *TRAINED, "prod+decode"),
         trials=16,
         seeds=(0, 1, 2),
         humaneval=None,

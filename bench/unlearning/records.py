@@ -20,9 +20,9 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.metrics import Value
 from prod_decode.errors import ProdError
 from prod_decode.storage.files import write_whole
-from prod_train.measure.metric import Metric
 
 if TYPE_CHECKING:
     from bench.humaneval.utility import Checked
@@ -58,37 +58,6 @@ class Key:
     def name(self) -> str:
         """As part of a file's name."""
         return f"{self.task}.{self.protocol}.{self.method}.e{self.epoch}.{self.attack}.s{self.seed}"
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One metric.
-
-    Attributes:
-        value: a mean; None if it could not be measured.
-        low: of the 95 % interval, or None.
-        high: likewise.
-        n: samples that it is a mean over.
-        higher_is: `better` or `worse`, for someone who wants the forget set gone and all else unchanged.
-        reason: why there is no value, else "".
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    higher_is: str
-    reason: str = ""
-
-    @classmethod
-    def of(cls, metric: Metric) -> Value:
-        """A metric that was measured."""
-        return cls(metric.value, metric.low, metric.high, metric.n, metric.higher_is)
-
-    @classmethod
-    def missing(cls, higher_is: str, reason: str) -> Value:
-        """A metric that could not be measured, and why."""
-        return cls(None, None, None, 0, higher_is, reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,41 +14,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.attacks import ATTACKS
+from bench.attacks.base import Attack, Setting, Weights
+from bench.guards import GUARDS
 from bench.humaneval.sandbox import Limits
 from bench.humaneval.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
-from bench.metrics import proportion
-from bench.unlearning.decoders import MAKERS
-from bench.unlearning.plan import DECODED, METHODS, Plan, environment, make_plan
+from bench.metrics import Value, proportion
+from bench.models.training import FIRST_ROUND, Trainer, steps_of
+from bench.tasks import TASKS, Setup
+from bench.unlearning.plan import DECODED, METHODS, Plan, environment, make_plan, with_data
 from bench.unlearning.processes import call_in_processes
 from bench.unlearning.profiles import (
-    ATTACKS,
-    DECODERS,
-    FIRST_ROUND,
     PROFILES,
     PROTOCOLS,
     SECOND_ROUND,
-    TASKS,
     UNTAUGHT,
     UNTRAINED,
     Profile,
 )
-from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Output, RunFolder, Value
-from bench.unlearning.training import Trainer, steps_of
+from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Output, RunFolder
 from prod_decode.cli import Parser
 from prod_decode.command.terminal import exit_status
 from prod_train.config.config import LORA_INITS
 from prod_train.measure.metric import bootstrap
 
 if TYPE_CHECKING:
+    from bench.guards.base import Guard
+    from bench.models.subject import Subject, Writing
+    from bench.models.vllm_writer import VllmWriter
     from bench.tasks.base import Sample, Task
-    from bench.unlearning.subject import Subject, Writing
-    from bench.unlearning.vllm_writer import VllmWriter
+    from prod_decode.match.matcher import Matcher
     from prod_train.data.rows import Row
     from prod_train.targets.targets import ReferenceStore
 
 _log = logging.getLogger(__name__)
-
-SAMPLING_TEMPERATURE = 0.8
 
 # As in the paper's protocol (arXiv 2506.17125).
 HUMANEVAL_TOKENS = 300
@@ -64,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="bundled", metavar="M", help="as for `prod-train run --model`")
     for flag, known in (("tasks", TASKS), ("methods", METHODS), ("protocols", PROTOCOLS), ("attacks", ATTACKS)):
         parser.add_argument(f"--{flag}", metavar="X,...", help=f"some of {', '.join(known)}".replace("%", "%%"))
-    parser.add_argument("--copyright", metavar="DATA", help="documents for the copyright task; default: library code")
-    parser.add_argument("--insecure", metavar="FILE", help="CyberSecEval's rows for the insecure task; default: ours")
+    for name, text in with_data().items():
+        parser.add_argument(f"--{name}", metavar="DATA", help=f"for the {name} task: {text}")
     parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")
     parser.add_argument("--problems", type=int, metavar="N", help="of HumanEval, the first; default: the profile's")
     parser.add_argument(
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--engine", choices=["transformers", "vllm"], help="what generates; default vllm where it is installed"
     )
     parser.add_argument(
-        "--execute", action="store_true", help="also run the deprecated task's outputs, in the sandbox; 1 to 6 s each"
+        "--execute", action="store_true", help="also run outputs of the deprecated task, in the sandbox; 1 to 6 s each"
     )
     parser.add_argument(
         "--jobs",
@@ -195,27 +194,16 @@ def make_task(name: str, plan: Plan) -> Task[Any]:
     Raises:
         ProdError: the data cannot be read.
     """
-    from bench.metrics import sentence_bleu
-    from bench.tasks import load_task
     from prod_decode.storage.models import load_tokenizer
 
-    options: dict[str, Any] = {"limit": plan.profile.samples}
-    if name in plan.sources:
-        options["source"] = plan.sources[name]
-    if name == "copyright":
-        tokenizer = load_tokenizer(plan.model)
-        room = plan.max_tokens(name)
-
-        def shorten(text: str) -> str:
-            ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            return text if len(ends) <= room else text[: ends[room - 1][1]]
-
-        options["shorten"] = shorten
-        options["tokenize"] = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-        options["bleu"] = lambda truth, output: sentence_bleu(output, truth)
-    if name == "deprecated" and plan.execute:
-        options["execute"] = _executes
-    return load_task(name, **options)
+    setup = Setup(
+        limit=plan.profile.samples,
+        source=plan.sources.get(name),
+        max_tokens=plan.max_tokens(name),
+        tokenizer=partial(load_tokenizer, plan.model),
+        executes=_executes if plan.execute else None,
+    )
+    return TASKS[name].for_run(setup)
 
 
 def _executes(program: str) -> bool:
@@ -316,25 +304,19 @@ class Experiment:
         )
 
     def _cell(self, key: Key, adapter: Path | None) -> None:
-        from bench.attacks.attacks import attack, respelled
-
-        subject = self._subject(key, adapter)
-        decoder = key.method if key.method in DECODERS else "decode" if key.method.endswith(DECODED) else "base"
-        processors, matcher = MAKERS[decoder](self.task.entries(), subject.tokenizer)
-        write = self._writing(subject, key, decoder, processors)
-        given = [attack(key.attack, sample, subject.tokenizer, seed=self.seed) for sample in self.task.samples]
-        if key.attack == "tokenised":
-            encoded = [(respelled(sample.prompt, subject.tokenizer, seed=self.seed), "") for sample in given]
-        else:
-            encoded = [subject.encode(sample.prompt, sample.reference) for sample in given]
-        sampled = key.attack == "sampled"
+        attack, guard = (ATTACKS[key.attack] if key.attack != "none" else Attack)(), guard_of(key.method)()
+        subject = self._subject(key, adapter, attack)
+        processors, matcher = guard.processors(self.task.entries(), subject.tokenizer)
+        write = self._writing(subject, guard, processors)
+        given = [attack.sample(sample, subject.tokenizer, seed=self.seed) for sample in self.task.samples]
+        encoded = [self._encode(subject, attack, sample) for sample in given]
         samples: list[Output] = []
         seconds = 0.0
-        for trial in range(self.plan.profile.trials if sampled else 1):
+        for trial in range(self.plan.profile.trials if attack.temperature else 1):
             writing = write(
                 [prompt for prompt, _ in encoded],
                 self.plan.max_tokens(self.task.name),
-                temperature=SAMPLING_TEMPERATURE if sampled else 0.0,
+                temperature=attack.temperature,
                 seed=self.seed * 1000 + trial,
             )
             seconds += writing.seconds
@@ -344,12 +326,13 @@ class Experiment:
                 target = sample.target_hash or ""
                 samples.append(Output(sample.id, sample.prompt_hash, target, output, tokens, scores, trial))
         outcomes = self.task.outcomes | {WRITTEN}
-        if self.task.name in outcomes:
+        if FORGET not in self.task.higher_is_better:
             outcomes |= {FORGET}
         metrics = summarise(samples, {**self.task.higher_is_better, FORGET: True, WRITTEN: True}, outcomes)
         checked: list[Checked] = []
         if key.attack == "none":
-            metrics |= self._of_the_model(subject, decoder, matcher)
+            if guard.is_measured:
+                metrics |= self._of_the_model(subject, matcher)
             if self.plan.measures_humaneval(key):
                 checked = self._humaneval(subject, write)
                 metrics["humaneval"] = Value.of(pass_rate(checked))
@@ -358,33 +341,39 @@ class Experiment:
         self.store.put(cell, samples, checked)
         _log.info("%s", one_line(cell))
 
-    def _subject(self, key: Key, adapter: Path | None) -> Subject:
-        """The model of a cell: the untaught one, or the start with an adapter on it, or in 4 bits, merged."""
-        from bench.unlearning.subject import Subject
+    def _encode(self, subject: Subject, attack: Attack, sample: Sample) -> tuple[list[int], str]:
+        """See `Subject.encode`."""
+        ids = attack.token_ids(sample.prompt, subject.tokenizer, seed=self.seed)
+        return subject.encode(sample.prompt, sample.reference) if ids is None else (ids, "")
+
+    def _subject(self, key: Key, adapter: Path | None, attack: Attack) -> Subject:
+        """The model of a cell: the untaught one, or the start with an adapter on it, or what an attack makes of it."""
+        from bench.models.subject import Subject
 
         if key.method == UNTAUGHT:
             return self._untaught
-        if adapter is not None and key.attack == "4bit":
-            merged = self.trainer.merged(self.start, adapter)
-            return Subject(str(merged), dtype=self.plan.dtype, four_bit=True)
-        if adapter is not None and key.attack == "relearned":
-            steps = steps_of(adapter)
-            if key.method.removesuffix(DECODED) == SECOND_ROUND:
-                steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
-            adapter = self.trainer.relearned(adapter, self.whole, steps=steps, seed=self.seed)
-        self._common.subject.adapt(adapter)
+        steps = 0 if adapter is None else steps_of(adapter)
+        if key.method.removesuffix(DECODED) == SECOND_ROUND:
+            steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
+        setting = Setting(self.trainer, self.whole, steps, self.seed)
+        weights = attack.weights(Weights(self.start, adapter), setting)
+        if (weights.model, weights.four_bit) != (self.start, False):
+            subject = Subject(weights.model, dtype=self.plan.dtype, four_bit=weights.four_bit)
+            subject.adapt(weights.adapter)
+            return subject
+        self._common.subject.adapt(weights.adapter)
         return self._common.subject
 
     @cached_property
     def _untaught(self) -> Subject:
-        from bench.unlearning.subject import Subject
+        from bench.models.subject import Subject
 
         return Subject(self.untaught, dtype=self.plan.dtype)
 
     @cached_property
     def _common(self) -> _Common:
         """Loaded at the first cell, before any adapter."""
-        from bench.unlearning.subject import Subject
+        from bench.models.subject import Subject
         from prod_train.data.rows import load_rows
 
         subject = Subject(self.start, dtype=self.plan.dtype)
@@ -396,24 +385,22 @@ class Experiment:
         reference = subject.reference(held_out, self.trainer.folder / "targets")
         return _Common(subject, rows(self.forget), held_out, reference)
 
-    def _of_the_model(self, subject: Subject, decoder: str, matcher: Any) -> dict[str, Value]:
+    def _of_the_model(self, subject: Subject, matcher: Matcher | None) -> dict[str, Value]:
         """What needs no task: recall of the forget set, and distance from the start on held-out code."""
-        if decoder not in ("base", "decode"):
-            return {}  # they look at generated text, which is not what these metrics are made of
         found = subject.recall(self._common.forget, matcher)
         return found | subject.moved(self._common.held_out, self._common.reference, matcher)
 
-    def _writing(self, subject: Subject, key: Key, decoder: str, processors: Sequence[Any]) -> Callable[..., Writing]:
-        """`Subject.write` without its processors, or the same through vLLM where it knows both model and decoder."""
-        with_start = key.attack != "4bit" and key.method != UNTAUGHT
-        if self.plan.engine == "vllm" and decoder in ("base", "decode") and with_start:
-            return partial(self._writer.write, guarded=decoder == "decode", adapter=subject.adapter)
+    def _writing(self, subject: Subject, guard: Guard, processors: Sequence[Any]) -> Callable[..., Writing]:
+        """`Subject.write` without its processors, or the same through vLLM where it has both model and guard."""
+        on_start = subject is self._common.subject
+        if self.plan.engine == "vllm" and guard.in_vllm is not None and on_start:
+            return partial(self._writer.write, guarded=guard.in_vllm, adapter=subject.adapter)
         return partial(subject.write, processors=processors)
 
     @cached_property
     def _writer(self) -> VllmWriter:
         """Started at the first cell that needs it."""
-        from bench.unlearning.vllm_writer import VllmWriter
+        from bench.models.vllm_writer import VllmWriter
 
         folder = self.trainer.folder / f"{self.name}.vllm"
         return VllmWriter(self.start, self.task.entries(), folder, dtype=self.plan.dtype)
@@ -433,14 +420,19 @@ class Experiment:
         return check_all(problems, completions, jobs=torch.get_num_threads())
 
 
+def guard_of(method: str) -> type[Guard]:
+    """What guards a method of a run: none, itself, or ours on top of what was trained."""
+    return GUARDS.get(method) or GUARDS["decode" if method.endswith(DECODED) else "base"]
+
+
 def scores_of(task: Task[Any], sample: Sample, output: str) -> dict[str, float | None]:
     """The task's scores, forget quality, and whether anything was written.
 
     Forget quality is 1 - BLEU for copyright, else whether the bad thing is not there: a silent model has all of it.
     """
     scores: dict[str, float | None] = task.score(sample, output).values()
-    if task.name in scores:
-        bad = scores[task.name]
+    if FORGET not in scores:
+        bad = scores[task.leak]
         scores[FORGET] = None if bad is None else 1 - bad
     return scores | {WRITTEN: float(bool(output.strip()))}
 
@@ -479,10 +471,8 @@ def summarise(
 def one_line(cell: Cell) -> str:
     """A cell for the log."""
     shown = (
-        "forget_quality",
-        "verbatim",
-        "insecure",
-        "deprecated",
+        FORGET,
+        TASKS[cell.key.task].leak,
         "extraction_strength",
         "holdout_kl",
         "holdout_agreement",

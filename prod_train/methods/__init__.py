@@ -6,26 +6,13 @@ A file that is put here is found, and its options become flags (docs/add-a-metho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from pkgutil import iter_modules
 
 from prod_decode.errors import ProdError
 from prod_train.method import Method, RunSettings
 from prod_train.option import Option
+from prod_train.registry import classes_in
 
-
-def _found() -> dict[str, type[Method]]:
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    classes = [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    return {cls.name: cls for cls in sorted(classes, key=lambda cls: (cls.rank, cls.name))}
-
-
-METHODS: Mapping[str, type[Method]] = _found()
+METHODS: Mapping[str, type[Method]] = classes_in(__name__, __path__, Method)  # type: ignore[type-abstract]
 
 # Every option of a method, in the order of the methods that have it, and these by name with their defaults.
 OPTIONS: Mapping[Option, Mapping[str, object]] = {

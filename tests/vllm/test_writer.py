@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from bench.unlearning import vllm_writer
-from bench.unlearning.decoders import decode_prod
-from bench.unlearning.subject import Subject, Writing
-from bench.unlearning.vllm_writer import VllmWriter
+from bench.guards.decode import Decode
+from bench.models import vllm_writer
+from bench.models.subject import Subject, Writing
+from bench.models.vllm_writer import VllmWriter
 from prod_decode import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import in_hub_format, load_model
@@ -63,7 +63,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWriter]:
 def test_greedy_output_is_that_of_transformers(
     writer: VllmWriter, subject: Subject, prompts: list[list[int]], adapter: Path
 ) -> None:
-    processors, _ = decode_prod(ENTRIES, subject.tokenizer)
+    processors, _ = Decode().processors(ENTRIES, subject.tokenizer)
     found: list[Writing] = []
     for used in (None, adapter):
         subject.adapt(used)

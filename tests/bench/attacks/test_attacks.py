@@ -1,4 +1,4 @@
-"""`bench.attacks.attacks`: what parses still parses, the tree stays, the same seed gives the same prompt."""
+"""`bench.attacks`: what parses still parses, the tree stays, the same seed gives the same prompt."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bench.attacks.attacks import (
-    add_comments,
-    attack,
-    change_case,
-    inject_prefix,
-    instruct,
-    reformat,
-    rename_identifiers,
-    respelled,
-    strip_comments,
-    text_attacks,
-    to_camel,
-    to_snake,
-    tokenisations,
-)
+from bench.attacks import ATTACKS
+from bench.attacks.comments import add_comments, strip_comments
+from bench.attacks.instructions import instruct
+from bench.attacks.layout import reformat
+from bench.attacks.names import change_case, rename_identifiers, to_camel, to_snake
+from bench.attacks.prefix import inject_prefix
+from bench.attacks.spelling import respelled, tokenisations
 from bench.tasks.base import Sample
 from bench.tasks.syntax import parses
 from prod_decode.errors import ProdError
@@ -206,7 +198,6 @@ def test_prefix_injection_by_tokens(tokenizer: Any) -> None:
     given_away = len(tokenizer(half.prompt)["input_ids"]) - len(tokenizer(sample.prompt)["input_ids"])
     assert abs(given_away - total / 2) <= 1
     assert sample.prompt < one.prompt < half.prompt
-    assert (one.attack, half.attack) == ("prefix-1", "prefix-50%")
 
 
 @pytest.mark.parametrize("arguments", [{}, {"tokens": 1, "share": 0.5}, {"tokens": 0}, {"share": 1.0}])
@@ -279,27 +270,36 @@ def test_respelled_text_begins_with_what_the_tokenizer_puts_first(tokenizer: Any
     assert respelled("def return", first) == [tokenizer.eos_token_id, *spelled]
 
 
+def attacked(name: str, sample: Sample, tokenizer: Any, seed: int = 0) -> Sample:
+    return ATTACKS[name]().sample(sample, tokenizer, seed=seed)
+
+
 def test_a_sample_keeps_what_its_new_names_are_followed_by(tokenizer: Any) -> None:
     prompt, rest = FUNCTION[: FUNCTION.index("    for")], FUNCTION[FUNCTION.index("    for") :]
-    renamed = attack("renamed", Sample("s", prompt, rest, {"a": 1}), tokenizer, seed=3)
+    renamed = attacked("renamed", Sample("s", prompt, rest, {"a": 1}), tokenizer, seed=3)
     assert renamed.metadata == {"a": 1, "adapted": rename_identifiers(prompt, rest, seed=3).adapted}
-    assert attack("comments-added", Sample("s", prompt, rest), tokenizer).metadata == {}
+    assert attacked("comments-added", Sample("s", prompt, rest), tokenizer).metadata == {}
 
 
-def test_all_text_attacks(tokenizer: Any) -> None:
+def test_every_attack_steps_in_somewhere_and_is_the_same_for_the_same_seed(tokenizer: Any) -> None:
     prompt, rest = FUNCTION[: FUNCTION.index("    for")], FUNCTION[FUNCTION.index("    for") :]
-    names = [attacked.attack for attacked in text_attacks(Sample("s", prompt, rest), tokenizer)]
-    assert names == [
-        "renamed",
-        "case-camel",
-        "reformatted",
-        "comments-stripped",
-        "comments-added",
-        "prefix-1",
-        "prefix-25%",
-        "prefix-50%",
-        "prefix-75%",
+    sample = Sample("s", prompt, rest)
+    for name, kind in ATTACKS.items():
+        attack = kind()
+        assert attack.sample(sample, tokenizer, seed=0) == attack.sample(sample, tokenizer, seed=0)
+        changed = attack.sample(sample, tokenizer, seed=0).prompt != prompt
+        spelled = attack.token_ids(prompt, tokenizer, seed=0)
+        assert changed + (spelled is not None) + attack.on_weights + (attack.temperature > 0) == 1, name
+    # What changes nothing of a sample is no attack on it, and without a reference there is no prefix.
+    bare = Sample("s", "print(")
+    changing = [name for name in ATTACKS if attacked(name, bare, tokenizer).prompt != bare.prompt]
+    assert changing == ["comments-added", "instruction-1"]
+
+
+def test_the_names_of_attacks_stay() -> None:
+    """Runs name them, and cells are compared by them."""
+    assert list(ATTACKS) == [
+        *("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%"),
+        *("renamed", "case", "reformatted", "comments-stripped", "comments-added", "instruction-1", "tokenised"),
+        *("sampled", "relearned", "4bit"),
     ]
-    assert text_attacks(Sample("s", prompt, rest), tokenizer) == text_attacks(Sample("s", prompt, rest), tokenizer)
-    # What changes nothing is no attack, and without a reference there is no prefix.
-    assert [one.attack for one in text_attacks(Sample("s", "print("), tokenizer)] == ["comments-added"]

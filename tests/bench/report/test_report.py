@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from bench.metrics import Value
 from bench.report.plots import draw_epochs
 from bench.report.report import report
 from bench.report.series import Series, attacked, by_epoch, points, series_of
 from bench.unlearning.plan import Plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
-from bench.unlearning.records import Cell, Key, RunFolder, Value
+from bench.unlearning.records import Cell, Key, RunFolder
 
 PLAN = Plan(
     replace(

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.tasks import TASKS as TASK_NAMES
-from bench.tasks import load_task
 from bench.tasks.base import Sample, Task, text_hash
 from bench.tasks.copyright import CopyrightTask, halves
 from bench.tasks.deprecated import ApiPair, DeprecatedTask, api_pairs, sample_of, uses
@@ -495,12 +493,6 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
         "class",
         "function",
     ]
-
-
-def test_tasks_by_name() -> None:
-    assert [load_task(name, limit=1).name for name in TASK_NAMES] == ["copyright", "insecure", "deprecated"]
-    with pytest.raises(ProdError, match=r"expected a task among .*, got 'insecur'; did you mean 'insecure'"):
-        load_task("insecur")
 
 
 @pytest.mark.parametrize("library", ["numpy", "pandas", "torch"])

@@ -19,19 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.attacks import weights
+from bench.guards.bad_words import BadWords
+from bench.guards.memfree import NgramBan
 from bench.humaneval.utility import STOPS, Checked
+from bench.metrics import Value
+from bench.models.subject import Subject
+from bench.models.training import Trainer, steps_of
 from bench.report.compare import changes
 from bench.report.report import report
-from bench.tasks import load_task
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
-from bench.unlearning import plan as plan_module
-from bench.unlearning.decoders import MemFree, bad_words
+from bench.tasks.deprecated import DeprecatedTask
 from bench.unlearning.plan import Plan, environment, make_plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
-from bench.unlearning.records import Cell, Key, Output, RunFolder, Value, _finite, read_run
+from bench.unlearning.records import Cell, Key, Output, RunFolder, _finite, read_run
 from bench.unlearning.run import HUMANEVAL_TOKENS, Runner, make_task, scores_of, summarise
-from bench.unlearning.subject import Subject
-from bench.unlearning.training import Trainer, steps_of
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer
@@ -296,7 +298,7 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
     [
         (
             ["run", "--tasks", "copyright,x", "--methods", "prood"],
-            ["--methods: unknown 'prood'", "--tasks: unknown 'x'"],
+            ["got 'prood'; did you mean 'prod'?", "--tasks: expected some of copyright, insecure, deprecated, got 'x'"],
         ),
         (["run", "--methods", ""], ["--methods: expected at least one of base"]),
         (["run", "--humaneval", "/no/such.jsonl"], ["--humaneval: cannot read /no/such.jsonl: no such file"]),
@@ -331,7 +333,7 @@ def test_every_mistake_is_a_line_and_the_status_2(
 
 
 def test_what_is_missing_is_found_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(weights, "find_spec", lambda _: None)
     with pytest.raises(ProdError, match="--attacks: 4bit needs bitsandbytes, which is not installed"):
         planned(methods="prod")
     assert planned(methods="decode").profile.methods == ("decode",)
@@ -457,7 +459,7 @@ class Letters:
 def test_memfree_bans_what_completes_an_n_gram(texts: list[str], said: str, n: int) -> None:
     grams = {text[i : i + n] for text in texts for i in range(len(text) - n + 1)} | {t for t in texts if len(t) < n}
     ids = torch.tensor([Letters()(said)["input_ids"]], dtype=torch.int64).reshape(1, -1)
-    scores = MemFree(texts, Letters(), n)(ids, torch.zeros(1, 7))
+    scores = NgramBan(texts, Letters(), n)(ids, torch.zeros(1, 7))
     for token, letter in enumerate("abcdef"):
         banned = any((said + letter).endswith(gram) for gram in grams)
         assert bool(scores[0, token] == -torch.inf) == banned
@@ -466,14 +468,14 @@ def test_memfree_bans_what_completes_an_n_gram(texts: list[str], said: str, n: i
 
 def test_bad_words_are_phrases_and_lines_of_documents() -> None:
     document = "ab\n    abcdefabcdefabcdefabcdef\n"
-    (processor,), _ = bad_words([Entry("ef"), Entry(document, policy="quote", max_quote=20)], Letters())
+    (processor,), _ = BadWords().processors([Entry("ef"), Entry(document, policy="quote", max_quote=20)], Letters())
     scores = processor(torch.tensor([[0, 4]]), torch.zeros(1, 7))
     assert scores[0].tolist() == [0, 0, 0, 0, 0, -torch.inf, 0]
     line = torch.tensor([[*range(6)] * 4])
     assert processor(line[:, :-1], torch.zeros(1, 7))[0, 5] == -torch.inf
     assert processor(line[:, :2], torch.zeros(1, 7)).isfinite().all()
     with pytest.raises(ProdError, match="a document with a line of 20 characters"):
-        bad_words([Entry("short", policy="quote", max_quote=20)], Letters())
+        BadWords().processors([Entry("short", policy="quote", max_quote=20)], Letters())
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -508,7 +510,7 @@ def test_intervals_of_yes_and_no_have_a_width_at_0_and_1() -> None:
 
 @pytest.mark.parametrize(("output", "written"), [("", 0.0), ("    \n", 0.0), ("    pass\n", 1.0)])
 def test_silence_forgets_everything_and_is_told_apart(output: str, written: float) -> None:
-    task = load_task("deprecated", limit=1)
+    task = DeprecatedTask.load(limit=1)
     scores = scores_of(task, task.samples[0], output)
     assert (scores["forget_quality"], scores["written"]) == (1.0, written)
     assert scores_of(task, task.samples[0], task.samples[0].reference)["forget_quality"] == 0.0

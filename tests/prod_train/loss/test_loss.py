@@ -511,10 +511,10 @@ IDS, PROBS, OFFSETS = torch.tensor([3, 1, 2]), torch.tensor([0.5, 0.5, 1.0]), to
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ids": IDS.int()}, r"targets\.ids: expected 1-d int64, got int32 \[3\]: use \.long"),
-        ({"offsets": OFFSETS[None]}, r"targets\.offsets: expected 1-d int64, got int64 \[1, 4\]"),
-        ({"probs": PROBS[:2]}, r"targets\.probs: .* per id, \[3\], got float32 \[2\]: build"),
-        ({"probs": PROBS.int()}, r"targets\.probs: expected one floating-point value .* got int32"),
+        ({"ids": IDS.int()}, r"targets\.ids: expected 1-d int64, got torch.int32 of shape \(3,\): use \.long"),
+        ({"offsets": OFFSETS[None]}, r"targets\.offsets: expected 1-d int64, got torch.int64 of shape \(1, 4\)"),
+        ({"probs": PROBS[:2]}, r"targets\.probs: .* per id, \[3\], got torch.float32 of shape \(2,\): build"),
+        ({"probs": PROBS.int()}, r"targets\.probs: expected one floating-point value .* got torch.int32"),
         ({"probs": PROBS.to("meta")}, r"on one device, got cpu, meta, cpu: move all three"),
         ({"offsets": OFFSETS[:0]}, r"targets\.offsets: expected to start at 0, .* got \[\] .* cumulative sum"),
         ({"offsets": torch.tensor([1, 3])}, r"end at 3, .* got \[1, 3\]"),
@@ -564,9 +564,15 @@ def test_one_id_may_be_in_two_rows():
         (lambda t: t.slice(-1, 2), r"got -1:2"),
         (lambda t: t.select([0, 3]), r"select: expected rows in \[0, 3\), got 3"),
         (lambda t: t.select([-1]), r"got -1: count from the start"),
-        (lambda t: t.select(torch.ones(2, dtype=torch.bool)), r"select: expected a mask of 3 rows, got bool \[2\]"),
+        (
+            lambda t: t.select(torch.ones(2, dtype=torch.bool)),
+            r"select: expected a mask of 3 rows, got torch.bool of",
+        ),
         (lambda t: t.to_dense(3), r"expected ids in \[0, 3\), got 3"),
-        (lambda _: SparseTargets.from_dense(torch.zeros(2)), r"from_dense: expected \[N, V\], got float32 \[2\]"),
+        (
+            lambda _: SparseTargets.from_dense(torch.zeros(2)),
+            r"from_dense: expected \[N, V\], got torch.float32 of",
+        ),
     ],
 )
 def test_bad_rows_are_refused(call, message):
@@ -585,17 +591,26 @@ HIDDEN, WEIGHT = torch.zeros(3, 4), torch.zeros(5, 4)
     [
         (
             {"hidden": HIDDEN[None]},
-            r"hidden: expected \[N, d\] .* got float32 \[1, 3, 4\]: use hidden\.flatten\(0, -2\)",
+            r"hidden: expected \[N, d\] .* got torch.float32 of shape \(1, 3, 4\): use hidden\.flatten\(0, -2\)",
         ),
-        ({"hidden": HIDDEN.long()}, r"hidden: expected .* got int64"),
+        ({"hidden": HIDDEN.long()}, r"hidden: expected .* got torch.int64"),
         ({"hidden": HIDDEN[:2]}, r"targets: expected 2 rows, .* got 3: select the same rows"),
         ({"hidden": HIDDEN.to("meta")}, r"weight: expected it on meta like hidden, got cpu"),
-        ({"weight": WEIGHT.T}, r"weight: expected \[V, 4\] .* got float32 \[4, 5\]: pass .* lm_head\.weight"),
-        ({"weight": WEIGHT.char()}, r"weight: .* got int8 .* unquantised"),
+        (
+            {"weight": WEIGHT.T},
+            r"weight: expected \[V, 4\] .* got torch.float32 .* \(4, 5\) .*: pass .* lm_head\.weight",
+        ),
+        ({"weight": WEIGHT.char()}, r"weight: .* got torch.int8 .* unquantised"),
         ({"weight": WEIGHT.clone().requires_grad_()}, r"weight: expected requires_grad=False .* target_modules"),
         ({"bias": WEIGHT[:, 0].clone().requires_grad_()}, r"bias: expected requires_grad=False .* bias\.detach\(\)"),
-        ({"bias": torch.zeros(4)}, r"bias: expected float32 \[5\] .* got float32 \[4\]"),
-        ({"bias": torch.zeros(5).double()}, r"bias: expected float32 \[5\] .* got float64 \[5\]"),
+        (
+            {"bias": torch.zeros(4)},
+            r"bias: expected .* \(5,\) .* got torch.float32 of shape \(4,\)",
+        ),
+        (
+            {"bias": torch.zeros(5).double()},
+            r"bias: expected torch.float32 .* got torch.float64 of shape \(5,\)",
+        ),
         (
             {"targets": SparseTargets(IDS, PROBS.clone().requires_grad_(), OFFSETS)},
             r"targets\.probs: expected requires_grad=False .* pass targets\.probs\.detach\(\)",

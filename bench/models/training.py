@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
-from bench.unlearning.profiles import FIRST_ROUND
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.storage.models import in_hub_format
@@ -24,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 # Learning rate of teaching, and of teaching again.
 LEARN_RATE = 1e-3
+
+# The method of which there is a second round: an epoch on what the model of the first writes itself.
+FIRST_ROUND = "prod-surgical"
 
 # Tokens that a model writes behind each prompt for its second round.
 CONTINUED_TOKENS = 64

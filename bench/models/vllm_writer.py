@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from bench.unlearning.subject import Writing
+from bench.models.subject import Writing
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
@@ -22,7 +22,7 @@ _LENGTH, _REQUESTS = 4096, 64
 
 
 class VllmWriter:
-    """Writes as `bench.unlearning.subject.Subject.write` does, with continuous batching."""
+    """Writes as `bench.models.subject.Subject.write` does, with continuous batching."""
 
     def __init__(self, model: str, entries: Sequence[Entry], folder: Path, *, dtype: str) -> None:
         """Start the engine; it takes half of a GPU's memory, since the model under test is there a second time.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench.unlearning.records import Value
+from bench.metrics import Value
 from prod_decode.storage.models import load_model, load_tokenizer
 from prod_train.data.rows import Row, by_length
 from prod_train.loss.objective import Encoder

@@ -1,0 +1,10 @@
+"""What keeps prohibited text out at decode time, ours and others'; what is put here is found (docs/add-to-bench.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bench.guards.base import Guard
+from prod_train.registry import classes_in
+
+GUARDS: Mapping[str, type[Guard]] = classes_in(__name__, __path__, Guard)  # type: ignore[type-abstract]

@@ -1,0 +1,1 @@
+"""Models under test: taught, made to forget, and what they write and still know."""
