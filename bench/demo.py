@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_texts
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.storage.files import write_whole

@@ -26,7 +26,7 @@ from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import find_insecure, self_check
 from bench.tasks.syntax import parse_fragment
 from prod_decode.blocklist.sources import read_json_lines
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.storage.files import write_whole

@@ -13,13 +13,11 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from vllm import __version__ as vllm_version
 from vllm.config.model import PROCESSED_LOGPROBS_MODES
@@ -29,9 +27,9 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
-from prod_decode.device.bans import DeviceMatcher
+from prod_decode.device.slots import Slots
 from prod_decode.errors import ProdError
-from prod_decode.masking import check_width, mask_columns_, mask_padding_, mask_prohibited_
+from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.batch import Request, RequestBatch
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import UnescapedMatcher, unescaped
@@ -110,7 +108,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         self._known = len(vocabulary)
         self._slots = None
         if on_v2 and samples:
-            self._slots = _Slots(self.matchers, self.eos_ids, self._ending, vllm_config, device_or_req_states)
+            self._slots = Slots(self.matchers, self.eos_ids, self._ending, vllm_config, device_or_req_states)
         if not on_v2 and samples:
             for name in (*self.settings.default, CHECK):
                 _warm_up(self.matchers[self.names.index(name)])
@@ -279,96 +277,6 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         if self.settings.unescapes(params.extra_args, is_structured=params.structured_outputs is not None):
             found += [unescaped(matcher, stops) for matcher in matchers]
         return tuple(found)
-
-
-class _Slots:
-    """The V2 runner's side: tokens stay on the device, in slots that never move; nothing here waits for it.
-
-    vLLM says nothing when a request leaves, and gives no tokens when one comes, so a slot's state is reset when it is
-    taken; `DeviceMatcher` reads the tokens itself, drafts of speculative decoding included.
-    """
-
-    def __init__(
-        self, matchers: list[Matcher], eos_ids: list[int], ending: NDArray[np.int64], vllm_config: Any, states: Any
-    ) -> None:
-        self._states = states
-        self._ending = ending
-        # For every slot: by how much its text is said to be longer than it can be, to end its row; whether the request
-        # asked for `ignore_eos`; and whether each blocklist is in force.
-        self._settings = np.zeros((2 + len(matchers), states.max_num_reqs), np.int32)
-        self._closed, self._endless, self._enabled = self._settings[0], self._settings[1], self._settings[2:]
-        self._names: list[tuple[int, ...]] = [()] * states.max_num_reqs
-        # In a thread of its own: vLLM loads the model inside of a memory pool, which belongs to its thread, and which
-        # sleep mode of level 2 throws away.
-        with ThreadPoolExecutor(1, thread_name_prefix="prod") as pool:
-            pool.submit(self._allocate, matchers, eos_ids, vllm_config).result()
-        self._taken: list[int] = []
-        for guard in self._guards:
-            guard.warm_up(
-                torch.zeros((1, states.vocab_size), device=states.device),
-                states.all_token_ids.gpu,
-                states.total_len.gpu,
-                torch.int64,
-            )
-
-    def _allocate(self, matchers: list[Matcher], eos_ids: list[int], vllm_config: Any) -> None:
-        states, speculation = self._states, vllm_config.speculative_config
-        drafts = speculation.num_speculative_tokens if speculation is not None else 0
-        self._guards = [
-            DeviceMatcher(matcher, states.device, slots=states.max_num_reqs, max_drafts=drafts, eos_token_id=eos_ids)
-            for matcher in matchers
-        ]
-        self._on_device = torch.zeros(self._settings.shape, dtype=torch.int32, device=states.device)
-        self._ending_on_device = torch.tensor(self._ending, device=states.device)
-
-    def take(self, slot: int, names: tuple[int, ...] | None, *, endless: bool = False) -> None:
-        """A request has come; None for `names` ends it."""
-        # Any guard ends a text that cannot be as long as it says.
-        self._names[slot] = (0,) if names is None else names
-        self._enabled[:, slot] = 0
-        self._enabled[list(self._names[slot]), slot] = 1
-        self._endless[slot] = endless and names != ()
-        self._closed[slot] = 0 if names is not None else self._states.all_token_ids.gpu.shape[1] + 1
-        self._taken.append(slot)
-
-    def write(self) -> None:
-        """Tell the device, once a step, before anything reads it."""
-        if self._taken:
-            self._on_device.copy_(torch.from_numpy(self._settings.copy()), non_blocking=True)
-            for number in {number for slot in self._taken for number in self._names[slot]}:
-                self._guards[number].reset([slot for slot in self._taken if number in self._names[slot]])
-            self._taken = []
-
-    def apply(self, logits: Tensor, ctx: Any) -> Tensor:
-        """Mask the rows of a step in place."""
-        lengths, positions = self._states.total_len.gpu, ctx.pos
-        if self._closed.any():
-            lengths = lengths + self._on_device[0]
-            positions = positions + self._on_device[0][ctx.expanded_idx_mapping.clamp(min=0)]
-        used = set[int]().union(*(self._names[slot] for slot in ctx.idx_mapping_np.tolist()))
-        if self._endless[ctx.idx_mapping_np].any():
-            self._mask_ending_(logits, ctx)
-        for number in sorted(used):
-            self._guards[number].apply(
-                logits,
-                slots=ctx.expanded_idx_mapping,
-                drafts=ctx.expanded_local_pos,
-                positions=positions,
-                input_ids=ctx.input_ids,
-                token_ids=self._states.all_token_ids.gpu,
-                lengths=lengths,
-                enabled=self._on_device[2 + number],
-                prompts=self._states.prompt_len.gpu,
-            )
-        return logits
-
-    def _mask_ending_(self, logits: Tensor, ctx: Any) -> None:
-        """Mask what ends a text in the rows that asked for `ignore_eos`; comes first, so that a dead row ends still."""
-        slots = ctx.expanded_idx_mapping
-        endless = (slots >= 0) & (self._on_device[1][slots.clamp(min=0)] > 0)
-        # Counted on the host: choosing them by a condition would wait for the device.
-        count = int(np.searchsorted(self._ending, logits.shape[1]))
-        mask_columns_(logits, endless, self._ending_on_device[:count])
 
 
 def _check_features(vllm_config: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
 from prod_decode.errors import ProdError, brief, did_you_mean
 from prod_decode.version import __version__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from pathlib import Path
@@ -107,3 +108,11 @@ def test_a_folder_has_at_most_ten_modules_and_says_what_it_answers(package: str)
         count = len([file for file in path.glob("*.py") if file.name != "__init__.py"])
         assert count <= 10 or path == ROOT / "prod_train" / "methods", path  # one file for each method
         assert ast.get_docstring(ast.parse((path / "__init__.py").read_text())), path
+
+
+def test_a_long_module_has_a_reason() -> None:
+    page = (ROOT / "docs" / "house.md").read_text().partition("## Modules of more than")[2].partition("\n## ")[0]
+    reasons = dict(re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", page, re.MULTILINE))
+    long = {str(file.relative_to(ROOT)) for file in modules().values() if len(file.read_text().splitlines()) > 400}
+    assert long == reasons.keys()
+    assert min(map(len, reasons.values())) > 20

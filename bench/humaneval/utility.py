@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.humaneval.sandbox import Limits, choose_isolation, run
 from bench.metrics import parses, pass_at_k, proportion
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.storage.artifact import require_output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.metrics import Value
 from bench.unlearning.records import Cell, Key, read_run
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 

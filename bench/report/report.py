@@ -15,7 +15,7 @@ from bench.tasks import TASKS
 from bench.unlearning.plan import Plan
 from bench.unlearning.profiles import SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell, read_run
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.storage.files import write_whole
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from bench.figures import Figure, save, table, versions
 from bench.speed import overhead
 from bench.speed.overhead import Material
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.device.bans import DeviceMatcher
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_

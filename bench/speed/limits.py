@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.speed.overhead import bind, gather, numbers
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.match import automaton, follow, matcher
 from prod_decode.match.matcher import Matcher

@@ -58,7 +58,7 @@ from bench.peers.peers import STARTING, LLGuidance, Walked, XGrammar, fastest, i
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_texts
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher

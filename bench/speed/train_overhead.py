@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from prod_decode.cli import Parser
+from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import quiet

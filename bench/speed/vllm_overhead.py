@@ -56,7 +56,7 @@ class Timing:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print a table."""
     from bench.unlearning.plan import vllm_is_installed
-    from prod_decode.cli import Parser
+    from prod_decode.command.options import Parser
 
     parser = Parser(prog="python -m bench vllm", description="What guarding costs inside vLLM.")
     parser.add_argument("--model", default="bundled", metavar="M", help="a directory, or `bundled` (default)")

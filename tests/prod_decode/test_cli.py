@@ -17,7 +17,8 @@ import pytest
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import CACHES
-from prod_decode.cli import _record, main
+from prod_decode.cli import main
+from prod_decode.command.generating import record
 from prod_decode.command.generation import Generation
 from prod_decode.command.terminal import exit_status
 from tests import ROOT
@@ -444,7 +445,7 @@ def test_every_exit_status_is_in_the_help(capsys: pytest.CaptureFixture[str]) ->
 def test_matches_of_the_prompt_are_not_the_outputs() -> None:
     blocklist = Blocklist.compile([Entry("yaml.load(")])
     run = Generation("yaml.load(x)\nyaml.lo", ["ad", "(y)\n", "yaml.load("], [None] * 3, Counter(), 1.0)
-    assert _record(run, blocklist)["matches"] == [
+    assert record(run, blocklist)["matches"] == [
         {"start": 13, "end": 23, "entry_id": "yaml.load("},
         {"start": 26, "end": 36, "entry_id": "yaml.load("},
     ]

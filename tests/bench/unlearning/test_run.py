@@ -30,10 +30,11 @@ from bench.report.compare import changes
 from bench.report.report import report
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from bench.tasks.deprecated import DeprecatedTask
+from bench.unlearning.experiment import HUMANEVAL_TOKENS, make_task, scores_of, summarise
 from bench.unlearning.plan import Plan, environment, make_plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
 from bench.unlearning.records import Cell, Key, Output, RunFolder, _finite, read_run
-from bench.unlearning.run import HUMANEVAL_TOKENS, Runner, make_task, scores_of, summarise
+from bench.unlearning.run import Runner
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer

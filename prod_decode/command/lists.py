@@ -1,0 +1,278 @@
+"""`compile`, `merge` and `info`: blocklists as files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from prod_decode.command.options import READ, Uncovered, add_coverage, load, positive
+from prod_decode.command.terminal import note, to_json
+from prod_decode.errors import ProdError, one_line
+
+if TYPE_CHECKING:
+    from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.blocklist.entries import Entry
+    from prod_decode.blocklist.portions import Costs
+    from prod_decode.command.options import Commands
+
+
+_T = TypeVar("_T")
+
+
+def add_to(commands: Commands) -> None:
+    """Add the sub-commands of this module."""
+    add = commands.add_parser("compile", help="compile entries into a blocklist file")
+    add.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="a .jsonl or .ndjson file (one entry per line), a .txt file (one phrase per line), any other file (a "
+        f"document that may not be quoted) or a directory (each file in it such a document). {READ}",
+    )
+    add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add.add_argument(
+        "--normalize",
+        choices=["code", "none"],
+        default="code",
+        help="`code` ignores ASCII whitespace that does not separate words",
+    )
+    add.add_argument("--ignore-case", action="store_true", help="fold ASCII letters; others are compared as they are")
+    add.add_argument(
+        "--max-quote",
+        type=int,
+        metavar="N",
+        help="characters of a document that may not be quoted in a row (default 120)",
+    )
+    add.add_argument(
+        "--boundary",
+        choices=["start", "both", "none"],
+        help="at which ends a phrase must be a whole word, for entries that do not say (default: start); with "
+        "--normalize code, at an end with whitespace it must be one anyway: `return ` is not in `returned`",
+    )
+    add.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="code that is free to use: never banned by a document",
+    )
+    add.add_argument(
+        "--model",
+        metavar="M",
+        help="ban documents where this model has good alternatives: a hub id, a directory, a .gguf file, or `bundled` "
+        "(default: in the fewest places)",
+    )
+    add.add_argument("--allow-short", action="store_true", help="accept phrases of fewer than 3 normalised bytes")
+    add.add_argument(
+        "--jobs",
+        type=positive(int),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, where there are several megabytes of entries (default: one a core)",
+    )
+    add.add_argument(
+        "--parts",
+        metavar="DIR",
+        help="keep in DIR what is finished of every two megabytes of entries, and use what is there: run the same "
+        "command again, and a compile that was stopped goes on",
+    )
+    add_coverage(
+        add,
+        "refuse what cannot be guarded or read, and documents of which nothing is prohibited, and write nothing",
+    )
+    add.set_defaults(run=_compile)
+
+    add = commands.add_parser("merge", help="make one blocklist of several")
+    add.add_argument("files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike")
+    add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add_coverage(add, "refuse documents of which nothing is prohibited, and write nothing")
+    add.set_defaults(run=_merge)
+
+    add = commands.add_parser("info", help="what a blocklist file contains")
+    add.add_argument("file", metavar="FILE", help="a compiled blocklist")
+    add.add_argument("--entries", action="store_true", help="list every entry")
+    add.add_argument("--json", action="store_true", help="as one JSON object")
+    add.set_defaults(run=_info)
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.blocklist.sources import read_entries, read_texts
+    from prod_decode.storage.artifact import require_output
+
+    require_output(options.output, [*options.sources, *options.allow])
+    uncovered = Uncovered(options)
+    entries = read_entries(
+        options.sources,
+        max_quote=options.max_quote,
+        boundary=options.boundary,
+        skipped=uncovered,
+        leave_out=[options.output, *_kept_parts(options.parts, [*options.sources, *options.allow])],
+    )
+    unfolded: list[str] = []
+    blocklist = Blocklist.compile(
+        _progress(_watch_case(entries, unfolded) if options.ignore_case else entries, "entries"),
+        normalize=options.normalize,
+        ignore_case=options.ignore_case,
+        allow=(text for _, text in read_texts(options.allow, skipped=lambda why: uncovered(f"--allow: {why}"))),
+        allow_short=options.allow_short,
+        jobs=options.jobs,
+        costs=None if options.model is None else _costs_of(options.model),
+        parts=options.parts,
+        skipped=uncovered,
+    )
+    uncovered.add_ineffective(blocklist)
+    _tell_documents(options.sources)
+    _save(blocklist, options.output)
+    if unfolded:
+        more = f" and {len(unfolded) - 1} more" if len(unfolded) > 1 else ""
+        note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
+    _print_waived(blocklist)
+    return uncovered.status
+
+
+def _kept_parts(parts: str | None, sources: Sequence[str]) -> list[str]:
+    """The directory of `--parts`, which is no source where it lies in one.
+
+    Raises:
+        ProdError: it is a source, or has other files: they would be left out with it.
+    """
+    from prod_decode.storage.files import as_path
+
+    folder = None if parts is None else as_path(parts)
+    if folder is None:
+        return []
+    around = [Path(os.path.realpath(source)) for source in map(as_path, sources)]
+    real = Path(os.path.realpath(folder))
+    if real in around or (
+        folder.is_dir()
+        and any(source in real.parents for source in around)
+        and any(not re.fullmatch(r"\.?[0-9a-f]+\.part.*", path.name) for path in folder.iterdir())
+    ):
+        raise ProdError(f"--parts: {parts} has sources in it, which would be left out with it: name another directory")
+    return [str(folder)]
+
+
+def _tell_documents(sources: Sequence[str]) -> None:
+    """Which of the files that were named are documents: one that was meant as a list guards something else."""
+    from prod_decode.blocklist.sources import JSON_LISTS, PHRASE_LISTS
+
+    named = [name for name in sources if Path(name).suffix.lower() not in JSON_LISTS + PHRASE_LISTS]
+    documents = [name for name in named if not Path(name).is_dir()]
+    if documents:
+        more = f" and {len(documents) - 3} more" if len(documents) > 3 else ""
+        note(f"read as a document each: {', '.join(documents[:3])}{more} (lists are .txt, .jsonl and .ndjson files)")
+
+
+def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry]:
+    """The entries; the labels of those in which a letter has another case that is not ASCII go into `unfolded`."""
+    for entry in entries:
+        if not entry.text.isascii() and any(c > "\x7f" and c.lower() != c.upper() for c in entry.text):
+            unfolded.append(entry.label)
+        yield entry
+
+
+def _costs_of(model_name: str) -> Costs:
+    from prod_decode.command.costs import ModelCosts
+    from prod_decode.storage.models import load_model, quiet
+    from prod_decode.tokens.tokenizer_bytes import vocabulary_of
+
+    quiet()
+    model, tokenizer = load_model(model_name)
+    return ModelCosts(model, tokenizer, vocabulary_of(tokenizer))
+
+
+def _progress(items: Iterator[_T], what: str) -> Iterator[_T]:
+    count = 0
+    show = sys.stderr.isatty()
+    for count, item in enumerate(items, 1):
+        if show and count % 1000 == 0:
+            print(f"\r{count:,} {what}", end="", file=sys.stderr, flush=True)
+        yield item
+    if show and count >= 1000:
+        print(file=sys.stderr)
+
+
+def _save(blocklist: Blocklist, path: str) -> None:
+    """Write it and say what it is. The work is done then: an output that cannot take the line is not a failure."""
+    blocklist.save(path)
+    report = blocklist.report
+    line = (
+        f"{path}: {report.phrases:,} phrases, {report.documents:,} documents, "
+        f"{len(blocklist.automaton.patterns):,} patterns, {len(blocklist.automaton):,} nodes, "
+        f"{Path(path).stat().st_size:,} bytes"
+    )
+    try:
+        print(one_line(line), flush=True)
+    except ProdError as error:
+        note(f"{line}; {error}")
+
+
+def _print_waived(blocklist: Blocklist) -> None:
+    report = blocklist.report
+    for entry_id, start, end in report.waived[:10]:
+        note(f"waived: characters {start}-{end} of {entry_id} (normalised) are free code and may be quoted")
+    if len(report.waived) > 10:
+        note(f"waived: {len(report.waived) - 10} more runs; `prod-decode info --json` lists them all")
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.storage.artifact import require_output
+
+    require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
+    merged = Blocklist.merge([load(file) for file in options.files])
+    uncovered = Uncovered(options)
+    uncovered.add_ineffective(merged)
+    _save(merged, options.output)
+    return uncovered.status
+
+
+def _info(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    blocklist = load(options.file)
+    automaton, report = blocklist.automaton, blocklist.report
+    facts = {
+        "file": options.file,
+        "bytes": Path(options.file).stat().st_size,
+        "normalize": blocklist.normalization.mode,
+        "ignore_case": blocklist.normalization.ignore_case,
+        "phrases": report.phrases,
+        "documents": report.documents,
+        "patterns": len(automaton.patterns),
+        "nodes": len(automaton),
+        "longest_pattern": automaton.longest,
+        "too_short": report.too_short,
+        "waived": [{"entry": entry_id, "start": start, "end": end} for entry_id, start, end in report.waived],
+    }
+    if options.entries:
+        facts["entries"] = [asdict(info) for info in blocklist.entries()]
+    if options.json:
+        print(to_json(facts))
+        return 0
+    for key in (
+        "file",
+        "bytes",
+        "normalize",
+        "ignore_case",
+        "phrases",
+        "documents",
+        "patterns",
+        "nodes",
+        "longest_pattern",
+    ):
+        value = facts[key]
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        print(one_line(f"{key:16} {shown}"))
+    print(f"{'too short':16} {len(report.too_short)}")
+    print(f"{'waived runs':16} {len(report.waived)}")
+    for info in blocklist.entries() if options.entries else ():
+        detail = f"max_quote {info.max_quote}" if info.policy == "quote" else f"boundary {info.boundary}"
+        print(one_line(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}"))
+    return 0
