@@ -42,8 +42,8 @@ INSTALL := $(READABLE) $(PY) -m pip install --progress-bar on
 VLLM_INSTALL := $(READABLE) $(VLLM_PY) -m pip install --progress-bar on
 # For any processor with AVX2, not for the one at hand: -march=native compiled instructions (AMX, AVX-512) that the
 # virtual machine of a CI run then refused, and pip's cache would hand such a wheel to the next machine. Of llama.cpp's
-# parts the adapter needs the library alone.
-LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TOOLS=OFF"
+# parts the adapter needs the library alone, and it need not be fast.
+LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1"
 INDEXES := $(PIP_EXTRA_INDEX_URL)
 
 ifneq ($(strip $(TORCH_INDEX)),)
@@ -53,6 +53,8 @@ ifneq ($(strip $(VLLM_TORCH_INDEX)),)
 $(VLLM_READY): export PIP_EXTRA_INDEX_URL := $(strip $(VLLM_TORCH_INDEX) $(INDEXES))
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiled tests are kept: without them every run begins with 25 s of compiling.
+unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo bench test test-fast test-deep test-vllm test-llama lint format overhead docs clean
