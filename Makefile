@@ -101,7 +101,7 @@ overhead: $(READY)
 	$(PY) -m bench overhead --quick
 
 docs: $(READY)
-	$(PY) docs/make_cli.py
+	$(PY) docs/generate.py
 
 clean:
 	rm -rf "$(VENV)" "$(VLLM_VENV)" build dist out *.egg-info

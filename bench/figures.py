@@ -34,7 +34,7 @@ class Figure:
         p99: its 99th percentile.
         worst: its maximum.
         ours_over_peer: our value divided by this one; below 1 we are faster (for rates: below 1 we are slower).
-        goal: what docs/performance.md set out to reach, as text.
+        goal: what docs/design/performance.md set out to reach, as text.
         met: whether we reach it; None if there is no goal.
         note: why it failed, or what else to know.
         machine: processor, cores and versions; the same for all figures of a run.

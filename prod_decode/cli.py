@@ -29,7 +29,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every sub-command; `docs/cli.md` is made from it."""
+    """The parser of every sub-command; `docs/reference/cli.md` is made from it."""
     parser = Parser(
         prog="prod-decode", description="Keep a code model from emitting prohibited code.", statuses=STATUSES
     )

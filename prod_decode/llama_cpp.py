@@ -1,4 +1,4 @@
-"""The adapter for llama-cpp-python; `docs/engines.md` is its manual."""
+"""The adapter for llama-cpp-python; `docs/reference/engines.md` is its manual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter for mlx-lm; `docs/engines.md` is its manual."""
+"""The adapter for mlx-lm; `docs/reference/engines.md` is its manual."""
 
 from __future__ import annotations
 

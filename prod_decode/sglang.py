@@ -1,4 +1,4 @@
-"""The adapter for SGLang; `docs/engines.md` is its manual. Not run against SGLang itself."""
+"""The adapter for SGLang; `docs/reference/engines.md` is its manual. Not run against SGLang itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProdLogitsProcessor:
 
     Start the server with `--enable-custom-logit-processor` and `--disable-overlap-schedule`, without which the newest
     token is not there yet, and without speculative decoding, whose drafts are not shown. Its environment has the
-    blocklists, `PROD_BLOCKLISTS` as in `docs/vllm.md`, and the tokenizer, `PROD_TOKENIZER`.
+    blocklists, `PROD_BLOCKLISTS` as in `docs/reference/vllm.md`, and the tokenizer, `PROD_TOKENIZER`.
 
     SGLang takes the class from each request, as a pickle. So a gateway of the operator's must put
     `custom_logit_processor=ProdLogitsProcessor.to_str()` and `custom_params={}` into every request, and must not take

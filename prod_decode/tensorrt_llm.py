@@ -1,4 +1,4 @@
-"""The adapter for TensorRT-LLM; `docs/engines.md` is its manual. Not run against TensorRT-LLM itself."""
+"""The adapter for TensorRT-LLM; `docs/reference/engines.md` is its manual. Not run against TensorRT-LLM itself."""
 
 from __future__ import annotations
 

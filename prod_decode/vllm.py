@@ -3,7 +3,7 @@ r"""The adapter for vLLM: named blocklists as one logits processor for both of i
     vllm serve MODEL --logits-processors prod_decode.vllm:ProdLogitsProcessor \
         --additional-config '{"prod": {"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}}'
 
-`docs/vllm.md` is its manual.
+`docs/reference/vllm.md` is its manual.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         if missing:
             raise ProdError(
                 f"expected an update for each of {batch_update.batch_size} rows, got none for row {missing[0]}: this "
-                "version of vLLM behaves in a way that is not known; use one that docs/vllm.md names"
+                "version of vLLM behaves in a way that is not known; use one that docs/reference/vllm.md names"
             )
         sources = [place[row] for row in range(batch_update.batch_size)]
         self._batch.arrange([requests[source] for source in sources], sources)
@@ -218,7 +218,7 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         if len(logits) != len(batch.requests):
             raise ProdError(
                 f"expected logits of {len(batch.requests)} rows, got {len(logits)}: this version of vLLM behaves in a "
-                "way that is not known; use one that docs/vllm.md names"
+                "way that is not known; use one that docs/reference/vllm.md names"
             )
         if not len(batch.guarded):
             return logits

@@ -1,4 +1,4 @@
-"""Ways to get out again what a model was made to forget: what is put here is found (docs/add-to-bench.md)."""
+"""Ways to get out again what a model was made to forget: what is put here is found (docs/guide/add-to-bench.md)."""
 
 from __future__ import annotations
 

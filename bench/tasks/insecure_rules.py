@@ -1,7 +1,7 @@
 """Rules on syntax trees for insecure Python: calls that are dangerous by themselves, and text built into code.
 
 They resolve import aliases, follow strings through variables, and take programs that begin or end anywhere. What they
-find was measured on rows with known labels: `python -m bench detectors`, figures in `docs/tasks.md`.
+find was measured on rows with known labels: `python -m bench detectors`, figures in `docs/reference/tasks.md`.
 """
 
 from __future__ import annotations

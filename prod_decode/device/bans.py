@@ -189,8 +189,8 @@ class DeviceMatcher:
         come before it in order, are not there. Rows of other slots, and those whose slot is no slot, keep their bits.
         Drafts are followed but never remembered.
 
-        With special tokens, the state that a slot remembers may differ from one computed again, as docs/design.md says
-        under "Special tokens"; both keep the guarantee.
+        With special tokens, the state that a slot remembers may differ from one computed again, as
+        docs/design/algorithm.md says under "Special tokens"; both keep the guarantee.
 
         Args:
             logits: [R, V], float64, float32, float16 or bfloat16; the last dimension contiguous. R is at most

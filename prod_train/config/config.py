@@ -385,7 +385,7 @@ else:
         frozen=True,
         namespace={"__module__": __name__},
     )
-    Config.__doc__ = """A run. `--help` and docs/cli.md are made from the text of each field.
+    Config.__doc__ = """A run. `--help` and docs/reference/cli.md are made from the text of each field.
 
     A field is a flag with dashes for underscores, and a key of the YAML file. A flag wins over the file, the file over
     the default. The methods add their options (`prod_train.methods`).

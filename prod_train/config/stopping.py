@@ -7,7 +7,8 @@ from typing import Any
 
 from prod_train.config.config import Config
 
-# In the table of docs/training.md three measurements are below 1/3, at 4.0 to 6.9 nats of KL; the next is at .37.
+# In the table of docs/reference/training.md three measurements are below 1/3, at 4.0 to 6.9 nats of KL; the next is at
+# .37.
 COLLAPSED_AGREEMENT = 1 / 3
 COLLAPSED_SILENCE = 0.5
 

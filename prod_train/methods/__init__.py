@@ -1,6 +1,6 @@
 """Ways to forget, one a file: each with its formula, its source, its settings, and what it prepares.
 
-A file that is put here is found, and its options become flags (docs/add-a-method.md).
+A file that is put here is found, and its options become flags (docs/guide/add-a-method.md).
 """
 
 from __future__ import annotations

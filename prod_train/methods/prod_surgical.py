@@ -53,7 +53,7 @@ KEEP = Option(
 
 
 class Surgical(Method):
-    """PROD at anchors only; this project's own (docs/surgical.md).
+    """PROD at anchors only; this project's own (docs/design/surgical.md).
 
     To stop every quote of `max_quote` characters it is enough to prohibit one anchor in each window of so many. They
     are where the reference model has alternatives: the sum of -log(1 - p_ref(y)) over the tokens y that complete them

@@ -6,7 +6,8 @@ what B learns on the one moves the other. Here the rows of A are the directions 
     d' F d / d' (R + ridge) d,
 
 F and R being the means of x x' over the tokens of forget set and retain set: the first generalised eigenvectors of the
-pair, as in common spatial patterns. B stays zero, so the model begins as it is. docs/surgical.md has the measurements.
+pair, as in common spatial patterns. B stays zero, so the model begins as it is. docs/design/surgical.md has the
+measurements.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from prod_train.registry import classes_in
 from tests import ROOT
 from tests.tiny import save_tiny_model
 
-PAGE = (ROOT / "docs" / "add-to-bench.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "add-to-bench.md").read_text()
 
 
 @pytest.mark.slow

@@ -452,7 +452,7 @@ def test_matches_of_the_prompt_are_not_the_outputs() -> None:
 
 
 def test_the_page_of_options_is_up_to_date() -> None:
-    script = ROOT / "docs" / "make_cli.py"
+    script = ROOT / "docs" / "generate.py"
     done = subprocess.run([sys.executable, str(script), "--check"], check=False)
     assert done.returncode == 0, "run `make docs`"
 

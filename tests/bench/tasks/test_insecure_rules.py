@@ -312,7 +312,7 @@ def data_folder() -> Path:
 
 
 def test_the_rules_keep_their_figures() -> None:
-    """Figures of docs/tasks.md, a little below: what falls under them has become worse."""
+    """Figures of docs/reference/tasks.md, a little below: what falls under them has become worse."""
     rows = read_labelled(data_folder())
     figures = {figure["part"]: figure for figure in measure("rules", rules, rows)}
     assert figures["sven, all"]["recall"].value >= 0.62

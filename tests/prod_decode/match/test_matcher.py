@@ -112,7 +112,7 @@ def test_special_tokens_by_example(history: str, patterns: list[Pattern], banned
 @given(pairs())
 def test_a_word_begins_after_a_special_token(pair: Pair) -> None:
     matcher, naive, history = pair
-    # While a pattern is under way and goes on, it alone is followed (docs/design.md, "Special tokens").
+    # While a pattern is under way and goes on, it alone is followed (docs/design/algorithm.md, "Special tokens").
     outside = [i for i in naive.usable() if i not in naive.special and walk(matcher, [i]) // 4 == ROOT]
     for after in (text_only(history, naive), *([head] for head in heads(naive)), []):
         expected = set(naive.banned(after))

@@ -1128,7 +1128,7 @@ def test_real_spellings_are_no_bytes() -> None:
 def test_the_recipe_of_the_page_runs() -> None:
     """Ids without gaps, as the page says: those of the byte-level tokenizer."""
     tokenizer, honest = family("byte-level")
-    page = (ROOT / "docs" / "tokenizers.md").read_text()
+    page = (ROOT / "docs" / "reference" / "tokenizers.md").read_text()
     names = {"tokenizer": tokenizer, "blocklist": Blocklist.compile([Entry("yaml.load(")])}
     exec(page.split("```python\n")[1].split("```")[0], names)
     assert names["matcher"].vocabulary.data.tolist() == honest.data.tolist()

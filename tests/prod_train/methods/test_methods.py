@@ -236,7 +236,7 @@ def nucleus_without(log_ref, token, top_p):
 
 
 def step_by_its_formula(method, tokenizer, now, before, refusals):
-    """The loss of one step over all rows, from the formulas of docs/training.md; both models in float64."""
+    """The loss of one step over all rows, from the formulas of docs/reference/training.md; both models in float64."""
     ends = method in ("prod", "learn")
     tokens, rows = [], []
     for (prompt, answer), refusal in zip(SNIPPETS, refusals, strict=True):

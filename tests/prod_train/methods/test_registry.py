@@ -16,7 +16,7 @@ from prod_train.config.config import Config, default_of
 from prod_train.methods import METHODS, OPTIONS
 from tests import ROOT
 
-PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "add-a-method.md").read_text()
 
 SEE = """
 import json, sys

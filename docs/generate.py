@@ -1,6 +1,6 @@
-"""Write docs/cli.md and docs/methods.md from the code; `--check` exits with status 1 if a page is out of date.
+"""Write the generated pages; `--check` exits with status 1 if one is out of date.
 
-The first is made from the parsers' actions and not from `format_help`, whose layout differs between Python versions.
+The page of options is made from the parsers' actions and not from `format_help`, whose layout differs between Python versions.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def methods_page() -> str:
     rows = [
         "# Methods of `prod-train`\n",
         "Made by `make docs` from `prod_train/methods/`, where each has its formula; a test keeps it true.",
-        "[Add one](add-a-method.md).\n",
+        "[Add one](../guide/add-a-method.md).\n",
         "| `--method` | what it is, and its source | options and defaults | of the model as it was it needs |",
         "|---|---|---|---|",
     ]
@@ -105,7 +105,7 @@ def _default(option: Option, value: object) -> str:
 
 def main() -> int:
     """Write or check the pages."""
-    pages = {HERE / "cli.md": page(), HERE / "methods.md": methods_page()}
+    pages = {HERE / "reference" / "cli.md": page(), HERE / "reference" / "methods.md": methods_page()}
     if "--check" in sys.argv[1:]:
         return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in pages.items()))
     for path, text in pages.items():
