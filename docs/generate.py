@@ -1,6 +1,7 @@
 """Write the generated pages; `--check` exits with status 1 if one is out of date.
 
-The page of options is made from the parsers' actions and not from `format_help`, whose layout differs between Python versions.
+The page of options is made from the parsers' actions and not from `format_help`, whose layout differs between Python
+versions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What keeps prohibited text out at decode time, ours and others'. Found where it is put (docs/guide/add-to-bench.md)."""
+"""What keeps prohibited text out while a model generates. Found where it is put (docs/guide/add-to-bench.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must not come out: copies, insecure calls, old interfaces. Found where it is put (docs/guide/add-to-bench.md)."""
+"""What must not come out: copies, insecure calls, old interfaces. See docs/guide/add-to-bench.md."""
 
 from __future__ import annotations
 
