@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -43,3 +44,41 @@ def test_links_lead_somewhere(name: str) -> None:
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
+
+
+@pytest.mark.slow
+def test_the_readme_s_program_prints_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown = re.findall(r"```python\n(.*?)```\n\n((?:    .*\n)+)", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == textwrap.dedent(shown)
+
+
+# Where a reader looks something up, or the reasons are written out.
+LONG = ("docs/reference/", "docs/design/", "docs/results/appendix/", "CHANGELOG.md")
+SHORT_PAGES = [name for name in NAMES if not name.startswith(LONG)]
+
+
+def paragraphs(page: Path) -> Iterator[str]:
+    """Blocks of prose: not headings, tables, lists' frames or code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "<!--", "!["))]
+        items = re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
+        yield from (item for item in items if item.strip())
+
+
+@pytest.mark.parametrize("name", SHORT_PAGES)
+def test_a_page_is_short(name: str) -> None:
+    page = ROOT / name
+    lines = page.read_text().splitlines()
+    assert len(lines) <= 150
+    wide = [line for line in lines if len(line) > 120 and not line.startswith(("|", "![", "    "))]
+    assert not wide
+    long = [text for text in paragraphs(page) if len(text.split()) > 90]
+    assert not long
+    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE)
+    assert max((table.count("\n") - 2 for table in tables), default=0) <= 8 or name in ROWS
+
+
+# Tables with more rows, and why: a list that is looked up cannot be cut.
+ROWS: dict[str, str] = {}
