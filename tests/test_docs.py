@@ -48,7 +48,8 @@ def test_links_lead_somewhere(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_readme_s_program_prints_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
-    code, shown = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    readme = (ROOT / "README.md").read_text()
+    code, shown = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", readme, re.DOTALL)[0]
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == textwrap.dedent(shown)
 
