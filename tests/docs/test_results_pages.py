@@ -115,6 +115,10 @@ def test_marks_are_filled(results: results_data.Results) -> None:
             "It is <!-- n: one -->1, not <!-- n: one -->2<!-- /n -->.",
             "t.md: expected an end for every mark, got one without",
         ),
+        (
+            "<!-- made: two -->\n\nWords.\n\n<!-- made: two -->\n<!-- end -->",
+            "t.md: expected an end for every mark, got one without",
+        ),
         ("<!-- made: two -->\n| a |", "t.md: expected an end for every mark, got one without"),
     ],
 )
@@ -186,9 +190,9 @@ def test_no_text_of_a_figure_is_cut(made: dict[Path, str], name: str) -> None:
 def test_an_axis_places_values() -> None:
     plain = results_svg.Axis("x", 0.5, 1.0, (0.5, 1.0))
     assert [plain.place(x) for x in (0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0]
-    log = results_svg.Axis("x", 1.0, 10_000.0, (1.0,), log=True)
-    assert [log.place(x) for x in (1.0, 100.0, 10_000.0)] == [0.0, 0.5, 1.0]
-    assert math.isclose(log.place(10.0), 0.25)
+    log = results_svg.Axis("x", 10.0, 100_000.0, (10.0,), log=True)
+    assert [log.place(x) for x in (10.0, 1_000.0, 100_000.0)] == [0.0, 0.5, 1.0]
+    assert math.isclose(log.place(100.0), 0.25)
 
 
 def test_a_bar_is_as_long_as_its_value() -> None:
