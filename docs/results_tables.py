@@ -274,6 +274,8 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
     "badwords-copied": _of(ALL, "copyright", "bad-words", "verbatim"),
     "memfree-copied": _of(ALL, "copyright", "memfree", "verbatim"),
     "memfree-sampled": _of(ALL, "copyright", "memfree", "verbatim", attack="sampled"),
+    "badwords-again": _of(SMALL, "copyright", "bad-words", "verbatim"),
+    "memfree-again": _of(SMALL, "copyright", "memfree", "verbatim"),
     "insecure-left": _of(ALL, "insecure", "decode", "insecure"),
     "insecure-given": _of(ALL, "insecure", "decode", "insecure", attack="prefix-75%"),
     "mask-bleu": lambda results: number(bleu(results, "decode")),
@@ -308,6 +310,8 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
         f"names-{short}-passes": _of(QWEN_KEPT, "deprecated", method, "humaneval", digits=3)
         for short, method in (("base", "base"), ("prod", "prod"), ("surgical", "prod-surgical"))
     },
+    "names-prod-fast": _of("qwen-natural-unlearned", "deprecated", "prod", "humaneval", digits=3),
+    "names-surgical-fast": _of("qwen-natural-unlearned", "deprecated", "prod-surgical", "humaneval", digits=3),
     "ga-agrees": _of(ALL, "copyright", "ga", AGREEMENT),
     "relearned": _of(SMALL, "copyright", "prod", "verbatim", attack="relearned"),
     "relearned-second": _of(SMALL, "copyright", "prod-surgical-2", "verbatim", attack="relearned"),
