@@ -189,7 +189,7 @@ def bars(title: str, groups: Sequence[Group], axis: str, highest: float = 1.0) -
             svg.text(left, svg.y, bar.label, "small")
             top = svg.y + 5
             svg.rect(left, top, wide, 13, "f4", 0.15)
-            svg.rect(left, top, max(wide * bar.value / highest, 1.5), 13, f"f{bar.color}")
+            svg.rect(left, top, max(wide * bar.value / highest, 1.5), 13, f"f{bar.color}", 0.8)
             begin, end = (left + wide * at / highest for at in (bar.low, bar.high))
             svg.line([(begin, top + 6.5), (end, top + 6.5)], "whisker")
             for x in (begin, end):
