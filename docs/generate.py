@@ -1,4 +1,4 @@
-"""Write the generated pages; `--check` exits with status 1 if one is out of date.
+"""Write the generated pages; `--check` names those that are out of date and exits with status 1.
 
 The page of options is made from the parsers' actions and not from `format_help`, whose layout differs between Python
 versions.
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import prod_decode.cli
 import prod_train.cli
+from prod_decode.errors import ProdError
 from prod_train.config.config import Config
 from prod_train.methods import METHODS
 from prod_train.option import Option
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 
 def sections(parser: argparse.ArgumentParser, about: str | None) -> Iterator[str]:
@@ -106,11 +107,27 @@ def _default(option: Option, value: object) -> str:
 
 def main() -> int:
     """Write or check the pages."""
+    sys.path.insert(0, str(HERE.parent))  # `bench` stays in the checkout and is in no environment
+    import results_pages
+
     pages = {HERE / "reference" / "cli.md": page(), HERE / "reference" / "methods.md": methods_page()}
+    try:
+        pages |= results_pages.make(HERE.parent)
+    except ProdError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    leftovers = results_pages.leftovers(HERE.parent, pages)
     if "--check" in sys.argv[1:]:
-        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in pages.items()))
+        stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        for path in (*stale, *leftovers):
+            name = path.relative_to(HERE.parent)
+            sys.stderr.write(f"{name} is not what the sources make of it: run `make docs`\n")
+        return int(bool(stale or leftovers))
     for path, text in pages.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    for path in leftovers:
+        path.unlink()
     return 0
 
 

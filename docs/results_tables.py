@@ -1,0 +1,337 @@
+"""The tables of the pages, and the single numbers in their sentences, by the names that the marks have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from results_data import (
+    AGREEMENT,
+    ALL,
+    ATTACKS,
+    COPIES,
+    KL,
+    QWEN,
+    QWEN_CODE,
+    QWEN_KEPT,
+    QWEN_MASK,
+    QWEN_NAMES,
+    SEEDS,
+    SMALL,
+    Results,
+    bleu,
+    interval,
+    known,
+    number,
+    quantity,
+    table,
+)
+
+from bench.figures import Figure
+from bench.metrics import paper_points, pareto_dominance_ratio
+from bench.unlearning.records import FORGET
+
+_FOUR = ("ga", "npo", "dpo", "flat")  # what the paper compares PROD with
+_PATTERNS = ("1 pattern", "100 patterns", "10,000 patterns")
+
+
+def _leaks(results: Results) -> str:
+    rows = (
+        ("copied functions, SmolLM2, asked plainly", ALL, "copyright", "verbatim", "none"),
+        ("copied functions, SmolLM2, sampled 3 times", ALL, "copyright", "verbatim", "sampled"),
+        ("copied functions, Qwen, asked plainly", QWEN_MASK, "copyright", "verbatim", "none"),
+        ("deprecated calls, SmolLM2, asked plainly", ALL, "deprecated", "deprecated", "none"),
+        ("deprecated calls, SmolLM2, names changed", ALL, "deprecated", "deprecated", "renamed"),
+        ("deprecated calls, Qwen (not taught), asked plainly", QWEN_NAMES, "deprecated", "deprecated", "none"),
+        ("insecure code, SmolLM2, asked plainly", ALL, "insecure", "insecure", "none"),
+        ("insecure code, Qwen (not taught), asked plainly", QWEN_CODE, "insecure", "insecure", "none"),
+    )
+    return table(
+        ("what comes out", "no guard", "with the mask"),
+        (
+            (
+                label,
+                *(interval(results.value(run, task, method, metric, attack=attack)) for method in ("base", "decode")),
+            )
+            for label, run, task, metric, attack in rows
+        ),
+    )
+
+
+def _copies(results: Results) -> str:
+    def row(method: str) -> Iterable[str]:
+        for metric, digits in (("verbatim", 2), ("verbatim_run", 0), ("verbatim_share", 2)):
+            yield interval(results.value(SMALL, "copyright", method, metric), digits)
+        yield interval(bleu(results, method))
+
+    head = ("what writes", "copied verbatim", "longest run, characters", "that run, share of the text", "BLEU")
+    return table(head, ((label, *row(method)) for method, label in COPIES.items()))
+
+
+def _instead(results: Results) -> str:
+    rows = (
+        ("the deprecated call", "deprecated", "deprecated", 2),
+        ("its replacement", "deprecated", "replacement", 2),
+        ("lines that parse, deprecated task", "deprecated", "parsed", 2),
+        ("insecure code", "insecure", "insecure", 2),
+        ("lines that parse, insecure task", "insecure", "parsed", 2),
+        ("HumanEval pass@1, 164 problems", "deprecated", "humaneval", 3),
+    )
+    qwen = {"deprecated": QWEN_NAMES, "insecure": QWEN_CODE}
+
+    def cell(run: str, task: str, method: str, metric: str, digits: int) -> str:
+        measured = metric in results.cells(run, task)[0].metrics
+        return interval(results.value(run, task, method, metric), digits) if measured else "not measured"
+
+    return table(
+        ("share of outputs with", "Qwen, no guard", "Qwen, mask", "SmolLM2 taught, no guard", "SmolLM2 taught, mask"),
+        (
+            (label, *(cell(run, task, m, metric, digits) for run in (qwen[task], SMALL) for m in ("base", "decode")))
+            for label, task, metric, digits in rows
+        ),
+    )
+
+
+def _dominance(results: Results) -> str:
+    paper = [
+        pareto_dominance_ratio(theirs["PROD"], [p for name in theirs if name != "PROD" for p in theirs[name]])
+        for theirs in map(paper_points, ("copyright", "insecure", "deprecated"))
+    ]
+    names = ("smollm2-names", "smollm2-deprecated-seed2")
+    runs = {"copyright": (SMALL, SEEDS), "insecure": (SMALL, *names), "deprecated": (SMALL, *names)}
+
+    def over(task: str, ours: str, theirs: Sequence[str], where: Sequence[str], utility: str) -> str:
+        found = []
+        for run in where:
+            for seed in sorted({cell.key.seed for cell in results.cells(run, task)}):
+                mine = results.points(run, task, ours, utility, seed)
+                others = [p for other in theirs for p in results.points(run, task, other, utility, seed)]
+                if mine and others:
+                    found.append(f"{pareto_dominance_ratio(mine, others):.2f}")
+        return ", ".join(found) or "not run"
+
+    rows = [("the paper: PROD over GA, NPO, DPO, FLAT; HumanEval, 7B", *(f"{ratio:.2f}" for ratio in paper))]
+    for ours, theirs, label, where in (
+        ("prod", _FOUR, "`prod` over the same four", None),
+        ("prod-surgical", _FOUR, "`prod-surgical` over the same four", None),
+        ("prod-surgical", ("prod",), "`prod-surgical` over `prod`, retain set", runs),
+        ("prod-surgical-2", ("prod",), "second round over `prod`, retain set", runs),
+        ("prod-surgical-2", ("npo",), "second round over `npo`, retain set", runs),
+    ):
+        shown = [over(task, ours, theirs, where[task] if where else (ALL,), AGREEMENT) for task in runs]
+        rows.append((f"{label}; agreement, 135M", *shown))
+    kept = {"copyright": (QWEN,), "insecure": (), "deprecated": (QWEN_KEPT,)}
+    for ours, theirs in (("prod-surgical", "prod"), ("prod-surgical", "npo")):
+        shown = [over(task, ours, (theirs,), kept[task], "humaneval") for task in kept]
+        rows.append((f"`{ours}` over `{theirs}`, retain set; HumanEval, 1.5B", *shown))
+    return table(("whose points dominate whose; utility, model", "copyright", "insecure", "deprecated"), rows)
+
+
+def _beside(results: Results) -> str:
+    pairs = (
+        ("mask for a token, 1 pattern", "mask, 1 pattern, code", "xgrammar", "smollm2"),
+        ("mask for a token, 100 patterns", "mask, 100 patterns, code", "llguidance", "smollm2"),
+        ("mask for a token, 10,000 patterns", "mask, 10,000 patterns, code", "llguidance", "smollm2"),
+        (
+            "whole step, 64 rows, 10,000 patterns",
+            "step, 10,000 patterns, B=64",
+            "prod_decode with a dense mask",
+            "smollm2",
+        ),
+        (
+            "processor's call, 8 rows, 10,000 patterns",
+            "processor call, 10,000 patterns, B=8",
+            "transformers bad words",
+            "smollm2",
+        ),
+        (
+            "processor's call, 8 rows, 10,000 patterns",
+            "processor call, 10,000 patterns, B=8",
+            "MemFree, Bloom filter",
+            "smollm2",
+        ),
+        ("scan of code, 10,000 patterns", "scan, 10,000 patterns", "ahocorasick_rs", "smollm2"),
+        ("on a GPU, 256 rows, 10,000 patterns", "mask a step, 10,000 patterns, code, B=256", "dense", "device-h200"),
+    )
+    said = {
+        "prod_decode with a dense mask": "the same with a dense mask",
+        "dense": "a dense mask that is there already",
+    }
+    rows = []
+    for label, what, peer, file in pairs:
+        mine = "device" if file == "device-h200" else "prod_decode (none)" if "scan" in what else "prod_decode"
+        ours, theirs = results.timed(what, mine, file), results.timed(what, peer, file)
+        ratio = "the only one to finish" if theirs.ours_over_peer is None else _times(theirs)
+        rows.append((label, quantity(ours), said.get(peer, peer), quantity(theirs), ratio))
+    return table(("what", "`prod_decode`", "beside", "its time or rate", "ours is"), rows)
+
+
+def _times(peer: Figure) -> str:
+    ratio = peer.ours_over_peer or 1.0
+    faster = ratio if peer.unit == "MB/s" else 1 / ratio
+    return f"{faster:,.0f} times as fast" if faster >= 10 else f"{faster:.1f} times as fast"
+
+
+def _growth(results: Results) -> str:
+    rows = (
+        ("compile", "compile, {}"),
+        ("compile and bind to a tokenizer", "compile and bind, {}"),
+        ("mask for a token, library code", "mask, {}, code"),
+        ("mask for a token, patterns nearly always begun", "mask, {}, near"),
+        ("whole step, 64 rows", "step, {}, B=64"),
+        ("new process to first mask", "cold start, {}"),
+    )
+
+    def cell(what: str, patterns: str) -> str:
+        # `bench overhead` writes this one in the plural.
+        return quantity(results.timed(what.format("1 patterns" if "cold" in what and patterns[1] == " " else patterns)))
+
+    return table(("what", *_PATTERNS), ((label, *(cell(what, count) for count in _PATTERNS)) for label, what in rows))
+
+
+def _after(results: Results, run: str, methods: Sequence[str], metrics: Sequence[tuple[str, str, int]]) -> str:
+    """Some metrics of some methods on the copyright task, after the last epoch."""
+
+    def row(method: str) -> Iterable[str]:
+        return (interval(results.value(run, "copyright", method, metric), digits) for metric, _, digits in metrics)
+
+    return table(("method", *(head for _, head, _ in metrics)), ((f"`{method}`", *row(method)) for method in methods))
+
+
+_DAMAGE = (
+    ("verbatim", "verbatim", 2),
+    (FORGET, "1 - BLEU", 2),
+    (KL, "KL", 2),
+    (AGREEMENT, "agreement", 2),
+    ("holdout_loss", "loss", 2),
+)
+
+
+def _kept(results: Results) -> str:
+    return _after(results, SMALL, ("base", "untaught", "prod", "npo", "prod-surgical", "prod-surgical-2"), _DAMAGE)
+
+
+def _alone(results: Results) -> str:
+    methods = ("dpo", "graddiff", "npo", "flat", "ga", "undial", "prod", "prod-surgical")
+    return _after(results, ALL, methods, _DAMAGE)
+
+
+def _recited(results: Results) -> str:
+    shown = ((FORGET, "1 - BLEU", 2), (KL, "KL", 3), ("humaneval", "HumanEval", 3))
+    return _after(results, QWEN, ("base", "prod", "prod-surgical", "npo", "undial"), shown)
+
+
+def _rates(results: Results) -> str:
+    methods = ("base", "decode", "prod", "prod-surgical", "prod-surgical-2", "npo")
+
+    def cell(run: str, method: str) -> str:
+        plain = {c.key.method for c in results.cells(run, "deprecated") if c.key.attack == "none"}
+        return interval(results.value(run, "deprecated", method, "humaneval"), 3) if method in plain else "not run"
+
+    runs = ("qwen-natural-unlearned", QWEN_KEPT)
+    return table(("method", "1e-3", "3e-4"), ((f"`{m}`", *(cell(run, m) for run in runs)) for m in methods))
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "leaks": _leaks,
+    "copies": _copies,
+    "instead": _instead,
+    "dominance": _dominance,
+    "beside": _beside,
+    "growth": _growth,
+    "kept": _kept,
+    "alone": _alone,
+    "rates": _rates,
+    "recited": _recited,
+}
+
+
+def _of(
+    run: str, task: str, method: str, metric: str, *, attack: str = "none", digits: int = 2
+) -> Callable[[Results], str]:
+    return lambda results: number(results.value(run, task, method, metric, attack=attack), digits)
+
+
+def _seeds(task: str, method: str, metric: str, digits: int = 2) -> Callable[[Results], str]:
+    return lambda results: f"{results.mean((SMALL, SEEDS), task, method, metric):.{digits}f}"
+
+
+def _time(what: str, guard: str = "prod_decode", file: str = "smollm2") -> Callable[[Results], str]:
+    return lambda results: quantity(results.timed(what, guard, file))
+
+
+def _copied(results: Results, attacks: Iterable[str]) -> int:
+    """Outputs of the mask that have a function, or 60 characters of it, under some attacks."""
+    values = [results.value(ALL, "copyright", "decode", "verbatim", attack=attack) for attack in attacks]
+    return round(sum(known(value) * value.n for value in values))
+
+
+NUMBERS: dict[str, Callable[[Results], str]] = {
+    "mask-prompts": lambda results: str(
+        sum(results.value(ALL, "copyright", "decode", "verbatim", attack=a).n for a in ATTACKS if a != "prefix-75%")
+    ),
+    "mask-copied": lambda results: str(_copied(results, set(ATTACKS) - {"prefix-75%"})),
+    "mask-short": lambda results: str(_copied(results, ["prefix-75%"])),
+    "badwords-copied": _of(ALL, "copyright", "bad-words", "verbatim"),
+    "memfree-copied": _of(ALL, "copyright", "memfree", "verbatim"),
+    "memfree-sampled": _of(ALL, "copyright", "memfree", "verbatim", attack="sampled"),
+    "badwords-again": _of(SMALL, "copyright", "bad-words", "verbatim"),
+    "memfree-again": _of(SMALL, "copyright", "memfree", "verbatim"),
+    "insecure-left": _of(ALL, "insecure", "decode", "insecure"),
+    "insecure-given": _of(ALL, "insecure", "decode", "insecure", attack="prefix-75%"),
+    "mask-bleu": lambda results: number(bleu(results, "decode")),
+    "prod-bleu": lambda results: number(bleu(results, "prod")),
+    "second-bleu": lambda results: number(bleu(results, "prod-surgical-2")),
+    "untaught-bleu": lambda results: number(bleu(results, "untaught")),
+    "mask-run": _of(SMALL, "copyright", "decode", "verbatim_run", digits=0),
+    "mask-share": _of(SMALL, "copyright", "decode", "verbatim_share"),
+    "qwen-mask-bleu": lambda results: f"{1 - known(results.value(QWEN_MASK, 'copyright', 'decode', FORGET)):.2f}",
+    "qwen-replaced": _of(QWEN_NAMES, "deprecated", "base", "replacement"),
+    "qwen-replaced-masked": _of(QWEN_NAMES, "deprecated", "decode", "replacement"),
+    "small-replaced-masked": _of(SMALL, "deprecated", "decode", "replacement"),
+    "qwen-parsed": _of(QWEN_NAMES, "deprecated", "base", "parsed"),
+    "qwen-parsed-masked": _of(QWEN_NAMES, "deprecated", "decode", "parsed"),
+    "qwen-humaneval": _of(QWEN_NAMES, "deprecated", "base", "humaneval", digits=3),
+    "qwen-humaneval-masked": _of(QWEN_NAMES, "deprecated", "decode", "humaneval", digits=3),
+    "prod-replaced": _of(QWEN_KEPT, "deprecated", "prod", "replacement"),
+    "surgical-replaced": _of(QWEN_KEPT, "deprecated", "prod-surgical", "replacement"),
+    "npo-replaced": _of(QWEN_KEPT, "deprecated", "npo", "replacement"),
+    "npo-written": _of(QWEN_KEPT, "deprecated", "npo", "written"),
+    "prod-forgot": _seeds("copyright", "prod", FORGET),
+    "prod-kl": _seeds("copyright", "prod", KL, 3),
+    "second-forgot": _seeds("copyright", "prod-surgical-2", FORGET),
+    "second-kl": _seeds("copyright", "prod-surgical-2", KL, 3),
+    "untaught-forgot": _seeds("copyright", "untaught", FORGET),
+    "qwen-taught-passes": _of(QWEN, "copyright", "base", "humaneval", digits=3),
+    "qwen-prod-forgot": _of(QWEN, "copyright", "prod", FORGET),
+    "qwen-prod-passes": _of(QWEN, "copyright", "prod", "humaneval", digits=3),
+    "qwen-surgical-forgot": _of(QWEN, "copyright", "prod-surgical", FORGET),
+    "qwen-surgical-passes": _of(QWEN, "copyright", "prod-surgical", "humaneval", digits=3),
+    **{
+        f"names-{short}-passes": _of(QWEN_KEPT, "deprecated", method, "humaneval", digits=3)
+        for short, method in (("base", "base"), ("prod", "prod"), ("surgical", "prod-surgical"))
+    },
+    "names-prod-fast": _of("qwen-natural-unlearned", "deprecated", "prod", "humaneval", digits=3),
+    "names-surgical-fast": _of("qwen-natural-unlearned", "deprecated", "prod-surgical", "humaneval", digits=3),
+    "ga-agrees": _of(ALL, "copyright", "ga", AGREEMENT),
+    "relearned": _of(SMALL, "copyright", "prod", "verbatim", attack="relearned"),
+    "relearned-second": _of(SMALL, "copyright", "prod-surgical-2", "verbatim", attack="relearned"),
+    "relearned-names": _of(SMALL, "deprecated", "prod-surgical-2", "deprecated", attack="relearned"),
+    "mask-one": _time("mask, 1 pattern, code"),
+    "mask-many": _time("mask, 10,000 patterns, code"),
+    "mask-many-tekken": _time("mask, 10,000 patterns, code", file="tekken"),
+    "mask-many-qwen": _time("mask, 10,000 patterns, code", file="qwen2.5"),
+    "step-one": _time("step, 1 pattern, B=64"),
+    "step-many": _time("step, 10,000 patterns, B=64"),
+    "gpu-one": _time("mask a step, 10,000 patterns, code, B=1", "device", "device-h200"),
+    "gpu-one-dense": _time("mask a step, 10,000 patterns, code, B=1", "dense", "device-h200"),
+    "bind-hundred": _time("compile and bind, 100 patterns"),
+    "bind-hundred-llguidance": _time("compile and bind, 100 patterns", "llguidance"),
+    "advance-one-qwen": _time("advance, 1 pattern, code", file="qwen2.5"),
+    "advance-one-qwen-xgrammar": _time("advance, 1 pattern, code", "xgrammar", "qwen2.5"),
+    "scan-one": _time("scan, 1 patterns", "prod_decode (none)"),
+    "scan-one-peer": _time("scan, 1 patterns", "ahocorasick_rs"),
+    "documents-rate": _time("compile, documents (4.7 MB)"),
+    "node-bytes": _time("file, bytes a node"),
+    "nodes": lambda results: results.timed("file, bytes a node").note or "",
+    "load-all": _time("load, all verified"),
+}
