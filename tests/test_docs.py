@@ -62,8 +62,9 @@ SHORT_PAGES = [name for name in NAMES if not name.startswith(LONG)]
 def paragraphs(page: Path) -> Iterator[str]:
     """Blocks of prose: not headings, tables, lists' frames or code."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     for block in re.split(r"\n\s*\n", text):
-        lines = [line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "<!--", "!["))]
+        lines = [line for line in block.splitlines() if not line.startswith(("|", "    ", "#", "!["))]
         items = re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
         yield from (item for item in items if item.strip())
 
