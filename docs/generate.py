@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import api_pages
+
 import prod_decode.cli
 import prod_train.cli
 from prod_train.config.config import Config
@@ -107,6 +109,7 @@ def _default(option: Option, value: object) -> str:
 def main() -> int:
     """Write or check the pages."""
     pages = {HERE / "reference" / "cli.md": page(), HERE / "reference" / "methods.md": methods_page()}
+    pages[HERE / "reference" / "python.md"] = api_pages.page()
     if "--check" in sys.argv[1:]:
         return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in pages.items()))
     for path, text in pages.items():
