@@ -104,10 +104,11 @@ format: $(READY)
 overhead: $(READY)
 	$(PY) -m bench overhead --quick
 
-# --strict: a warning, such as of a link that leads nowhere, is an error. The variable silences an advertisement.
+# --strict: a warning, such as of a link that leads nowhere, is an error; with --quiet it would not be seen. The variable
+# silences an advertisement.
 docs: $(DOCS_READY)
 	$(PY) docs/generate.py
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "The site is in out/site. To read it: $(VENV)/bin/python -m http.server -d out/site"
 
 test-wheel: $(RELEASE_READY)

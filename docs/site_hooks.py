@@ -87,8 +87,9 @@ def _publish(target: Path, config: MkDocsConfig, files: Files) -> str:
     name = target.relative_to(ROOT).as_posix()
     if name in OUTSIDE:
         return OUTSIDE[name]
-    if (within := _within(target)) and files.get_file_from_path(within) is not None:
-        return within
+    for within in filter(None, (_within(target), _within(target / "index.md"))):
+        if files.get_file_from_path(within) is not None:
+            return within
     uri = f"files/{name}"
     if target.is_dir():
         uri += "/index.html"
