@@ -36,20 +36,20 @@ _CODE_OR_LINK = re.compile(r"^```.*?^```|`[^`\n]*`|(?<=\]\()([^)\s]+)(?=\))", re
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside, and put all into the order in which the indexes link to them."""
+    """Add the pages that lie outside, and order all of them as the indexes link to them."""
     for source, uri in OUTSIDE.items():
         if files.get_file_from_path(uri) is None:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
-    links = {index: list(_links(index)) for index in ("index.md", *(f"{name}/index.md" for name in SECTIONS))}
-
-    def rank(file: File) -> tuple[int, bool, int, str]:
-        folder = file.src_uri.partition("/")[0]
-        section = SECTIONS.index(folder) if folder in SECTIONS else -1
-        order = [*links.get(f"{folder}/index.md", ()), *links["index.md"]]
-        place = order.index(file.src_uri) if file.src_uri in order else len(order)
-        return section, file.name != "index", place, file.src_uri
-
-    return Files(sorted(files, key=rank))
+    pages = [file.src_uri for file in files.documentation_pages()]
+    first = list(_links("index.md"))
+    config.nav = [{"Home": "index.md"}]
+    for section in SECTIONS:
+        order = [f"{section}/index.md", *_links(f"{section}/index.md"), *first]
+        found = sorted(uri for uri in pages if uri.startswith(f"{section}/"))
+        found.sort(key=lambda uri, order=order: order.index(uri) if uri in order else len(order))
+        if found:
+            config.nav.append({section.capitalize(): found})
+    return files
 
 
 def _links(index: str) -> Iterator[str]:
