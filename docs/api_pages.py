@@ -125,7 +125,7 @@ def _described(node: Definition, heading: str) -> Iterator[str]:
         if not isinstance(method, ast.FunctionDef) or not (text := ast.get_docstring(method)):
             continue
         if method.name == "__init__":
-            yield f"\n{_markdown(text)}"
+            yield f"\n**Construction**\n\n{_markdown(text)}"
         elif method.name == "__call__" or not method.name.startswith("_"):
             yield f"\n#### `{heading}.{method.name}`\n"
             yield f"```python\n{_signature(method, method.name)}\n```\n"

@@ -84,6 +84,8 @@ The plain loop:
 
 - `fired`: how often, by entry.
 
+**Construction**
+
 Check.
 
 **Arguments**
