@@ -10,8 +10,9 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -41,15 +42,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if files.get_file_from_path(uri) is None:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
     pages = [file.src_uri for file in files.documentation_pages()]
-    first = list(_links("index.md"))
-    config.nav = [{"Home": "index.md"}]
-    for section in SECTIONS:
-        order = [f"{section}/index.md", *_links(f"{section}/index.md"), *first]
-        found = sorted(uri for uri in pages if uri.startswith(f"{section}/"))
-        found.sort(key=lambda uri, order=order: order.index(uri) if uri in order else len(order))
-        if found:
-            config.nav.append({section.capitalize(): found})
+    sections = [{name.capitalize(): _ordered(name, pages)} for name in SECTIONS]
+    config.nav = [{"Home": "index.md"}, *(section for section in sections if all(section.values()))]
     return files
+
+
+def _ordered(folder: str, pages: Sequence[str]) -> list[Any]:
+    """The pages in a folder, as its index and that of the site link to them; then its folders, each with theirs."""
+    inside = sorted(PurePosixPath(uri) for uri in pages if uri.startswith(f"{folder}/"))
+    order = [f"{folder}/index.md", *_links(f"{folder}/index.md"), *_links("index.md")]
+    here = [str(path) for path in inside if str(path.parent) == folder]
+    here.sort(key=lambda uri: order.index(uri) if uri in order else len(order))
+    below = dict.fromkeys(path.relative_to(folder).parts[0] for path in inside if str(path.parent) != folder)
+    return [*here, *({name.capitalize(): _ordered(f"{folder}/{name}", pages)} for name in below)]
 
 
 def _links(index: str) -> Iterator[str]:

@@ -33,12 +33,12 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def config(tmp_path: Path) -> Any:
     from mkdocs.config import load_config
 
-    for name in ("docs/guide", "docs/results", "results/run"):
+    for name in ("docs/guide", "docs/results/more", "results/run"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "results/run/cells.jsonl"):
         (tmp_path / name).write_text("[c](CONTRIBUTING.md), [p](docs/guide/a.md#x), [no](nowhere.md)")
     (tmp_path / "results" / "run" / "a b.png").write_bytes(b"")
-    for name in ("index.md", "guide/a.md", "guide/b.md", "guide/z.md", "results/index.md"):
+    for name in ("index.md", "guide/a.md", "guide/b.md", "guide/z.md", "results/index.md", "results/more/m.md"):
         (tmp_path / "docs" / name).write_text("[z](guide/z.md)" if name == "index.md" else "")
     found = load_config(str(ROOT / "mkdocs.yml"), docs_dir=str(tmp_path / "docs"), site_dir=str(tmp_path / "site"))
     found.plugins._current_plugin = None
@@ -64,7 +64,7 @@ def test_pages_come_as_the_index_links_to_them(hooks: ModuleType, config: Any) -
     assert config.nav == [
         {"Home": "index.md"},
         {"Guide": ["guide/z.md", "guide/a.md", "guide/b.md"]},
-        {"Results": ["results/index.md"]},
+        {"Results": ["results/index.md", {"More": ["results/more/m.md"]}]},
         {"Project": ["project/changelog.md", "project/contributing.md", "project/security.md"]},
     ]
 
