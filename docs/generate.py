@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import api_pages
+
 import prod_decode.cli
 import prod_train.cli
 from prod_decode.errors import ProdError
@@ -117,6 +119,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     leftovers = results_pages.leftovers(HERE.parent, pages)
+    pages[HERE / "reference" / "python.md"] = api_pages.page()
     if "--check" in sys.argv[1:]:
         stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in (*stale, *leftovers):

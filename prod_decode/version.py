@@ -1,3 +1,3 @@
 """The version, which files that this package writes carry."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

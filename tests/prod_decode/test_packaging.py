@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+import prod_decode
 from tests import ROOT
 
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
@@ -33,3 +37,24 @@ def test_the_wheel_has_the_two_packages_and_nothing_else(tmp_path: Path) -> None
     ]
     assert "prod_train/methods/__init__.py" in sources
     assert sorted(names) == sorted([*sources, "prod_decode/py.typed", "prod_train/py.typed"])
+
+
+def test_everything_says_the_same_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    releases = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert {project["version"], citation["version"], releases[0]} == {prod_decode.__version__}
+    assert project["license"] == citation["license"] == "Apache-2.0"
+
+
+def test_every_extra_is_pinned_by_name() -> None:
+    """What an extra names itself has a pin; `make test-wheel` looks at what that brings as well."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = {_plain(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    named = {_plain(requirement) for extra in extras.values() for requirement in extra}
+    # Which triton it is, torch says.
+    assert named - pins == {"triton"}
+
+
+def _plain(requirement: str) -> str:
+    return re.sub("[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()

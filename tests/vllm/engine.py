@@ -50,9 +50,9 @@ def model_directory() -> str:
 def module_path(folder: Path) -> str:
     """A `PYTHONPATH` with this checkout, and with the entry points that an installation of it would register."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    info = folder / "site" / "prod_code_unlearning-0.1.0.dist-info"
+    info = folder / "site" / "prod_code_unlearning-0.2.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prod-code-unlearning\nVersion: 0.1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prod-code-unlearning\nVersion: 0.2.0\n")
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return f"{ROOT}{os.pathsep}{info.parent}"

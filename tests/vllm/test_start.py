@@ -57,7 +57,7 @@ def test_a_script_with_its_imports_at_the_top(tmp_path: Path) -> None:
     written = json.loads(line.removeprefix("WROTE "))
     assert written
     assert not list(compile_phrases(["return"]).scan(written))
-    assert "prod-decode 0.1.0: blocklists a=" in ended.stdout + ended.stderr
+    assert "prod-decode 0.2.0: blocklists a=" in ended.stdout + ended.stderr
     assert "enforced on every request: a" in ended.stdout + ended.stderr
 
 
