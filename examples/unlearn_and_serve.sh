@@ -6,7 +6,7 @@
 #
 # forget.jsonl has what to forget and other.jsonl code that shall stay as it is, one JSON object with `prompt` and
 # `completion` a line. Everything is written below `out`, which must not exist. Where vLLM is installed, the model is then
-# served (see vllm/serve.sh); otherwise the last line says how to do that elsewhere.
+# served (see vllm/serve.sh), with the options of vLLM in SERVE_OPTIONS; otherwise the last line says how to do that.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 model=$1 forget=$2 other=$3 out=$4
@@ -32,7 +32,8 @@ with open(source) as rows, open(target, "w") as entries:
 END
 prod-decode compile "$out/documents.jsonl" -o "$out/forgotten.prod"
 
-serve=("$here/vllm/serve.sh" "$out/merged" "$out/forgotten.prod" "$out/forgotten.prod")
+read -ra vllm_options <<< "${SERVE_OPTIONS:-}"
+serve=("$here/vllm/serve.sh" "$out/merged" "$out/forgotten.prod" "$out/forgotten.prod" "${vllm_options[@]}")
 if python -c 'import vllm' 2> /dev/null; then
     exec "${serve[@]}"
 fi

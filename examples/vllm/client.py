@@ -29,7 +29,7 @@ def main() -> int:
         for part in stream:
             sys.stdout.write(part.choices[0].text)
             sys.stdout.flush()
-    except openai.BadRequestError as error:
+    except openai.APIError as error:
         sys.stderr.write(f"{error.message}\n")
         return 2
     return 0

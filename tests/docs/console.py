@@ -28,6 +28,8 @@ _BLOCK = re.compile(
 )
 _END = "--- end of a command of a page: "
 ELLIPSIS = "..."
+# Whether a command says this depends on what ran on this machine before.
+_FIRST_START = "compiling for this machine, once: "
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ def run_page(page: str, folder: Path, commands: Path) -> list[Step]:
         page: its text.
         folder: where its files go.
         commands: a directory with the commands that the page may call beside the system's, see `make_commands`.
+
+    Raises:
+        ValueError: the shell did not come to the end, as with a quote that is not closed.
     """
     script = [f"tell() {{ local status=$?; printf '\\n{_END}%s\\n' \"$1\"; return $status; }}"]
     steps: list[Step] = []
@@ -127,7 +132,10 @@ def run_page(page: str, folder: Path, commands: Path) -> list[Step]:
     printed = run_script("\n".join(script), folder, commands)
     parts = re.split(rf"\n{re.escape(_END)}(\d+)\n", printed)
     for text, number in zip(parts[0::2], parts[1::2], strict=False):
-        steps[int(number)].got = text.removesuffix("\n").split("\n") if text else []
+        lines = text.removesuffix("\n").split("\n") if text else []
+        steps[int(number)].got = [line for line in lines if not line.startswith(_FIRST_START)]
+    if [int(number) for number in parts[1::2]] != list(range(len(steps))):
+        raise ValueError(f"expected {len(steps)} commands that end, got {len(parts) // 2}; the shell said: {parts[-1]}")
     return steps
 
 
