@@ -1,0 +1,283 @@
+"""The examples run: each as its header says, on tiny models. The server of vLLM runs in tests/vllm/test_example.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prod_decode import Blocklist, Entry
+from prod_decode.cli import build_parser
+from tests import ROOT
+from tests.docs.console import environment, make_commands
+from tests.tiny import save_tiny_model, write_snippets
+
+EXAMPLES = ROOT / "examples"
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_commands(tmp_path_factory.mktemp("commands") / "bin")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "m")
+
+
+def run(command: list[Any], commands: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    settings = {**environment(commands), **variables}
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=folder, env=settings, capture_output=True, text=True, timeout=300, check=False)
+
+
+def block(folder: Path) -> Path:
+    Blocklist.compile([Entry("yaml.load("), Entry("pickle.load(")]).save(folder / "block.prod")
+    return folder / "block.prod"
+
+
+def test_every_example_says_what_it_does_and_how_to_run_it() -> None:
+    programs = [path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh")]
+    assert len(programs) == 5
+    for path in programs:
+        name = path.relative_to(ROOT).as_posix()
+        header = path.read_text()[:1200]
+        assert re.search(rf"^#? *(python )?{re.escape(name)} ", header, re.MULTILINE), name
+        assert (path.suffix == ".sh") == os.access(path, os.X_OK), name
+
+
+def test_the_overview_names_them_all() -> None:
+    linked = re.findall(r"\]\(([^)]+)\)", (EXAMPLES / "README.md").read_text())
+    assert all((EXAMPLES / path).exists() for path in linked)
+    assert {Path(path).parts[0] for path in linked} | {"README.md"} == {path.name for path in EXAMPLES.iterdir()}
+
+
+# --- Hugging Face -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mask_transformers(tmp_path: Path, commands: Path, model: str) -> None:
+    """Whatever the tiny model wants to write first is prohibited then."""
+    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "other.prod")
+    program = ["python", EXAMPLES / "mask_transformers.py", model]
+    free = run([*program, "other.prod", "def f():"], commands, tmp_path)
+    assert (free.returncode, free.stderr) == (0, "")  # nothing stepped in
+    written = free.stdout.removeprefix("def f():")
+    assert len(written) > 20
+    Blocklist.compile([Entry(written[:8], id="first", boundary="none")], normalize="none").save(tmp_path / "first.prod")
+    guarded = run([*program, "first.prod", "def f():"], commands, tmp_path)
+    assert guarded.returncode == 0
+    assert written[:8] not in guarded.stdout
+    assert re.fullmatch(r"first: stepped in \d+ times\n", guarded.stderr)
+
+
+# --- CI ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A branch `main` with phrases and code."""
+    folder = tmp_path / "a repository"
+    (folder / "prohibited" / "documents").mkdir(parents=True)
+    (folder / "prohibited" / "phrases.txt").write_text("yaml.load(\n")
+    document = "".join(f"value_{n} = compute({n}, {n * n})\n" for n in range(12))
+    (folder / "prohibited" / "documents" / "values.py").write_text(document)
+    (folder / "old.py").write_text("yaml.load(f)\n")
+    (folder / "gone.py").write_text("yaml.load(f)\n")
+    git(folder, "init", "-q", "-b", "main")
+    commit(folder)
+    git(folder, "checkout", "-q", "-b", "change")
+    return folder
+
+
+def git(folder: Path, *words: str) -> None:
+    names = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *names, *words], cwd=folder, check=True, capture_output=True)
+
+
+def commit(folder: Path) -> None:
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "x")
+
+
+@pytest.mark.slow
+def test_scan_in_ci_looks_at_what_a_branch_changes(repository: Path, commands: Path) -> None:
+    scan = [EXAMPLES / "scan_in_ci" / "scan.sh", "main", "prohibited/phrases.txt", "prohibited/documents/"]
+    (repository / "gone.py").unlink()
+    (repository / "prohibited" / "phrases.txt").write_text("yaml.load(\npickle.load(\n")
+    commit(repository)
+    done = run(scan, commands, repository)
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, ["no files to scan"]), done.stderr
+    (repository / "new file.py").write_text("x = yaml.safe_load(f)\n")
+    commit(repository)
+    done = run(scan, commands, repository)
+    assert (done.returncode, done.stderr) == (0, "prohibited places: 0, files: 1\n")
+    (repository / "--json").write_text("\n")
+    (repository / "copied.py").write_text((repository / "prohibited" / "documents" / "values.py").read_text())
+    (repository / "new file.py").write_text("x = 1\ny = pickle . load(f)\n")
+    commit(repository)
+    done = run(scan, commands, repository)
+    assert done.returncode == 1
+    found = done.stdout.splitlines()[1:]
+    assert found[-1] == "new file.py:2:5: pickle.load(: pickle . load("
+    assert {line.partition(":")[0] for line in found} == {"copied.py", "new file.py"}
+    # An unknown branch is no empty one.
+    assert run([scan[0], "no-such-branch", *scan[2:]], commands, repository).returncode not in (0, 1)
+
+
+# --- unlearning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_unlearn_and_serve(tmp_path: Path, commands: Path, model: str) -> None:
+    write_snippets(tmp_path / "forget.jsonl", 4)
+    write_snippets(tmp_path / "other.jsonl", 3, 4)
+    words = [EXAMPLES / "unlearn_and_serve.sh", model, "forget.jsonl", "other.jsonl", "out", "--max-steps", "2"]
+    done = run(words, commands, tmp_path, SERVE_OPTIONS="--max-model-len 512")
+    assert done.returncode == 0, done.stderr
+    where, _, command = done.stdout.splitlines()[-1].partition(": ")
+    assert where == "in the environment that has vLLM"
+    serve = [str(EXAMPLES / "vllm" / "serve.sh"), "out/merged", "out/forgotten.prod", "out/forgotten.prod"]
+    serve += ["--max-model-len", "512"]
+    assert shlex.split(command) == serve
+    assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
+    blocklist = Blocklist.load(tmp_path / "out" / "forgotten.prod")
+    assert [info.id for info in blocklist.entries()] == ["row 1", "row 2", "row 3", "row 4"]
+    # Half of the characters that are no whitespace: the first has 9, `returna+b`. Limits below 6 are refused.
+    assert [info.max_quote for info in blocklist.entries()] == [6, 10, 14, 10]
+    assert list(blocklist.scan("    return a + b\n"))
+
+
+# --- pre-commit and GitHub --------------------------------------------------------------------------------------------
+
+
+def hook() -> dict[str, Any]:
+    (found,) = HOOKS
+    return dict(found)
+
+
+def test_the_hook_is_one_that_pre_commit_takes() -> None:
+    assert set(hook()) <= {"id", "name", "description", "entry", "language", "args", "types", "require_serial"}
+    assert (hook()["id"], hook()["language"], hook()["types"]) == ("prod-decode-scan", "python", ["text"])
+    command, *words = shlex.split(hook()["entry"])
+    scripts = (ROOT / "pyproject.toml").read_text()
+    assert f'\n{command} = "prod_decode.cli:main"\n' in scripts
+    parsed = build_parser().parse_args([*words, *hook()["args"], "a.py", "--json"])
+    assert (parsed.command, parsed.file, parsed.paths, parsed.json) == ("scan", "block.prod", ["a.py", "--json"], False)
+
+
+def test_the_example_names_the_hook() -> None:
+    (repo,) = yaml.safe_load((EXAMPLES / "pre_commit" / ".pre-commit-config.yaml").read_text())["repos"]
+    (used,) = repo["hooks"]
+    assert used["id"] == hook()["id"]
+    parsed = build_parser().parse_args(["scan", *used["args"], "a.py"])
+    assert (parsed.file, parsed.paths) == ("block.prod", ["a.py"])
+    excluded = {
+        name for name in ("phrases.txt", "vendor/a.py", "a/vendor/b.py", "a.py") if re.search(used["exclude"], name)
+    }
+    assert excluded == {"phrases.txt", "vendor/a.py"}
+
+
+@pytest.mark.slow
+def test_the_hook_as_pre_commit_calls_it(tmp_path: Path, commands: Path) -> None:
+    block(tmp_path)
+    (tmp_path / "good.py").write_text("yaml.safe_load(f)\n")
+    (tmp_path / "bad.py").write_text("\nyaml.load(f)\n")
+    call = [*shlex.split(hook()["entry"]), *hook()["args"]]
+    done = run([*call, "good.py"], commands, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    done = run([*call, "bad.py", "good.py"], commands, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "bad.py:2:1: yaml.load(: yaml.load(\n")
+    # Without a blocklist nothing passes.
+    (tmp_path / "block.prod").unlink()
+    done = run([*call, "good.py"], commands, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def steps() -> Iterator[dict[str, Any]]:
+    yield from ACTION["runs"]["steps"]
+
+
+def test_the_action_is_a_composite_one_and_pastes_nothing_into_its_scripts() -> None:
+    assert ACTION["runs"]["using"] == "composite"
+    assert ACTION["inputs"]["blocklist"]["required"] is True
+    scripts = [step for step in steps() if "run" in step]
+    assert [step["name"] for step in scripts] == ["install", "scan"]
+    used = set()
+    for step in scripts:
+        assert step["shell"] == "bash"
+        assert "${{" not in step["run"]
+        used |= set(re.findall(r"\$\{\{ inputs\.(\w+) \}\}", " ".join(step["env"].values())))
+        for name in step["env"]:
+            assert f'"${name}"' in step["run"]
+    assert used == set(ACTION["inputs"])
+
+
+def test_the_example_gives_the_action_inputs_that_it_has() -> None:
+    workflow = yaml.safe_load((EXAMPLES / "pre_commit" / "workflow.yml").read_text())
+    (call,) = [step for step in workflow["jobs"]["scan"]["steps"] if "with" in step]
+    assert set(call["with"]) <= set(ACTION["inputs"])
+    assert {name for name, about in ACTION["inputs"].items() if about.get("required")} <= set(call["with"])
+
+
+def test_the_workflow_of_the_scan_calls_the_script() -> None:
+    workflow = yaml.safe_load((EXAMPLES / "scan_in_ci" / "workflow.yml").read_text())
+    last = workflow["jobs"]["scan"]["steps"][-1]["run"]
+    header = (EXAMPLES / "scan_in_ci" / "scan.sh").read_text()
+    assert "examples/scan_in_ci/scan.sh origin/main prohibited/phrases.txt prohibited/documents/" in header
+    assert last == './scan.sh "origin/$GITHUB_BASE_REF" prohibited/phrases.txt prohibited/documents/'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("paths", "options", "status", "printed"),
+    [
+        ("src\n", "", 0, ""),
+        ("src\na folder\n", "", 1, "a folder/bad.py:1:1: yaml.load(: yaml.load(\n"),
+        (".", "--json\n", 1, '"entry": "yaml.load("'),
+        ("src\nno such folder\n", "", 3, ""),
+        ("src\nno such folder\n", "--accept-uncovered\n", 0, ""),
+        ("$(touch pasted)\n`touch pasted`\n; touch pasted\n", "", 3, ""),
+        ("--accept-uncovered\nno such folder\n", "", 3, ""),
+    ],
+)
+def test_the_script_of_the_action(
+    tmp_path: Path, commands: Path, paths: str, options: str, status: int, printed: str
+) -> None:
+    (script,) = [step["run"] for step in steps() if step.get("name") == "scan"]
+    block(tmp_path)
+    for name, code in {"src": "x = 1\n", "a folder": "yaml.load(f)\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bad.py").write_text(code)
+    (tmp_path / "temp" / "prod-decode").mkdir(parents=True)
+    (tmp_path / "temp" / "prod-decode" / "bin").symlink_to(commands)
+    inputs = {"BLOCKLIST": "block.prod", "PATHS": paths, "OPTIONS": options, "RUNNER_TEMP": str(tmp_path / "temp")}
+    # As GitHub calls it.
+    shell = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
+    done = run(shell, commands, tmp_path, **inputs)
+    assert done.returncode == status, done.stderr
+    assert printed in done.stdout
+    assert bool(printed) == bool(done.stdout)
+    assert not (tmp_path / "pasted").exists()
+
+
+def test_scripts_are_of_bash() -> None:
+    for path in EXAMPLES.rglob("*.sh"):
+        assert path.read_text().startswith("#!/usr/bin/env bash\n")
+        assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_the_client_compiles() -> None:
+    path = EXAMPLES / "vllm" / "client.py"
+    compile(path.read_text(), str(path), "exec")
+    assert sys.version_info >= (3, 11)
