@@ -68,18 +68,24 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_taught_model(folder, str(folder / "rows.jsonl"))
 
 
+@pytest.fixture
+def model(name: str, request: pytest.FixtureRequest) -> str | None:
+    """What a page calls MODEL."""
+    if "MODEL" not in (GUIDE / name).read_text():
+        return None
+    return str(request.getfixturevalue(MODELS.get(name, "tiny")))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_shows_what_its_commands_print(
-    name: str, tmp_path: Path, commands: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_page_shows_what_its_commands_print(name: str, tmp_path: Path, commands: Path, model: str | None) -> None:
     text = (GUIDE / name).read_text()
     folder = tmp_path / "page"
     folder.mkdir()
     (folder / "results").symlink_to(ROOT / "results")
     (folder / "examples").symlink_to(ROOT / "examples")
-    if "MODEL" in text:
-        (folder / "MODEL").symlink_to(request.getfixturevalue(MODELS.get(name, "tiny")))
+    if model:
+        (folder / "MODEL").symlink_to(model)
     wrong = [found for step in run_page(text, folder, commands) if (found := difference(step))]
     assert not wrong, f"{name}:\n" + "\n".join(wrong)
 

@@ -18,7 +18,8 @@ from prod_decode import Blocklist, Entry
 from prod_decode.cli import build_parser
 from tests import ROOT
 from tests.docs.console import environment, make_commands
-from tests.tiny import save_tiny_model, write_snippets
+from tests.examples.taught import save_taught_model
+from tests.tiny import SNIPPETS, write_snippets
 
 EXAMPLES = ROOT / "examples"
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
@@ -32,7 +33,9 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "m")
+    """One that knows the first four snippets by heart."""
+    folder = tmp_path_factory.mktemp("taught")
+    return save_taught_model(folder, write_snippets(folder / "rows.jsonl", 4))
 
 
 def run(command: list[Any], commands: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -67,18 +70,18 @@ def test_the_overview_names_them_all() -> None:
 
 @pytest.mark.slow
 def test_mask_transformers(tmp_path: Path, commands: Path, model: str) -> None:
-    """Whatever the tiny model wants to write first is prohibited then."""
-    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "other.prod")
+    """A model that knows the text by heart writes it, and does not write what is prohibited of it."""
     program = ["python", EXAMPLES / "mask_transformers.py", model]
-    free = run([*program, "other.prod", "def f():"], commands, tmp_path)
-    assert (free.returncode, free.stderr) == (0, "")  # nothing stepped in
-    written = free.stdout.removeprefix("def f():")
-    assert len(written) > 20
-    Blocklist.compile([Entry(written[:8], id="first", boundary="none")], normalize="none").save(tmp_path / "first.prod")
-    guarded = run([*program, "first.prod", "def f():"], commands, tmp_path)
+    prompt, known = SNIPPETS[0]
+    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "other.prod")
+    free = run([*program, "other.prod", prompt], commands, tmp_path)
+    assert (free.returncode, free.stdout, free.stderr) == (0, f"{prompt}{known}\n", "")
+    Blocklist.compile([Entry("a + b", id="sum")]).save(tmp_path / "sum.prod")
+    guarded = run([*program, "sum.prod", prompt], commands, tmp_path)
     assert guarded.returncode == 0
-    assert written[:8] not in guarded.stdout
-    assert re.fullmatch(r"first: stepped in \d+ times\n", guarded.stderr)
+    assert guarded.stdout.startswith(f"{prompt}    return a")
+    assert "a + b" not in guarded.stdout
+    assert re.fullmatch(r"sum: stepped in \d+ times\n", guarded.stderr)
 
 
 # --- CI ---------------------------------------------------------------------------------------------------------------
