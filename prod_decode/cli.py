@@ -58,3 +58,7 @@ def _check_server(options: argparse.Namespace) -> int:
         about = f" (prod-decode {found.report['version']}, vLLM {found.report['vllm']}; lists: {lists})"
     print(f"{options.url}: {'enforced' if found.enforced else f'NOT ENFORCED: {found.reason}'}{about}")
     return 0 if found.enforced else FOUND
+
+
+if __name__ == "__main__":
+    sys.exit(main())
