@@ -114,6 +114,22 @@ def test_each_place_is_in_one_excerpt_with_lines_around_it(text: str, data: st.D
     assert all(later.first > earlier.last + 1 for earlier, later in pairwise(found))
 
 
+@pytest.mark.parametrize(
+    ("places", "shown"),
+    [
+        ([(3, 4), (8, 9)], [(1, 10)]),  # what touches is one
+        ([(3, 4), (9, 10)], [(1, 5), (7, 11)]),
+        ([(0, 9), (1, 2)], [(0, 10)]),  # one in the other
+        ([(18, 20)], [(16, 19)]),
+    ],
+)
+def test_excerpts_that_touch_are_one(places: list[tuple[int, int]], shown: list[tuple[int, int]]) -> None:
+    """Of 20 lines of a character each, which stands at twice the number of its line."""
+    matches = [Match(2 * first, 2 * end - 1, "x") for first, end in places]
+    found = excerpts("a\n" * 20, list(range(1, 40, 2)), matches)
+    assert [(excerpt.first, excerpt.last) for excerpt in found] == shown
+
+
 @pytest.mark.usefixtures("here")
 def test_long_lines_and_long_excerpts_are_cut_around_what_was_found() -> None:
     Path("code/a.js").write_text("a" * 5000 + " yaml.load(" + "b" * 5000 + " <script>" + "c" * 5000)
