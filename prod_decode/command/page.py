@@ -178,7 +178,7 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top; }
 th, td { white-space: pre-line; min-width: 4.5rem; }
 thead th { color: var(--soft); font-weight: 600; overflow-wrap: normal; }
-tbody th { font-weight: normal; }
+tbody th { font-weight: normal; min-width: 6.75rem; }
 .numeric { font-size: 13px; overflow-wrap: normal; }
 .numeric th, .numeric td { white-space: pre; min-width: 0; }
 .numeric td, .numeric .value { text-align: right; }
