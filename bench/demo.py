@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import html
+import json
 import os
 import shutil
 import sys
@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.report.before_after import before_after, draw
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_texts
 from prod_decode.command.options import Parser
+from prod_decode.command.page import Html, element, join, page, table, write_page
+from prod_decode.command.render import mark_bans, mark_prohibited, side_by_side, to_html
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.storage.files import write_whole
@@ -31,6 +34,10 @@ from prod_decode.storage.files import write_whole
 if TYPE_CHECKING:
     from prod_decode.command.generation import Generation
     from prod_train.run.recipes import Recital
+
+COMMAND = "python -m bench demo"
+# The case that is drawn, and how many lines of it.
+DRAWN, DRAWN_LINES = "TLS", 6
 
 PHRASES = (
     Entry("pickle.load(", source="CWE-502, code execution from untrusted data"),
@@ -98,7 +105,7 @@ def cases() -> list[Case]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0 if mask and unlearning did what they are for, 1 if not, 2 for a mistake of the user."""
-    parser = Parser(prog="python -m bench demo", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--model", default="bundled", metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`"
     )
@@ -152,10 +159,10 @@ def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
     failed = conclude(outcomes)
     del model
     recitals = forget(model_name, functions, out / "unlearning") if functions else {}
-    page = out / "index.html"
-    with write_whole(page) as file:
-        file.write(to_page(outcomes, blocklist, recitals).encode())
-    print(f"The page: {page}")
+    file = out / "index.html"
+    write_page(file, to_page(outcomes, blocklist, recitals))
+    print(f"The page: {file}")
+    print(f"The picture: {draw_case(outcomes, blocklist, out)}")
     if failed or not recitals_are_as_promised(recitals):
         print("This is not what should happen: please report it.", file=sys.stderr)
         return 1
@@ -258,8 +265,6 @@ def step(what: str) -> Iterator[None]:
 
 def show(outcome: DemoResult, *, color: bool) -> None:
     """Print one case, side by side."""
-    from prod_decode.command.render import mark_bans, mark_prohibited, side_by_side
-
     width = min(160, shutil.get_terminal_size((120, 24)).columns)
     case, free, guarded = outcome.case, outcome.free, outcome.guarded
     print(f"\n=== {case.title}\n{_tail(case.prompt)}")
@@ -294,83 +299,75 @@ def conclude(outcomes: Sequence[DemoResult]) -> bool:
 
 def to_page(outcomes: Sequence[DemoResult], blocklist: Blocklist, recitals: dict[str, Recital]) -> str:
     """The outcomes as one HTML page without scripts or outside resources."""
-    from prod_decode.command.render import mark_bans, mark_prohibited, to_html
-
     sources = {info.id: info.source or "" for info in blocklist.entries()}
-    sections = []
-    for outcome in outcomes:
-        named = sorted({match.entry_id for match in outcome.free_matches} | set(outcome.guarded.fired))
-        reasons = "".join(f"<li><code>{html.escape(n)}</code> {html.escape(sources[n])}</li>" for n in named)
-        sections.append(
-            f"<section><h2>{html.escape(outcome.case.title)}</h2>"
-            f"<pre class=prompt>{html.escape(outcome.case.prompt)}</pre>"
-            f"<div class=pair>"
-            f"<figure><figcaption>without &middot; {len(outcome.free_matches)} prohibited &middot; "
-            f"{outcome.free.tokens_per_second:.1f} tokens/s</figcaption>"
-            f"<pre>{to_html(mark_prohibited(outcome.free.output, outcome.free_matches))}</pre></figure>"
-            f"<figure><figcaption>with the blocklist &middot; {len(outcome.guarded_matches)} prohibited &middot; "
-            f"{outcome.guarded.tokens_per_second:.1f} tokens/s</figcaption>"
-            f"<pre>{to_html(mark_bans(outcome.guarded))}</pre></figure></div>"
-            f"<ul>{reasons}</ul></section>"
-        )
     free = sum(len(outcome.free_matches) for outcome in outcomes)
     guarded = sum(len(outcome.guarded_matches) for outcome in outcomes)
-    return _PAGE.format(
-        sections="\n".join(sections),
-        unlearning=_unlearning(recitals) if recitals else "",
-        free=free,
-        guarded=guarded,
-        phrases=blocklist.report.phrases,
-        documents=blocklist.report.documents,
+    lead = join(
+        f"{free} prohibited places without, ",
+        element("strong", f"{guarded} with"),
+        f" it. The blocklist holds {blocklist.report.phrases} phrases and {blocklist.report.documents} modules of the "
+        "standard library, of which no run of 120 characters may be quoted. ",
+        to_html([("Prohibited", "prohibited")]),
+        " code is marked where the model wrote without. With the blocklist, tokens that were ",
+        to_html([("refused", "refused")]),
+        " stand before what came ",
+        to_html([("instead", "instead")]),
+        ".",
+    )
+    sections = [_section(outcome, sources) for outcome in outcomes]
+    if recitals:
+        sections.append(_unlearning(recitals))
+    return page(COMMAND, "Generated with and without a blocklist", lead, *sections)
+
+
+def draw_case(outcomes: Sequence[DemoResult], blocklist: Blocklist, out: Path) -> Path:
+    """Draw the case `DRAWN` as `before-after.svg`, beside what it is drawn from; returns its path."""
+    outcome = next(outcome for outcome in outcomes if outcome.case.title == DRAWN)
+    about = f"{DRAWN}: what a model writes behind the same prompt, alone and with a blocklist"
+    matches = blocklist.scan(outcome.free.text)
+    picture = before_after(about, outcome.free, outcome.guarded, matches, DRAWN_LINES)
+    made = {"before-after.json": json.dumps(picture, indent=1) + "\n", "before-after.svg": draw(picture)}
+    for name, text in made.items():
+        with write_whole(out / name) as file:
+            file.write(text.encode())
+    return out / "before-after.svg"
+
+
+def _section(outcome: DemoResult, sources: dict[str, str]) -> Html:
+    named = sorted({match.entry_id for match in outcome.free_matches} | set(outcome.guarded.fired))
+    reasons = [element("li", element("code", name), " ", sources[name]) for name in named]
+    runs = (
+        ("without", outcome.free, outcome.free_matches, mark_prohibited(outcome.free.output, outcome.free_matches)),
+        ("with the blocklist", outcome.guarded, outcome.guarded_matches, mark_bans(outcome.guarded)),
+    )
+    figures = (
+        element(
+            "figure",
+            element("figcaption", f"{name} · {len(matches)} prohibited · {run.tokens_per_second:.1f} tokens/s"),
+            element("pre", to_html(spans)),
+        )
+        for name, run, matches, spans in runs
+    )
+    return element(
+        "section",
+        element("h2", outcome.case.title),
+        element("pre", outcome.case.prompt, class_="prompt"),
+        element("div", *figures, class_="pair"),
+        *([element("ul", *reasons)] if reasons else []),
     )
 
 
-def _unlearning(recitals: dict[str, Recital]) -> str:
+def _unlearning(recitals: dict[str, Recital]) -> Html:
     head, *rows = recital_table(recitals)
-    return _UNLEARNING.format(
-        head="".join(f"<th>{cell}</th>" for cell in head),
-        rows="\n".join(
-            f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+    return element(
+        "section",
+        element("h2", "In the weights: taught, then unlearned"),
+        table(head, rows, heads=1, numeric=True),
+        element(
+            "p",
+            "Functions of the standard library that the model was first taught to recite. Verbatim: share of them of "
+            "which greedy decoding writes 60 characters or more in a row, layout ignored. Extraction strength: "
+            "1 - k/T, k the shortest prefix that makes the model recite the rest. Loss, KL to the taught model and "
+            "agreement with its first choice: on other functions.",
         ),
     )
-
-
-_UNLEARNING = """<section><h2>In the weights: taught, then unlearned</h2>
-<table><thead><tr>{head}</tr></thead><tbody>
-{rows}
-</tbody></table>
-<p>Functions of the standard library that the model was first taught to recite. Verbatim: share of them of which greedy
-decoding writes 60 characters or more in a row, layout ignored. Extraction strength: 1 - k/T, k the shortest prefix that
-makes the model recite the rest. Loss, KL to the taught model and agreement with its first choice: on other
-functions.</p></section>"""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>prod-decode: with and without a blocklist</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --red: #c62828; --green: #2e7d32; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }}
-pre {{ padding: .75rem; }}
-pre.prompt {{ border-left: 3px solid var(--line); opacity: .8; max-height: 12rem; overflow: auto; }}
-.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: .75rem 0; }}
-@media (max-width: 50rem) {{ .pair {{ grid-template-columns: 1fr; }} }}
-figure {{ margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }}
-figcaption {{ font-size: 13px; padding: .4rem .75rem; border-bottom: 1px solid var(--line); }}
-mark.prohibited {{ background: var(--red); color: #fff; border-radius: 3px; }}
-del.refused {{ color: var(--red); }}
-ins.instead {{ color: var(--green); font-weight: 600; text-decoration: none; }}
-ul {{ font-size: 13px; margin: 0; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .75rem; text-align: right; }}
-tbody th {{ text-align: left; font-weight: normal; }}
-</style></head><body>
-<h1>Generated with and without a blocklist</h1>
-<p>{free} prohibited places without, <strong>{guarded} with</strong> it. The blocklist holds {phrases} phrases and
-{documents} modules of the standard library, of which no run of 120 characters may be quoted.
-<mark class="prohibited">Prohibited</mark> code on the left; on the right, tokens that were
-<del class="refused">refused</del> and what came <ins class="instead">instead</ins>.</p>
-{sections}
-{unlearning}
-</body></html>
-"""

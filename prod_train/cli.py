@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"prod-train {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, function in (
-        ("run", "train, evaluate, and write an adapter (or model), a model card and report.json", _run),
+        ("run", "train, evaluate, and write an adapter (or model), a model card, report.json and report.html", _run),
         ("check", "a dry run: configuration, data, targets, memory and one step; writes nothing", _check),
     ):
         add = commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.", allow_abbrev=False)
@@ -199,7 +199,10 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         )
         return USELESS
     what = "adapter" if config.tuning == "lora" else "model"
-    print(f"{report.output}: the {what} after step {report.chosen}, README.md and report.json", file=sys.stderr)
+    print(
+        f"{report.output}: the {what} after step {report.chosen}, README.md, report.json and report.html",
+        file=sys.stderr,
+    )
     if report.collapsed:
         print(f"prod-train run: {report.collapsed}", file=sys.stderr)
         return USELESS

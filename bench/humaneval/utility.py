@@ -285,7 +285,7 @@ def _score(humaneval: str, source: str, out: str | None, jobs: int | None) -> in
     from tqdm import tqdm
 
     if out is not None:
-        require_output(out, [humaneval, source], only_over_blocklists=False)
+        require_output(out, [humaneval, source], replaces=None)
     problems = load_humaneval(humaneval)
     if source == "canonical":
         completions = [Completion(problem.task_id, problem.canonical_solution) for problem in problems]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.metrics import Value, hypervolume, paper_points, pareto_dominance_ratio, utility_at
 from bench.models.training import FIRST_ROUND
@@ -16,17 +14,18 @@ from bench.unlearning.plan import Plan
 from bench.unlearning.profiles import SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell, read_run
 from prod_decode.command.options import Parser
+from prod_decode.command.page import Html, element, join, page, table, warning, write_page
 from prod_decode.command.terminal import exit_status
-from prod_decode.storage.files import write_whole
 
 # Whose points are compared with those of every other method.
 _OURS = ("prod", FIRST_ROUND, SECOND_ROUND)
+COMMAND = "python -m bench report"
 _DIGITS = {"verbatim_run": 0, "holdout_loss": 2}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write index.html and PNGs beside each run's records."""
-    parser = Parser(prog="python -m bench report", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="DIR", help="what `python -m bench run --out` wrote")
     options = parser.parse_args(argv)
 
@@ -48,56 +47,56 @@ def report(folder: Path) -> Path:
     plan = Plan.from_dict(manifest["plan"])
     done = {cell.key for cell in cells}
     missing = [key.name for key in plan.all_keys() if key not in done]
-    sections = [_head(manifest, plan, len(cells), missing)]
+    sections = [_missing(missing)] if missing else []
     for task in plan.tasks:
         mine = [cell for cell in cells if cell.key.task == task]
         if not mine:
-            sections.append(f"<section><h2>{html.escape(task)}</h2><p>Nothing was measured.</p></section>")
+            sections.append(element("section", element("h2", task), element("p", "Nothing was measured.")))
             continue
         attacks = attacked(plan, task, mine)
         figures = draw_all(folder, task, mine, attacks, TASKS[task].leak)
         sections.append(_section(task, mine, attacks, figures))
-    page = folder / "index.html"
-    with write_whole(page) as file:
-        file.write(_PAGE.replace("BODY", "\n".join(sections)).encode())
-    return page
-
-
-def _head(manifest: dict[str, Any], plan: Plan, done: int, missing: Sequence[str]) -> str:
+    file = folder / "index.html"
     about = ", ".join(f"{name} {text}" for name, text in manifest["environment"].items() if text)
-    lacking = ""
-    if missing:
-        shown = ", ".join(f"<code>{html.escape(name)}</code>" for name in missing[:8])
-        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        lacking = f"<p class=missing><strong>{len(missing)} planned cells are missing</strong>: {shown}{more}.</p>"
-    return (
-        f"<h1>Unlearning and masking: {html.escape(plan.model)}</h1><p>{done} cells; at most "
-        f"{plan.profile.samples or 'all'} samples a task. {html.escape(about)}.</p>{lacking}"
-    )
+    lead = f"{len(cells)} cells; at most {plan.profile.samples or 'all'} samples a task. {about}."
+    write_page(file, page(COMMAND, f"Unlearning and masking: {plan.model}", lead, *sections))
+    return file
 
 
-def _section(task: str, cells: Sequence[Cell], attacks: Sequence[AttackedSeries], figures: Mapping[str, str]) -> str:
-    under_attack = [
-        f"<h3>What comes through under attack: {TASKS[task].leak}</h3>"
-        "<p>The share of prompts, each method after its last epoch; 0 is best.</p>",
-        _attacks_table(attacks, TASKS[task].leak),
-        *(["<h3>Forget quality under attack</h3>", _attacks_table(attacks, FORGET)] if TASKS[task].documents else []),
+def _missing(names: Sequence[str]) -> Html:
+    shown = join(*(element("code", name) for name in names[:8]), between=", ")
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return warning(element("strong", f"{len(names)} planned cells are missing"), ": ", shown, f"{more}.")
+
+
+def _section(task: str, cells: Sequence[Cell], attacks: Sequence[AttackedSeries], figures: Mapping[str, str]) -> Html:
+    leak = TASKS[task].leak
+    parts = [
+        element("h2", task),
+        element("div", *(_picture(name, title) for name, title in figures.items()), class_="pictures"),
+        element("h3", "Every cell without attack"),
+        element("p", "Each with its 95 % interval; n: samples."),
+        _cells_table(cells),
+        element("h3", "Trade-off"),
+        *_trade_off(cells, task),
     ]
-    return "\n".join(
-        [
-            f"<section><h2>{html.escape(task)}</h2>",
-            *(f'<img src="{name}" alt="{html.escape(title)}">' for name, title in figures.items()),
-            "<h3>Every cell without attack</h3><p>Each with its 95 % interval; n: samples.</p>",
-            _cells_table(cells),
-            "<h3>Trade-off</h3>",
-            _trade_off(cells, task),
-            *(under_attack if attacks else []),
-            "</section>",
+    if attacks:
+        parts += [
+            element("h3", f"What comes through under attack: {leak}"),
+            element("p", "The share of prompts, each method after its last epoch; 0 is best."),
+            _attacks_table(attacks, leak),
         ]
-    )
+        if TASKS[task].documents:
+            parts += [element("h3", "Forget quality under attack"), _attacks_table(attacks, FORGET)]
+    return element("section", join(*parts, between=Html("\n")))
 
 
-def _cells_table(cells: Sequence[Cell]) -> str:
+def _picture(name: str, title: str) -> Html:
+    """A picture that leads to itself: on a phone it is too small to be read."""
+    return element("a", element("img", src=name, alt=title), href=name)
+
+
+def _cells_table(cells: Sequence[Cell]) -> Html:
     """A row a cell, the seeds of one epoch under each other."""
     plain = [
         cell
@@ -115,10 +114,10 @@ def _cells_table(cells: Sequence[Cell]) -> str:
     ]
     speed = ["tokens/s", *(f"{cell.tokens_per_second:.0f}" for cell in plain)]
     head, *rows = zip(*labels, *columns, speed, strict=True)
-    return _table(head, rows)
+    return _table(head, rows, heads=4)
 
 
-def _trade_off(cells: Sequence[Cell], task: str) -> str:
+def _trade_off(cells: Sequence[Cell], task: str) -> list[Html]:
     """Utility at a forget quality, hypervolume, and the dominance of ours over each other method of its protocol."""
     utility = utility_of(cells)
     known = series_of(cell.key for cell in cells)
@@ -138,17 +137,19 @@ def _trade_off(cells: Sequence[Cell], task: str) -> str:
         shown = ["-" if b is None else f"{b:.3f}" for b in best]
         rows.append([series.label, *shown, f"{hypervolume(mine):.3f}", *ratios])
     starts = [f"{s.label} has {p[0][0]:.3f}" for s, p in found.items() if s.method == "base" and p]
-    note = f"<p>Utility: {'; '.join([UTILITIES[utility], *starts])}. Means over seeds.</p>"
+    utilities = f"Utility: {'; '.join([UTILITIES[utility], *starts])}. Means over seeds."
     head = ["method", "best utility at .85", "at .95", "hypervolume", *(f"share dominated by {name}" for name in names)]
     paper = paper_points(task)
     theirs = [point for name, points_ in paper.items() if name != "PROD" for point in points_]
-    note += (
-        f"<p>In the paper PROD dominates {pareto_dominance_ratio(paper['PROD'], theirs):.2f} of the others' points.</p>"
-    )
-    return _table(head, rows) + note
+    dominated = pareto_dominance_ratio(paper["PROD"], theirs)
+    return [
+        _table(head, rows),
+        element("p", utilities),
+        element("p", f"In the paper PROD dominates {dominated:.2f} of the others' points."),
+    ]
 
 
-def _attacks_table(attacks: Sequence[AttackedSeries], metric: str) -> str:
+def _attacks_table(attacks: Sequence[AttackedSeries], metric: str) -> Html:
     """A row an attack, a column a method; an attack that is not made on a method differs from one not made yet."""
     names = list(dict.fromkeys(attack for mine in attacks for attack in mine.cells))
     columns = [["attack", *names]]
@@ -180,26 +181,5 @@ def _interval(found: Value | None, digits: int, *, show_n: bool) -> str:
     return f"{found.value:.{digits}f}\n[{found.low:.{digits}f}, {found.high:.{digits}f}]{n}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell.replace('_', ' '))}</th>" for cell in head)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Unlearning and masking</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 49%; background: #fff; vertical-align: top; }
-@media (max-width: 60rem) { img { max-width: 100%; } }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { white-space: pre; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; vertical-align: top; }
-.missing { border-left: 4px solid #c62828; padding-left: .75rem; }
-</style></head><body>
-BODY
-</body></html>
-"""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, heads: int = 1) -> Html:
+    return table([cell.replace("_", " ") for cell in head], rows, heads=heads, numeric=True)

@@ -78,17 +78,24 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
 
 class Uncovered:
-    """What a command did not cover: listed as it is found, and what it means for the exit status."""
+    """What a command did not cover: listed as it is found, and what it means for the exit status.
+
+    Attributes:
+        count: how much was not covered.
+        reasons: what was listed, and why.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._strict, self._accepted = options.strict, options.accept_uncovered
         self.count = 0
+        self.reasons: list[str] = []
 
     def __call__(self, why: str) -> None:
         """One thing, and why; raises with `--strict`."""
         if self._strict:
             raise ProdError(why)
         self.count += 1
+        self.reasons.append(why)
         note(f"not covered: {why}")
 
     def add_ineffective(self, blocklist: Blocklist) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from prod_decode.blocklist.blocklist import Match
-from prod_decode.command.generation import Generation
+from prod_decode.command.page import Html, element, join
 from prod_decode.errors import printable
+
+if TYPE_CHECKING:
+    from prod_decode.blocklist.blocklist import Match
+    from prod_decode.command.generation import Generation
 
 Style = Literal["plain", "prohibited", "refused", "instead"]
 Span = tuple[str, Style]
@@ -20,6 +22,7 @@ _PLAIN: dict[Style, tuple[str, str]] = {
     "refused": ("[-", "-]"),
     "instead": ("{+", "+}"),
 }
+_TAGS: dict[Style, str] = {"prohibited": "mark", "refused": "del", "instead": "ins"}
 
 
 def mark_prohibited(text: str, matches: Iterable[Match]) -> list[Span]:
@@ -47,13 +50,9 @@ def to_terminal(spans: Iterable[Span], *, color: bool) -> str:
     return "".join(_paint(printable(text), style, color) for text, style in spans)
 
 
-def to_html(spans: Iterable[Span]) -> str:
+def to_html(spans: Iterable[Span]) -> Html:
     """The spans as HTML: `mark.prohibited`, `del.refused`, `ins.instead`."""
-    tags = {"prohibited": "mark", "refused": "del", "instead": "ins"}
-    return "".join(
-        html.escape(text) if style == "plain" else f'<{tags[style]} class="{style}">{html.escape(text)}</{tags[style]}>'
-        for text, style in spans
-    )
+    return join(*(text if style == "plain" else element(_TAGS[style], text, class_=style) for text, style in spans))
 
 
 def side_by_side(left: Sequence[Span], right: Sequence[Span], *, width: int, color: bool) -> str:

@@ -6,13 +6,17 @@ import argparse
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod_decode.command.options import FOUND, READ, Uncovered, add_coverage, load
+from prod_decode.command.page import Html, beginning, element, join, page, table, warning, write_page
+from prod_decode.command.render import Span, mark_prohibited, to_html
 from prod_decode.command.terminal import note, read_stdin, to_json
-from prod_decode.errors import ProdError, one_line
+from prod_decode.errors import ProdError, brief, one_line
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist, Match
@@ -21,6 +25,12 @@ if TYPE_CHECKING:
 
 # Files in which code is escaped.
 JSON = (".json", ".jsonl", ".ndjson", ".ipynb")
+
+COMMAND = "prod-decode scan"
+# A page is for people: of more, it says how much more there is. Places, rows of a table, places in a caption.
+MOST_PLACES, MOST_ROWS, MOST_NAMED = 1000, 200, 12
+# Lines before and behind what was found; lines of one excerpt; characters of a line, and of a part of a longer one.
+AROUND, MOST_LINES, WIDEST, PART = 2, 40, 400, 120
 
 
 def add_to(commands: Commands) -> None:
@@ -36,6 +46,12 @@ def add_to(commands: Commands) -> None:
     )
     add.add_argument("--json", action="store_true", help="one JSON object a match")
     add.add_argument(
+        "--html",
+        metavar="OUT",
+        help="also write a page of what was found, file by file; OUT itself is not looked through below a directory, "
+        "and no other file than such a page is written over",
+    )
+    add.add_argument(
         "--escapes",
         action=argparse.BooleanOptionalAction,
         help="also match with JSON's escapes decoded, as code stands in strings of JSON (default: in files named "
@@ -48,12 +64,17 @@ def add_to(commands: Commands) -> None:
 
 def _scan(options: argparse.Namespace) -> int:
     from prod_decode.command.audit import Auditor
+    from prod_decode.storage.artifact import require_output
 
+    if options.html is not None:
+        paths = [path for path in options.paths if path != "-"]
+        require_output(options.html, [options.file, *paths], replaces=(beginning(COMMAND), "page of a scan"))
     blocklist = load(options.file)
     auditor = Auditor(blocklist) if options.verify else None
     uncovered = Uncovered(options)
+    findings = None if options.html is None else Findings()
     total = files = 0
-    for path, text in _inputs(options.paths, uncovered, options.file):
+    for path, text in _inputs(options.paths, uncovered, [options.file, *filter(None, [options.html])]):
         files += 1
         unescape = Path(path).suffix.lower() in JSON if options.escapes is None else options.escapes
         matches = list(blocklist.scan(text, unescape=True) if unescape else blocklist.scan(text))
@@ -64,11 +85,16 @@ def _scan(options: argparse.Namespace) -> int:
         for audited, found in _to_verify(blocklist, text, matches, unescape=unescape) if auditor else ():
             if auditor and (difference := auditor.compare(audited, (match.entry_id for match in found))):
                 raise ProdError(f"{path}: {difference}; please report this as a bug")
-        if getattr(sys.stdout, "is_gone", False):
+        if findings is not None:
+            findings.add(path, text, ends, matches)
+        elif getattr(sys.stdout, "is_gone", False):
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
     note(f"prohibited places: {total}, files: {files}{left}{verified}")
+    if findings is not None:
+        write_page(options.html, findings.page(blocklist, options.file, files, uncovered, verified))
+        note(f"the page: {options.html}")
     return FOUND if total else uncovered.status
 
 
@@ -81,7 +107,7 @@ def _to_verify(
     return [(one, list(blocklist.scan(one))) for one in (text, decode_text(text))] if unescape else [(text, matches)]
 
 
-def _inputs(paths: Sequence[str], uncovered: Uncovered, blocklist: str) -> Iterator[tuple[str, str]]:
+def _inputs(paths: Sequence[str], uncovered: Uncovered, leave_out: Sequence[str]) -> Iterator[tuple[str, str]]:
     from prod_decode.blocklist.sources import decode_loosely, read_texts
 
     for path in paths:
@@ -90,18 +116,21 @@ def _inputs(paths: Sequence[str], uncovered: Uncovered, blocklist: str) -> Itera
             yield "-", decode_loosely(read_stdin(), name, uncovered, binary=True)
             continue
         try:
-            # The blocklist has its own phrases in it.
-            for file, text in read_texts([path], skipped=uncovered, binary=True, leave_out=[blocklist]):
+            # The blocklist has its own phrases in it, and an earlier page what was found then.
+            for file, text in read_texts([path], skipped=uncovered, binary=True, leave_out=leave_out):
                 yield str(file), text
         except ProdError as error:
             uncovered(str(error))
 
 
+def _place(ends: Sequence[int], at: int) -> tuple[int, int]:
+    """The line and column, from 1, of the character at `at`; `ends`: of the lines."""
+    before = bisect_left(ends, at)
+    return before + 1, at - (ends[before - 1] if before else -1)
+
+
 def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_json: bool) -> None:
-    """`ends`: of the lines of `text`."""
-    before = bisect_left(ends, match.start)
-    line = before + 1
-    column = match.start - (ends[before - 1] if before else -1)
+    line, column = _place(ends, match.start)
     found = text[match.start : match.end]
     if as_json:
         record = {
@@ -118,3 +147,152 @@ def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_
         shown = " ".join(found.split())
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         print(one_line(f"{path}:{line}:{column}: {match.entry_id}: {shown}"))
+
+
+@dataclass
+class Excerpt:
+    """Lines `first` to `last` of a text, from 0, and the matches that begin in them."""
+
+    first: int
+    last: int
+    matches: list[Match]
+
+
+class Findings:
+    """What a scan found, kept for a page: file by file, each place with the lines around it."""
+
+    def __init__(self) -> None:
+        self._by_entry: Counter[str] = Counter()
+        self._by_file: dict[str, int] = {}
+        self._sections: list[Html] = []
+        self._room = MOST_PLACES
+
+    def add(self, path: str, text: str, ends: Sequence[int], matches: Sequence[Match]) -> None:
+        """One file; `ends`: of its lines."""
+        if not matches:
+            return
+        self._by_entry.update(match.entry_id for match in matches)
+        self._by_file[path] = len(matches)
+        shown = sorted(matches)[: self._room]
+        self._room -= len(shown)
+        if shown:
+            figures = [_figure(text, ends, excerpt) for excerpt in excerpts(text, ends, shown)]
+            heading = element("h2", element("code", path))
+            self._sections.append(element("section", heading, *figures, id=f"file-{len(self._sections) + 1}"))
+
+    def page(self, blocklist: Blocklist, name: str, files: int, uncovered: Uncovered, verified: str) -> str:
+        """All of it as HTML.
+
+        Args:
+            blocklist: what was looked for.
+            name: of its file.
+            files: how many were looked through.
+            uncovered: what was not covered.
+            verified: what to say behind the figures, if anything.
+        """
+        total = sum(self._by_entry.values())
+        title = f"{_count(total, 'prohibited place')} in {len(self._by_file)} of {_count(files, 'file')}"
+        if not total:
+            title = f"Nothing prohibited in {_count(files, 'file')}"
+        lead = join("Looked for what ", element("code", name), f" prohibits{verified}.")
+        parts = []
+        if uncovered.count:
+            listed = element("ul", *(element("li", why) for why in uncovered.reasons[:MOST_ROWS]))
+            parts += [warning(element("strong", f"Not covered: {uncovered.count:,}")), listed]
+        if total:
+            parts += [self._entries(blocklist), *self._files(), *self._sections]
+        if total > MOST_PLACES:
+            parts.append(warning(f"{total - MOST_PLACES:,} more places are not shown here: --json lists them all."))
+        return page(COMMAND, title, lead, *parts)
+
+    def _entries(self, blocklist: Blocklist) -> Html:
+        sources = {info.id: info.source for info in blocklist.entries() if info.id in self._by_entry}
+        rows = [
+            (element("code", brief(name)), f"{count:,}", sources.get(name) or "")
+            for name, count in self._by_entry.most_common(MOST_ROWS)
+        ]
+        return join(table(["entry", "places", "source"], rows, heads=1), *_more(len(self._by_entry), "entries"))
+
+    def _files(self) -> Iterator[Html]:
+        if len(self._by_file) > 1:
+            rows = [
+                (element("a", path, href=f"#file-{number}") if number <= len(self._sections) else path, f"{count:,}")
+                for number, (path, count) in enumerate([*self._by_file.items()][:MOST_ROWS], 1)
+            ]
+            yield table(["file", "places"], rows, heads=1)
+            yield from _more(len(self._by_file), "files")
+
+
+def _more(count: int, what: str) -> list[Html]:
+    return [element("p", f"and {count - MOST_ROWS:,} more {what}")] if count > MOST_ROWS else []
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def excerpts(text: str, ends: Sequence[int], matches: Iterable[Match]) -> list[Excerpt]:
+    """The lines to show: those of each match and `AROUND` more on either side; what touches is one excerpt."""
+    final = len(ends) - text.endswith("\n")  # behind the last line end there is no line
+    found: list[Excerpt] = []
+    for match in sorted(matches):
+        first = max(0, _place(ends, match.start)[0] - 1 - AROUND)
+        last = min(final, _place(ends, max(match.start, match.end - 1))[0] - 1 + AROUND)
+        if found and first <= found[-1].last + 1:
+            found[-1].last = max(last, found[-1].last)
+            found[-1].matches.append(match)
+        else:
+            found.append(Excerpt(first, last, [match]))
+    return found
+
+
+def _figure(text: str, ends: Sequence[int], excerpt: Excerpt) -> Html:
+    """An excerpt, its lines numbered and what is prohibited marked, under the entries and places."""
+    begin = ends[excerpt.first - 1] + 1 if excerpt.first else 0
+    shown_text = text[begin : ends[excerpt.last] if excerpt.last < len(ends) else len(text)].removesuffix("\r")
+    shifted = (match._replace(start=match.start - begin, end=match.end - begin) for match in excerpt.matches)
+    lines = _lines(mark_prohibited(shown_text, shifted))
+    shown = [
+        element("span", to_html(_narrowed(line)), "\n", data_n=str(number))
+        for number, line in enumerate(lines, excerpt.first + 1)
+    ]
+    if len(shown) > MOST_LINES:
+        half = MOST_LINES // 2
+        shown[half:-half] = [element("span", f"... {len(shown) - 2 * half:,} lines ...\n", data_n="")]
+    places: dict[str, list[str]] = defaultdict(list)
+    for match in excerpt.matches:
+        places[match.entry_id].append(":".join(map(str, _place(ends, match.start))))
+    named = (element("li", _named(at), " ", element("code", brief(entry))) for entry, at in places.items())
+    return element(
+        "figure",
+        element("figcaption", element("ul", *named)),
+        element("pre", *shown, class_="lines", style=f"--digits: {len(str(excerpt.last + 1))}"),
+    )
+
+
+def _named(places: Sequence[str]) -> str:
+    more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+    return f"{', '.join(places[:MOST_NAMED])}{more}"
+
+
+def _lines(spans: Iterable[Span]) -> list[list[Span]]:
+    """The spans cut at line ends, which are left out."""
+    lines: list[list[Span]] = [[]]
+    for text, style in spans:
+        first, *rest = text.split("\n")
+        lines[-1].append((first, style))
+        lines += [[(part, style)] for part in rest]
+    for line in lines[:-1]:
+        part, style = line[-1]
+        line[-1] = (part.removesuffix("\r"), style)
+    return [[span for span in line if span[0]] for line in lines]
+
+
+def _narrowed(line: Sequence[Span]) -> list[Span]:
+    """A line of at most `WIDEST` characters as it is; of a longer one, `PART` characters of each part."""
+    if sum(len(text) for text, _ in line) <= WIDEST:
+        return list(line)
+    (text, style), *rest = line
+    if rest and style == "plain" and len(text) > PART:
+        return [(f"...{text[3 - PART :]}", style), *((brief(text, PART), style) for text, style in rest)]
+    return [(brief(text, PART), style) for text, style in line]

@@ -87,14 +87,18 @@ def write_artifact(
 
 
 def require_output(
-    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = (), *, only_over_blocklists: bool = True
+    path: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    *,
+    replaces: tuple[bytes, str] | None = (MAGIC, "blocklist"),
 ) -> None:
     """Refuse, before anything is read, what `write_whole` could not write or should not write over.
 
     Args:
         path: the file to write.
         inputs: files that are read; names of something else count for nothing.
-        only_over_blocklists: refuse to write over a file that is neither a blocklist nor empty.
+        replaces: how a file begins that may be written over, and what it is in a word; of others only an empty one
+            may. None: any.
 
     Raises:
         ProdError: `path` is `-`, which other programs take for the standard output; it ends like a directory's, is in
@@ -118,16 +122,18 @@ def require_output(
             with suppress(OSError):
                 if Path(name).samefile(target):
                     raise ProdError(f"cannot write {target}: the same file is an input; name another")
-        if only_over_blocklists and not _may_be_replaced(target):
-            raise ProdError(f"cannot write {target}: it is there and is no blocklist; name another, or remove it first")
+        if replaces is not None and not _may_be_replaced(target, replaces[0]):
+            raise ProdError(
+                f"cannot write {target}: it is there and is no {replaces[1]}; name another, or remove it first"
+            )
     except OSError as error:
         raise ProdError(f"cannot write {target}: {error.strerror}") from None
 
 
-def _may_be_replaced(path: Path) -> bool:
-    """Whether nothing is lost but a blocklist."""
+def _may_be_replaced(path: Path, magic: bytes) -> bool:
+    """Whether nothing is lost but a file that begins with `magic`."""
     with path.open("rb") as file:
-        return file.read(len(MAGIC)) in (b"", MAGIC)
+        return file.read(len(magic)) in (b"", magic)
 
 
 def read_artifact(

@@ -32,7 +32,8 @@ class State:
 
     Attributes:
         step: optimizer steps done.
-        history: one record an evaluation: step, epoch, metrics, mean loss since the last one, seconds.
+        history: one record an evaluation: step, epoch, metrics; since the last one, the loss of each step, their mean
+            and the seconds.
         stopped: why training ended before its last step, or "".
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FORGET = (
     "empty_output",
 )
 HOLDOUT = ("loss", "kl", "agreement")
+HEAD = ("metric", "before", "after", "rows")
 INTERVALS = "In parentheses: 95 % bootstrap intervals over rows. KL and agreement are with the starting model."
 # What else than the name without underscores a reader is told.
 _LABELS = {"verbatim_run": "verbatim run, characters", "loss": "loss, nats per token", "kl": "KL, nats per token"}
@@ -89,14 +91,20 @@ def model_card(session: Session, report: RunReport) -> str:
 
 def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
     """The metrics before and after, one a row, in Markdown."""
-    rows = ["| metric | before | after | rows |", "|---|---|---|---|"]
+    head, *rows = (f"| {' | '.join(row)} |" for row in (HEAD, *metric_rows(before, after)))
+    return "\n".join([head, "|---" * len(HEAD) + "|", *rows])
+
+
+def metric_rows(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> list[list[str]]:
+    """The metrics before and after, one a row, in the columns of `HEAD`."""
+    rows = []
     for group, names in (("forget", FORGET), ("holdout", HOLDOUT)):
         for name in names:
             first = (before.get(group) or {}).get(name)
             second = ((after or {}).get(group) or {}).get(name)
             if first:
-                rows.append(f"| {group} {label(name)} | {_cell(first)} | {_cell(second)} | {_rows(first)} |")
-    return "\n".join(rows)
+                rows.append([f"{group} {label(name)}", _cell(first), _cell(second), _rows(first)])
+    return rows
 
 
 def label(name: str) -> str:

@@ -40,6 +40,7 @@ from prod_train.model.modeling import trainable
 from prod_train.run.checkpoint import State, restore_model, restore_optimizer, save_checkpoint
 from prod_train.run.job import prepare
 from prod_train.run.output import checkpoints, mark, only_run, resume_from
+from prod_train.run.page import run_page
 from prod_train.run.report import RunReport, label, model_card
 from prod_train.run.session import Session, evaluate, seed_torch, setup
 from prod_train.targets.targets import rows_digest
@@ -88,16 +89,18 @@ def fit(session: Session, *, progress: bool = False) -> State:
         bar.update()
         if tracked:
             rate = learning_rate(config, state.step - 1, schedule.steps)
-            mean = _mean_over_processes(accelerator, losses[-1:])
-            accelerator.log({"train/loss": mean, "train/learning_rate": rate}, step=state.step)
+            loss = float(_over_processes(accelerator, losses[-1:]))
+            accelerator.log({"train/loss": loss, "train/learning_rate": rate}, step=state.step)
         if state.step in marks:
             seconds = time.perf_counter() - begun
-            mean = _mean_over_processes(accelerator, losses)
+            of_steps = _over_processes(accelerator, losses)
+            mean = float(of_steps.mean())
             metrics = evaluate(session)
             record = {
                 "step": state.step,
                 "epoch": state.step / schedule.per_epoch,
                 "loss": mean,
+                "losses": of_steps.tolist(),
                 "seconds": seconds,
                 **metrics,
             }
@@ -258,13 +261,14 @@ def _reference(session: Session, name: str, rows: list[int]) -> Reference:
     return Reference() if store is None else store.batch(rows, session.accelerator.device)
 
 
-def _mean_over_processes(accelerator: Any, losses: list[Tensor]) -> float:
-    """Mean over steps of the losses, of which each process has a part."""
-    return float(accelerator.reduce(torch.stack(losses).mean(), reduction="sum"))
+def _over_processes(accelerator: Any, losses: list[Tensor]) -> Tensor:
+    """The losses of steps, float [n], of which each process has a part."""
+    whole: Tensor = accelerator.reduce(torch.stack(losses), reduction="sum")
+    return whole
 
 
 def finish(session: Session, state: State) -> RunReport:
-    """Put the chosen checkpoint's model, the model card and `report.json` into the output directory."""
+    """Put the chosen checkpoint's model, model card, `report.json` and `report.html` into the output directory."""
     config = session.job.config
     output = Path(config.output)
     kept = checkpoints(output)
@@ -296,8 +300,9 @@ def finish(session: Session, state: State) -> RunReport:
             "teacher": session.digest,
             "data": {name: {"rows": len(rows), "hash": rows_digest(rows)} for name, rows in session.job.sets.items()},
         }
-        with write_whole(output / "report.json") as file:
-            file.write(json.dumps(record, indent=1).encode())
+        for name, text in (("report.html", run_page(record)), ("report.json", json.dumps(record, indent=1))):
+            with write_whole(output / name) as file:
+                file.write(text.encode())
     session.accelerator.wait_for_everyone()
     return report
 

@@ -89,7 +89,7 @@ def test_what_run_and_merge_print_is_for_people(files, tmp_path, capfd, caplog):
     out, err = capfd.readouterr()
     assert "| holdout KL, nats per token | 0.000 (0.000-0.000)" in out
     assert "In parentheses: 95 % bootstrap intervals over rows." in out
-    assert f"{tmp_path}/o: the adapter after step 2, README.md and report.json" in err
+    assert f"{tmp_path}/o: the adapter after step 2, README.md, report.json and report.html" in err
     assert "Written in float32; the run measured in float32. On random text, its logits differ" in caplog.text
     for text in (out, err, *(record.getMessage() for record in caplog.records)):
         no_names_of_python(text.replace(str(tmp_path), ""))

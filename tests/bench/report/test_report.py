@@ -17,6 +17,7 @@ from bench.report.series import Series, attacked, by_epoch, points, series_of
 from bench.unlearning.plan import Plan
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
 from bench.unlearning.records import Cell, Key, RunFolder
+from tests.pages import parse
 
 PLAN = Plan(
     replace(
@@ -100,13 +101,14 @@ def test_the_page_shows_figures_and_says_missing(tmp_path: Path) -> None:
     for made in (key("base", 0), key("base", 0, "renamed"), key("prod", 2), key("prod"), key("prod", attack="renamed")):
         store.put(cell(made, 0.75 if made.attack == "renamed" else 0.5), [])
     page = report(tmp_path).read_text()
+    parse(page)
     drawn = ("pareto", "speed", "epochs", "attacks")
     for name in drawn:
         assert f'src="copyright-{name}.png"' in page
         assert (tmp_path / f"copyright-{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert page.count("<td>missing</td>") == 2  # relearned, in two tables
-    assert "<td>relearned</td><td>-</td><td>missing</td>" in page
-    assert "<td>renamed</td><td>0.750" in page
+    assert '<th scope="row">relearned</th><td>-</td><td>missing</td>' in page
+    assert '<th scope="row">renamed</th><td>0.750' in page
     assert "share dominated by prod<" in page
     assert "share dominated by prod-surgical" not in page
     assert "Nothing was measured." in page

@@ -56,4 +56,5 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path, capsys: pytest.CaptureF
     assert float(table["unlearned with prod-train"][1]) < 0.5
     assert '<mark class="prohibited">load(</mark>' in page
     assert '<del class="refused">' in page
+    assert ">verify=False</text>" in (tmp_path / "before-after.svg").read_text()
     assert Blocklist.load(tmp_path / "demo.prod").report.phrases == len(demo.PHRASES)
