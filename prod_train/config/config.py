@@ -417,7 +417,9 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     """
     values, problems = _values(file, flags)
     config = Config(**values)
-    problems += config.problems()
+    # A value that could not be read is not missing as well.
+    told = {problem.partition(":")[0] for problem in problems}
+    problems += [problem for problem in config.problems() if problem.partition(":")[0] not in told]
     if problems:
         raise ProdError(*problems)
     return config
