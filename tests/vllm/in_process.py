@@ -40,7 +40,7 @@ def interpret() -> None:
 
 def watch_kernel() -> dict[str, int]:
     """Give V2's guards our kernel; how many rows it masked, and how many drafts that other drafts came before."""
-    import prod_decode.vllm as adapter
+    from prod_decode.device import slots
     from prod_decode.device.bans import DeviceMatcher
 
     seen = {"rows": 0, "banned_drafts": 0}
@@ -61,7 +61,7 @@ def watch_kernel() -> dict[str, int]:
             )
             return masked
 
-    adapter.DeviceMatcher = Watched  # type: ignore[misc]
+    slots.DeviceMatcher = Watched  # type: ignore[misc]
     return seen
 
 

@@ -25,7 +25,7 @@ from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-REQUESTS, SAMPLE = 200, 48
+REQUESTS, SAMPLE = 100, 40
 GREEDY = SamplingParams(temperature=0, max_tokens=32)
 
 
@@ -36,7 +36,7 @@ class Request:
 
 
 def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
-    """200 requests, always the same, with every option that could get in the way; `names`: lists to add, by kind."""
+    """100 requests, always the same, with every option that could get in the way; `names`: lists to add, by kind."""
     # Without seeds: where prompts are chunked, vLLM's CPU workers die of them ("CPU Generator does not use offset").
     rng = random.Random(0)
     found = []
