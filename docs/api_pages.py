@@ -22,7 +22,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "prod_decode.hf": ("Ban",),
     "prod_decode.blocklist.blocklist": ("CompileReport",),
     "prod_decode.blocklist.entries": ("EntryInfo",),
-    "prod_decode.storage.models": ("load_tokenizer",),
+    "prod_decode.storage.models": ("load_model", "load_tokenizer"),
     "prod_decode.tokens.tokenizer_bytes": ("byte_level_bytes",),
     "prod_decode.vllm": None,
     "prod_decode.sglang": None,

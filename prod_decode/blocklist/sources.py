@@ -89,12 +89,16 @@ def read_entries(
 
 
 def _has_entries(text: str) -> bool:
-    """Whether a JSON document is an entry, or an array with one."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return any(isinstance(one, dict) and "text" in one for one in (found if isinstance(found, list) else [found]))
+    """Whether a JSON document is an entry, or an array with one, or has one on its first line."""
+    first = text.lstrip("\ufeff \t\r\n").partition("\n")[0]
+    for whole in (text, first):
+        try:
+            found = json.loads(whole)
+        except (ValueError, RecursionError):
+            continue
+        if any(isinstance(one, dict) and "text" in one for one in (found if isinstance(found, list) else [found])):
+            return True
+    return False
 
 
 def _some(path: Path, entries: Iterator[Entry]) -> Iterator[Entry]:

@@ -57,7 +57,8 @@ def add_coverage(parser: argparse.ArgumentParser, strict: str) -> None:
     group.add_argument(
         "--accept-uncovered",
         action="store_true",
-        help=f"status 0, not {UNCOVERED}, where not everything was covered; it is listed all the same",
+        help=f"status 0, not {UNCOVERED}, where not everything was covered; it is listed all the same. A path that was "
+        "named and cannot be read is not accepted",
     )
 
 
@@ -87,6 +88,7 @@ class Uncovered:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._strict, self._accepted = options.strict, options.accept_uncovered
+        self._is_missing = False
         self.count = 0
         self.reasons: list[str] = []
 
@@ -97,6 +99,11 @@ class Uncovered:
         self.count += 1
         self.reasons.append(why)
         note(f"not covered: {why}")
+
+    def missing(self, why: str) -> None:
+        """Something that was named and is not there: a slip, which `--accept-uncovered` does not accept."""
+        self(why)
+        self._is_missing = True
 
     def add_ineffective(self, blocklist: Blocklist) -> None:
         """The entries that prohibit nothing, which `info --json` lists too."""
@@ -111,7 +118,7 @@ class Uncovered:
     @property
     def status(self) -> int:
         """The exit status, if nothing else is the matter."""
-        return UNCOVERED if self.count and not self._accepted else 0
+        return UNCOVERED if self.count and (self._is_missing or not self._accepted) else 0
 
 
 def load(file: str) -> Blocklist:

@@ -120,7 +120,7 @@ def _inputs(paths: Sequence[str], uncovered: Uncovered, leave_out: Sequence[str]
             for file, text in read_texts([path], skipped=uncovered, binary=True, leave_out=leave_out):
                 yield str(file), text
         except ProdError as error:
-            uncovered(str(error))
+            uncovered.missing(str(error))
 
 
 def _place(ends: Sequence[int], at: int) -> tuple[int, int]:

@@ -261,9 +261,16 @@ def test_a_key_that_stands_twice_is_told(tmp_path: Path) -> None:
         list(read_entries([tmp_path / "x.jsonl"]))
 
 
-@pytest.mark.parametrize("content", [[{"text": "yaml.load("}], {"text": "yaml.load("}, [1, {"text": "x", "id": "y"}]])
-def test_entries_in_a_json_file_are_no_document(tmp_path: Path, content: object) -> None:
-    (tmp_path / "x.json").write_text(json.dumps(content))
+@pytest.mark.parametrize(
+    "content",
+    [
+        *map(json.dumps, [[{"text": "yaml.load("}], {"text": "yaml.load("}, [1, {"text": "x", "id": "y"}]]),
+        '\n{"text": "yaml.load("}\n{"text": "pickle.load("}\n',
+        '\ufeff{"text": "yaml.load("}\nnot json\n',
+    ],
+)
+def test_entries_in_a_json_file_are_no_document(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
     with pytest.raises(ProdError, match=r"x.json has entries in it, which are read from .jsonl files"):
         list(read_entries([tmp_path / "x.json"]))
 
