@@ -135,7 +135,7 @@ $(READY): $(DEMO_READY)
 $(LLAMA_READY): $(READY)
 	@rm -f "$(VENV)/.llama-missing"
 	@echo "Compiling llama-cpp-python; this happens once."
-	@$(LLAMA_FLAGS) $(INSTALL) --no-cache-dir --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
+	@export $(LLAMA_FLAGS) && $(INSTALL) --no-cache-dir --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
 	  touch "$(VENV)/.llama-missing"
 	@touch "$@"
 
