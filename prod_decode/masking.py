@@ -387,14 +387,21 @@ def _host_view(flat: Tensor) -> NDArray[Any] | None:
     return host
 
 
-def _host_indices(name: str, values: Indices, bound: int) -> NDArray[np.int64]:
-    """`values` on the host, int64 [M], checked to be integers in 0 .. bound - 1."""
+def _require_indices(name: str, values: Indices) -> None:
     if isinstance(values, Tensor):
         integers = values.dtype in _INTEGERS
     else:
         integers = isinstance(values, np.ndarray) and values.dtype.kind in "iu"
     if not integers or values.ndim != 1:
-        raise _no_indices(name, values)
+        raise ProdError(
+            f"{name}: expected a 1-D int64 tensor or NumPy integer array, got {described(values)}; "
+            f"use `np.asarray({name}, dtype=np.int64)`"
+        )
+
+
+def _host_indices(name: str, values: Indices, bound: int) -> NDArray[np.int64]:
+    """`values` on the host, int64 [M], checked to be integers in 0 .. bound - 1."""
+    _require_indices(name, values)
     host = (values.numpy(force=True) if isinstance(values, Tensor) else values).astype(np.int64, copy=False)
     # As unsigned numbers the negative ones are too large, so one comparison does.
     if host.size and host.view(np.uint64).max() >= bound:
@@ -408,20 +415,12 @@ def _host_indices(name: str, values: Indices, bound: int) -> NDArray[np.int64]:
 def _indices(name: str, values: Indices, bound: int, device: torch.device) -> Tensor:
     """`values` as int64 [M] on `device`, checked as `_host_indices` does if they come from the host."""
     if isinstance(values, Tensor) and "cpu" not in (values.device.type, device.type):
-        if values.dtype not in _INTEGERS or values.ndim != 1:
-            raise _no_indices(name, values)
+        _require_indices(name, values)
         return values.to(device, torch.int64)
     # A copy, because torch takes no array that is read-only or runs backwards. Pageable memory is staged before this
     # returns, so the copy may go. A blocking one would wait for the GPU.
     host = np.array(_host_indices(name, values, bound))
     return torch.from_numpy(host).to(device, non_blocking=True)
-
-
-def _no_indices(name: str, values: object) -> ProdError:
-    return ProdError(
-        f"{name}: expected a 1-D int64 tensor or NumPy integer array, got {described(values)}; "
-        f"use `np.asarray({name}, dtype=np.int64)`"
-    )
 
 
 def _host_pairs(rows: Indices, cols: Indices, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
