@@ -249,7 +249,9 @@ def test_the_workflow_of_the_scan_calls_the_script() -> None:
         ("src\na folder\n", "", 1, "a folder/bad.py:1:1: yaml.load(: yaml.load(\n"),
         (".", "--json\n", 1, '"entry": "yaml.load("'),
         ("src\nno such folder\n", "", 3, ""),
-        ("src\nno such folder\n", "--accept-uncovered\n", 0, ""),
+        ("src\nno such folder\n", "--accept-uncovered\n", 3, ""),
+        ("src\nbinary\n", "", 3, ""),
+        ("src\nbinary\n", "--accept-uncovered\n", 0, ""),
         ("$(touch pasted)\n`touch pasted`\n; touch pasted\n", "", 3, ""),
         ("--accept-uncovered\nno such folder\n", "", 3, ""),
     ],
@@ -262,6 +264,8 @@ def test_the_script_of_the_action(
     for name, code in {"src": "x = 1\n", "a folder": "yaml.load(f)\n"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "bad.py").write_text(code)
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / "bad.py").write_bytes(b"\x00\xff\xfe")
     (tmp_path / "temp" / "prod-decode").mkdir(parents=True)
     (tmp_path / "temp" / "prod-decode" / "bin").symlink_to(commands)
     inputs = {"BLOCKLIST": "block.prod", "PATHS": paths, "OPTIONS": options, "RUNNER_TEMP": str(tmp_path / "temp")}
