@@ -29,6 +29,7 @@ from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import PromptEdge
 from prod_decode.match.unescaped import BothTrackers
 from prod_decode.serving.hf_call import check_history, check_text, end_ids_of, find_call, list_of
+from prod_decode.serving.preference import Move, Preference
 from prod_decode.tokens.vocabulary import SPECIAL
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
@@ -48,6 +49,7 @@ class Ban:
         probability: of that token, before the ban; 0 to 1.
         mass: the probability of all tokens banned at this step, before the ban; 0 to 1.
         entries: ids of the entries to blame, in the order in which their patterns end; at least one.
+        replacement: what is preferred there in place of the phrase that the token would go on in; None: nothing.
     """
 
     row: int
@@ -56,6 +58,7 @@ class Ban:
     probability: float
     mass: float
     entries: tuple[str, ...]
+    replacement: str | None = None
 
 
 class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does not follow transformers
@@ -66,7 +69,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
     For every row, the tokens that would complete a pattern after the text so far, prompt included, get the score -inf;
     so do columns beyond the vocabulary. Mode `mask` leaves every other score alone, except that rows of normalised
     log-probabilities, which is what beam search passes, are normalised again. In mode `prod` the scores become the
-    logarithm of `masking.prod_distribution`. A row without a token left ends with EOS.
+    logarithm of `masking.prod_distribution`. A row without a token left ends with EOS. Where an entry has a
+    replacement, the probability of going on in its phrase is moved to going on in that (`masking.move_mass_`).
 
     Nothing needs a reset: what is remembered between calls is compared with `input_ids` and computed again where it
     does not fit. So one processor serves greedy search, sampling, beams, assisted decoding, prompt lookup, any batch
@@ -152,6 +156,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self.fired: Counter[str] = Counter()
         self.steps = 0
         self._edge = PromptEdge()
+        self._preference = Preference.of(self.matcher)
         self._forget()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -180,12 +185,16 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self.steps += int((~self._over).sum())
         rows, tokens = self._banned(scores.shape[1])
         padded = scores.shape[1] > len(self.matcher)
-        if self.mode == "mask" and not len(rows) and not padded:
+        moves = self._moves(input_ids, (rows, tokens))
+        if self.mode == "mask" and not len(rows) and not padded and not moves:
             return scores
         # The indices go to the device once, for all that follows.
         row, token = (torch.from_numpy(ids).to(scores.device, torch.int64, non_blocking=True) for ids in (rows, tokens))
-        top = self._count(scores, (rows, tokens), (row, token), input_ids.shape[1])
+        top = self._count(scores, (rows, tokens), (row, token), input_ids.shape[1], moves)
         masked = mask_padding_(scores.clone(), len(self.matcher))
+        if self._preference is not None:
+            for move in moves:
+                self._preference.apply_(masked, move, _row(input_ids, move.row))
         mask_prohibited_(masked, row, token, fallback=ends)
         if self.mode == "prod":
             return prod_distribution(masked, _NOTHING, **self._options).log_().to(scores.dtype)  # type: ignore[arg-type]
@@ -201,6 +210,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         """
         self._edge.forget()
         self._forget()
+        if self._preference is not None:
+            self._preference.forget()
 
     def reset_counts(self) -> None:
         """Set `fired` and `steps` to 0."""
@@ -216,6 +227,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         twin = copy.copy(self)
         twin.fired = self.fired.copy()
         twin._edge = PromptEdge()
+        twin._preference = None if self._preference is None else self._preference.again()
         twin._forget()
         return twin
 
@@ -251,9 +263,19 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self._list = None if processors is None else weakref.ref(processors)
         self._config = config
 
+    def _moves(self, input_ids: Tensor, banned: tuple[NDArray[np.int32], NDArray[np.int32]]) -> list[Move]:
+        """Where replacements are preferred, in rows that go on."""
+        if self._preference is None:
+            return []
+        lengths = [input_ids.shape[1]] * len(input_ids)
+        found = self._preference.moves(lambda row: _row(input_ids, row), lengths, banned)
+        return [move for move in found if not self._over[move.row]]
+
     def _forget(self) -> None:
         self._ids: Tensor | None = None
         self._tracker = BothTrackers(self.matcher) if self._json else self.matcher.track()
+        if self._preference is not None:
+            self._preference.restart()
         # Rows that have nothing more to say, for the counts alone: ended with EOS and padded since, or unreadable.
         self._over = np.zeros(0, np.bool_)
 
@@ -262,6 +284,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         newest = self._newest(input_ids)
         if newest is not None:
             self._tracker.advance(newest)
+            if self._preference is not None:
+                self._preference.tracker.advance(newest)
         if newest is None or self._tracker.closed.any():
             self._read(input_ids.cpu().numpy().astype(np.int64))
         else:
@@ -284,6 +308,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self._forget()
         prompts = np.full(len(token_ids), self._edge.find(token_ids), np.int64)
         self._tracker.read(np.arange(len(token_ids)), list(token_ids), prompts)
+        if self._preference is not None:
+            self._preference.tracker.read(np.arange(len(token_ids)), list(token_ids), prompts)
         self._over = self._tracker.closed
         if len(self._over) and self._over.all():
             self.matcher.states_of(token_ids)  # raises: it names the token
@@ -305,6 +331,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         banned: tuple[NDArray[np.int32], NDArray[np.int32]],
         on_device: tuple[Tensor, Tensor],
         position: int,
+        moves: Sequence[Move],
     ) -> NDArray[np.float64]:
         """Count and report the rows whose top token is banned; return the top score of every row, float64 [B].
 
@@ -315,22 +342,32 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         fetched = torch.cat([scores.amax(-1), scores[on_device]]).cpu().double().numpy()
         top, of_banned = fetched[: len(scores)], fetched[len(scores) :]
         hit = (of_banned >= top[rows]) & ~self._over[rows]
-        for row in np.unique(rows[hit]).tolist():
+        moved = {move.row: move for move in moves if move.sources is not None}
+        for row in sorted({*rows[hit].tolist(), *moved}):
             probs = prod_distribution(scores[row], _NOTHING)
             token_id = int(scores[row].argmax())
-            out = tokens[rows == row]
+            out, move = tokens[rows == row], moved.get(row)
+            if move is not None and move.sources is not None:
+                out = np.union1d(out, move.sources)
             # A tie with a token that is not banned, or a row that rates no token above another.
             if token_id not in out or bool((probs == probs[token_id]).all()):
                 continue
-            entries = tuple(self._tracker.blame(row, token_id))
+            replaced = move is not None and token_id in (move.sources if move.sources is not None else ())
+            entries = tuple(self._tracker.blame(row, token_id)) or ((move.fork.entry_id,) if move and replaced else ())
             # An id without known bytes is banned, but no entry is to blame.
             if not entries:
                 continue
             self.fired.update(entries)
             if self.on_ban is not None:
                 mass = float(probs[torch.from_numpy(out).to(probs.device, torch.int64)].sum())
-                self.on_ban(Ban(row, position, token_id, float(probs[token_id]), mass, entries))
+                instead = move.fork.replacement if move and replaced else None
+                self.on_ban(Ban(row, position, token_id, float(probs[token_id]), mass, entries, instead))
         return top
+
+
+def _row(input_ids: Tensor, row: int) -> NDArray[np.int64]:
+    """One text."""
+    return input_ids[row].cpu().numpy().astype(np.int64)
 
 
 def _last_column(before: Tensor, ids: Tensor) -> NDArray[np.int64] | None:

@@ -141,6 +141,48 @@ def mask_columns_(scores: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return scores
 
 
+def move_mass_(row: Tensor, sources: Indices | None, targets: Indices) -> bool:
+    """Give the probability of some tokens to others, in place: the distribution in which a replacement is preferred.
+
+    With `p = softmax(row)`, M the sum of p over `sources` and T that over `targets`, `softmax(row)` becomes::
+
+        q[t] = p[t] * (T + M) / T    for t in targets
+        q[s] = 0                     for s in sources, but for targets
+        q[v] = p[v]                  elsewhere
+
+    Scores that were log-probabilities still are.
+
+    Args:
+        row: [V], floats as for `mask_prohibited_`.
+        sources: [M], as the columns of `mask_prohibited_`; None: all but the targets.
+        targets: [N], likewise.
+
+    Returns:
+        Whether there was anything to give it to; if not (T = 0), `row` keeps its bits.
+
+    Raises:
+        ProdError: as `mask_prohibited_`, or `row` has not one dimension.
+    """
+    if row.ndim != 1:
+        raise ProdError(f"row: expected scores [V], got {described(row)}; pass each row by itself")
+    gain = _indices("targets", targets, row.shape[0], row.device)
+    z = _finite(row)
+    weights = (z - _top(z)).exp_()
+    kept = torch.zeros(row.shape[0], dtype=torch.bool, device=row.device)
+    kept[gain] = True
+    lost = ~kept
+    if sources is not None:
+        lost = torch.zeros_like(kept)
+        lost[_indices("sources", sources, row.shape[0], row.device)] = True
+        lost &= ~kept
+    total, moved = weights[kept].double().sum(), weights[lost].double().sum()
+    if not total > 0:
+        return False
+    row[kept] = (z[kept] + torch.log1p(moved / total)).to(row.dtype)
+    row[lost] = -math.inf
+    return True
+
+
 def prod_distribution(
     logits: Tensor,
     prohibited: Prohibited,

@@ -15,7 +15,8 @@ from prod_decode.blocklist.anchors import FreeCode
 from prod_decode.blocklist.commit import commit_phrases
 from prod_decode.blocklist.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
-from prod_decode.errors import ProdError
+from prod_decode.blocklist.replacements import replacements_of, shared_length, watch_replacements
+from prod_decode.errors import ProdError, brief
 from prod_decode.match.automaton import LAYOUT, Automaton
 from prod_decode.match.scan import Filter
 from prod_decode.storage.artifact import (
@@ -44,6 +45,10 @@ _LAYOUT = LAYOUT | {
 }
 
 
+# What a report need not have: lists of so many words each.
+_OPTIONAL = {"commit_points": 2, "replacements": 3}
+
+
 class Match(NamedTuple):
     """A prohibited pattern found in a text: `text[start:end]`, in characters, and the entry that prohibits it."""
 
@@ -63,6 +68,7 @@ class CompileReport:
         waived: (entry id, start, end) of the runs that may be quoted because they are free code, in characters of the
             normalised document.
         commit_points: (entry id, beginning) of the phrases that are prohibited from a beginning on, normalised.
+        replacements: (entry id, phrase, replacement) of the phrases that have one; the phrase is normalised.
     """
 
     phrases: int = 0
@@ -70,6 +76,7 @@ class CompileReport:
     too_short: list[str] = field(default_factory=list)
     waived: list[tuple[str, int, int]] = field(default_factory=list)
     commit_points: list[tuple[str, str]] = field(default_factory=list)
+    replacements: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class Blocklist:
@@ -129,8 +136,8 @@ class Blocklist:
 
         Raises:
             ProdError: no entries, or none that prohibits anything, without `allow_empty`; an entry that cannot be
-                guarded; two entries with one id; something else than entries and texts; or a directory that cannot be
-                written.
+                guarded; a replacement that is prohibited itself; two entries with one id; something else than entries
+                and texts; or a directory that cannot be written.
         """
         if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
             raise ProdError(f"expected jobs as a number above 0, got {jobs!r}")
@@ -138,7 +145,8 @@ class Blocklist:
             if not isinstance(value, bool):
                 raise ProdError(f"{flag} must be True or False, got {value!r}")
         parts = None if parts is None else as_path(parts)
-        entries = _each(entries, Entry, "entries", "pass [Entry({})]")
+        replaced: list[Entry] = []
+        entries = watch_replacements(_each(entries, Entry, "entries", "pass [Entry({})]"), replaced)
         normalization = Normalization(normalize, ignore_case)
         packages = list(_each(allow_names, str, "allow_names", "pass their names, as ['numpy']"))
         texts: list[bytes] = []
@@ -168,8 +176,10 @@ class Blocklist:
             new = [place for place in portion.too_short if numbers[place] >= 0]
             too_short += [portion.infos[place].id for place in new]
             waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
+        replacements = replacements_of(replaced, records, normalization)
+        texts += [normalization.symbols(text) for *_, text in replacements]
         committed = commit_phrases(collected, records, normalization, texts, packages) if packages else []
-        report = CompileReport(counts["phrase"], counts["quote"], too_short, waived, committed)
+        report = CompileReport(counts["phrase"], counts["quote"], too_short, waived, committed, replacements)
         blocklist = cls._assemble(collected, records, normalization, report)
         if not len(blocklist.automaton.patterns) and not allow_empty:
             raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
@@ -191,6 +201,7 @@ class Blocklist:
         too_short: dict[str, None] = {}
         waived: dict[tuple[str, int, int], None] = {}
         committed: dict[tuple[str, str], None] = {}
+        replacements: dict[tuple[str, str, str], None] = {}
         for blocklist in blocklists:
             if blocklist.normalization != normalization:
                 raise ProdError(
@@ -205,8 +216,11 @@ class Blocklist:
             too_short.update(dict.fromkeys(blocklist.report.too_short))
             waived.update(dict.fromkeys(blocklist.report.waived))
             committed.update(dict.fromkeys(blocklist.report.commit_points))
+            replacements.update(dict.fromkeys(blocklist.report.replacements))
         phrases = sum(info.policy == "phrase" for info in records)
-        report = CompileReport(phrases, len(records) - phrases, list(too_short), list(waived), list(committed))
+        report = CompileReport(
+            phrases, len(records) - phrases, list(too_short), list(waived), list(committed), list(replacements)
+        )
         return cls._assemble(collected, records, normalization, report)
 
     @classmethod
@@ -214,7 +228,14 @@ class Blocklist:
         cls, collected: Collected, records: Records, normalization: Normalization, report: CompileReport
     ) -> Blocklist:
         patterns, owner_starts, owners = collected.drain()
-        return cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
+        blocklist = cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
+        for entry_id, _, text in report.replacements:
+            if found := next(blocklist.scan(text), None):
+                raise ProdError(
+                    f"entry {brief(entry_id)!r}: expected a replacement that nothing prohibits, got {brief(text)!r}, "
+                    f"which entry {brief(found.entry_id)!r} does: change one of them"
+                )
+        return blocklist
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the blocklist to a file; a crash leaves what was there before.
@@ -228,8 +249,8 @@ class Blocklist:
             "normalize": self.normalization.mode,
             "ignore_case": self.normalization.ignore_case,
             "longest": automaton.longest,
-            # A file without commit points can be read by 0.2.0 and before, which do not know them.
-            "report": {name: value for name, value in asdict(self.report).items() if name != "commit_points" or value},
+            # A file that has none of them can be read by versions that do not know them.
+            "report": {name: value for name, value in asdict(self.report).items() if name not in _OPTIONAL or value},
         }
         arrays = {
             "nodes": automaton.nodes,
@@ -292,7 +313,7 @@ class Blocklist:
                 **{
                     **report,
                     "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]],
-                    "commit_points": [(entry_id, text) for entry_id, text in report.get("commit_points", ())],
+                    **{name: [tuple(words) for words in report.get(name, ())] for name in _OPTIONAL},
                 }
             ),
         )
@@ -333,10 +354,15 @@ class Blocklist:
         Raises:
             ProdError: the bytes of the tokenizer's tokens cannot be derived and proved.
         """
-        from prod_decode.match.matcher import Matcher
+        from prod_decode.match.matcher import Fork, Matcher
         from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
-        return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of)
+        forks = [
+            Fork(entry_id, phrase.encode(), shared, text)
+            for entry_id, phrase, text in self.report.replacements
+            if (shared := shared_length(phrase, text, self.normalization))
+        ]
+        return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of, forks=forks)
 
     def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
         """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
@@ -397,7 +423,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and is_count(meta.get("longest"))
         and meta["longest"] < 1 << 31
         and isinstance(report, dict)
-        and report.keys() - {"commit_points"} == {"phrases", "documents", "too_short", "waived"}
+        and report.keys() - _OPTIONAL.keys() == {"phrases", "documents", "too_short", "waived"}
         and is_count(report["phrases"])
         and is_count(report["documents"])
         and isinstance(report["too_short"], list)
@@ -405,9 +431,13 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and isinstance(report["waived"], list)
         and all(isinstance(run, list) and len(run) == 3 and isinstance(run[0], str) for run in report["waived"])
         and all(is_count(start) and is_count(end) for _, start, end in report["waived"])
-        and isinstance(points := report.get("commit_points", []), list)
-        and all(isinstance(point, list) and len(point) == 2 for point in points)
-        and all(isinstance(word, str) for point in points for word in point)
+        and all(_are_words(report.get(name, []), count) for name, count in _OPTIONAL.items())
+    )
+
+
+def _are_words(rows: object, count: int) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == count and all(isinstance(word, str) for word in row) for row in rows
     )
 
 

@@ -103,7 +103,7 @@ def commit_lengths(phrases: Sequence[Pattern], texts: Iterable[bytes], names_of:
         tail = phrase.symbols[len(head.symbols) :]
         others = {name for name in names if name != _word(tail)}
         others |= {text for text in followers[head] if not _completes(phrase.whole, tail, text)}
-        shared = max((_common(tail, other) for other in others), default=len(tail))
+        shared = max((common_length(tail, other) for other in others), default=len(tail))
         kept = max(len(head.symbols) + shared + 1, least)
         while kept < len(phrase.symbols) and phrase.symbols[kept] & 0xC0 == 0x80:
             kept += 1
@@ -113,8 +113,12 @@ def commit_lengths(phrases: Sequence[Pattern], texts: Iterable[bytes], names_of:
 
 def _head(phrase: Pattern) -> Pattern:
     """A phrase without its last word and what comes behind that; without symbols if nothing stands before the word."""
-    cut = max((word.start() for word in _WORD.finditer(phrase.symbols)), default=0)
-    return Pattern(phrase.bound, phrase.symbols[:cut], False)
+    return Pattern(phrase.bound, phrase.symbols[: head_length(phrase.symbols)], False)
+
+
+def head_length(symbols: bytes) -> int:
+    """How many symbols of a phrase stand before its last word; 0 if it has none."""
+    return max((word.start() for word in _WORD.finditer(symbols)), default=0)
 
 
 def _names(symbols: bytes, names_of: NamesOf) -> Collection[bytes] | None:
@@ -133,7 +137,7 @@ def _completes(whole: bool, tail: bytes, text: bytes) -> bool:
     return text.startswith(tail) and not (whole and rest and CLASSES[rest[0]] == WORD)
 
 
-def _common(a: bytes, b: bytes) -> int:
+def common_length(a: bytes, b: bytes) -> int:
     """How many symbols two strings begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

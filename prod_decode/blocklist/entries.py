@@ -42,6 +42,8 @@ class Entry:
         cost: for `quote` only: for every character of the text what it costs to prohibit an anchor that ends there, in
             any unit, finite and above 0; the anchors are then the cheapest, not the fewest. See
             `prod_decode.command.costs`.
+        replacement: for `phrase` only: what to write instead. It can be reached at decode time where it differs from
+            the phrase in the last word and not before, as `np.trapezoid(` does from `np.trapz(`.
     """
 
     text: str
@@ -51,11 +53,12 @@ class Entry:
     max_quote: int | None = None
     boundary: Boundary | None = None
     cost: tuple[float, ...] | None = field(default=None, repr=False)
+    replacement: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ProdError(f"expected text to be a string, got {type(self.text).__name__}")
-        for name, value in (("id", self.id), ("source", self.source)):
+        for name, value in (("id", self.id), ("source", self.source), ("replacement", self.replacement)):
             if not isinstance(value, (str, type(None))):
                 raise ProdError(f"expected {name} to be a string, got {reprlib.repr(value)}")
         if self.policy not in ("phrase", "quote"):
@@ -66,6 +69,8 @@ class Entry:
             )
         if self.policy == "phrase" and self.max_quote is not None:
             raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
+        if self.policy == "quote" and self.replacement is not None:
+            raise ProdError(f"{self.label}: replacement belongs to policy 'phrase', this is a 'quote': drop one")
         if self.policy == "quote" and self.boundary is not None:
             raise ProdError(f"{self.label}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
         if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < SHORTEST_QUOTE):

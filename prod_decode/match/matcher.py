@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,22 @@ _CACHED_STATES = 1 << 16
 _CUTS = 64
 
 
+class Fork(NamedTuple):
+    """Where something else can be written instead of a phrase.
+
+    Attributes:
+        entry_id: whose phrase it is.
+        phrase: normalised.
+        shared: how many symbols the replacement, normalised, begins with alike; at least 1 and not all of either.
+        replacement: the text to write, as it was given.
+    """
+
+    entry_id: str
+    phrase: bytes
+    shared: int
+    replacement: str
+
+
 class Matcher:
     """Tracks text token by token and tells which tokens are banned next.
 
@@ -65,6 +81,7 @@ class Matcher:
         vocabulary: Vocabulary,
         entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
         ends: NDArray[np.bool_] = WORD_ENDS,
+        forks: Sequence[Fork] = (),
     ) -> None:
         self.vocabulary = vocabulary
         self.normalization = normalization
@@ -72,6 +89,7 @@ class Matcher:
         self.automaton = automaton
         self.table = vocabulary.table(normalization)
         self.ends = ends
+        self.forks = tuple(forks)
         self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
@@ -126,6 +144,7 @@ class Matcher:
             self.vocabulary if vocabulary is None else vocabulary,
             self._entries_of,
             self.ends if ends is None else ends,
+            self.forks,
         )
 
     def track(self) -> TextTracker:

@@ -17,6 +17,7 @@ from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import TextTracker
 from prod_decode.match.unescaped import UnescapedTracker, unescaped
+from prod_decode.serving.preference import Preference
 from prod_decode.tokens.utf8 import Utf8
 from prod_decode.tokens.vocabulary import SPECIAL
 
@@ -72,6 +73,7 @@ class Guard:
         self._trackers: list[TextTracker | UnescapedTracker] = [matcher.track() for matcher in self.matchers]
         if json:
             self._trackers += [unescaped(matcher, stop).track() for matcher in matchers]
+        self._preferences = [found for matcher in matchers if (found := Preference.of(matcher))]
         self._utf8 = Utf8(self.vocabulary) if drops_bytes else None
         # Texts that were asked about, the last one last, by their hash; how many tokens of each are the prompt's.
         self._seen: OrderedDict[bytes, int] = OrderedDict()
@@ -126,12 +128,23 @@ class Guard:
         banned = np.concatenate(found)
         banned = banned[banned < width]
         mask_padding_(row, self._known)
+        self._prefer_(row, text, begins, banned)
         mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
         return row if bool((row > -np.inf).any()) else self.end_(row, text, stops=stops)
+
+    def _prefer_(self, row: Tensor, text: NDArray[np.int64], begins: int, banned: NDArray[np.int32]) -> None:
+        """Move probability to a replacement, if one can be written here."""
+        for preference in self._preferences:
+            preference.tracker.read(np.arange(1), [text], np.array([begins]))
+            pairs = np.zeros(len(banned), np.int32), banned
+            for move in preference.moves(lambda _: text, [len(text)], pairs):
+                preference.apply_(row[None], move, text)
 
     def forget(self) -> None:
         """The next text is a prompt, whatever it begins with."""
         self._seen.clear()
+        for preference in self._preferences:
+            preference.forget()
 
     def _prompt_of(self, text: NDArray[np.int64]) -> int:
         prompt = self._seen.pop(xxhash.xxh3_128_digest(text[:-1].tobytes()), len(text))

@@ -1,0 +1,248 @@
+"""Replacements: the probability of what an entry prohibits goes to what it names instead.
+
+The ban is the guarantee, and does not depend on anything here; this is a preference, which nothing relies on.
+
+A phrase and its replacement share a beginning. Where a text has got into it, some tokens go on in the phrase, past what
+is shared. Their probability goes to all tokens that go on in the replacement. If it was more than these had, the
+replacement is *begun* with the token that comes, and is written to its end: at each of its places the probability of
+all tokens goes to those that continue it.
+
+What is begun is remembered by the text, so that beams, drafts and batches may reorder and drop it. Forgotten, it is a
+preference lost.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prod_decode.masking import move_mass_, prod_distribution
+from prod_decode.match.automaton import Automaton
+from prod_decode.match.matcher import Fork, Matcher
+from prod_decode.match.tracker import TextTracker
+from prod_decode.text.normalize import CLASSES, WORD, Normalization
+from prod_decode.text.patterns import Pattern
+from prod_decode.tokens.vocabulary import TEXT, Vocabulary
+
+# Texts in which a replacement is begun, and for how many tokens each is remembered; a draft is shorter.
+_MOST_BEGUN = 4096
+_REMEMBERED = 64
+
+# Bytes at the end of a text in which a beginning is looked for, beyond twice its length: whitespace between its words.
+_BLANKS = 64
+
+Banned = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What is preferred at one step of one row.
+
+    Attributes:
+        row: of the scores.
+        sources: int32 [n], the tokens whose probability is given away; None: of all but the targets.
+        targets: int32 [m], those that get it.
+        rest: what of the replacement is still to be written, at least one byte.
+        fork: whose replacement it is.
+    """
+
+    row: int
+    sources: NDArray[np.int32] | None
+    targets: NDArray[np.int32]
+    rest: bytes
+    fork: Fork
+
+
+class Preference:
+    """Follows the texts of a batch, like a tracker, and finds where a replacement can be written."""
+
+    def __init__(self, forks: Sequence[Fork], normalization: Normalization, vocabulary: Vocabulary) -> None:
+        """Forks of one or more blocklists that normalise alike; of those of one phrase the first counts."""
+        first = {fork.phrase: fork for fork in reversed(forks)}
+        self._forks: dict[Pattern, list[Fork]] = {}
+        for fork in first.values():
+            self._forks.setdefault(_parting(fork), []).append(fork)
+        patterns = sorted(self._forks)
+        self._normalization = normalization
+        self._vocabulary = vocabulary
+        self._matcher = Matcher(Automaton.build(patterns), normalization, vocabulary)
+        self._spellings = Spellings(vocabulary)
+        # Tokens that hold a whole pattern are found at every step; where nothing is begun, nothing can go on.
+        self._whole = np.zeros(len(vocabulary), np.bool_)
+        self._whole[self._matcher.fixed[0]] = True
+        self.tracker: TextTracker = self._matcher.track()
+        self._begun: OrderedDict[bytes, tuple[int, bytes, Fork]] = OrderedDict()
+
+    @classmethod
+    def of(cls, matcher: Matcher) -> Preference | None:
+        """That of a bound blocklist, if it has replacements that can be reached."""
+        return cls(matcher.forks, matcher.normalization, matcher.vocabulary) if matcher.forks else None
+
+    def moves(self, text_of: Callable[[int], NDArray[np.int64]], lengths: Sequence[int], banned: Banned) -> list[Move]:
+        """What is preferred after the texts that the tracker has; at most one move a row.
+
+        Args:
+            text_of: all tokens of a row, int64 [T].
+            lengths: of the text of every row, in tokens.
+            banned: the prohibited tokens of the step, as pairs, which get nothing.
+        """
+        found = [*self._going_on(text_of, lengths), *self._arriving(text_of)]
+        moves: dict[int, Move] = {}
+        for move in found:
+            targets = np.setdiff1d(move.targets, banned[1][banned[0] == move.row])
+            if len(targets):
+                moves.setdefault(move.row, Move(move.row, move.sources, targets, move.rest, move.fork))
+        return list(moves.values())
+
+    def apply_(self, scores: Tensor, move: Move, text: NDArray[np.int64]) -> bool:
+        """Move the probability of one row of `scores`, floats [B, V], in place; False if nothing can take it."""
+        row = scores[move.row]
+        sources = move.sources
+        width = row.shape[0]
+        targets = move.targets[move.targets < width]
+        if sources is not None:
+            sources = np.setdiff1d(sources[sources < width], targets)
+            probs = prod_distribution(row, (np.zeros(0, np.int64), np.zeros(0, np.int64)))
+            begins = bool(probs[sources].sum() > probs[targets].sum())
+        else:
+            begins = True
+        if not len(targets) or not move_mass_(row, sources, targets):
+            return False
+        if begins:
+            self._begun[_key(text)] = (len(text), move.rest, move.fork)
+            if len(self._begun) > _MOST_BEGUN:
+                self._begun.popitem(last=False)
+        return True
+
+    def restart(self) -> None:
+        """The tracker has no rows; what is begun is not forgotten."""
+        self.tracker = self._matcher.track()
+
+    def forget(self) -> None:
+        """The next texts are others."""
+        self._begun.clear()
+        self.restart()
+
+    def again(self) -> Preference:
+        """One with no texts and the same tables."""
+        twin = copy.copy(self)
+        twin._begun = OrderedDict()
+        twin.restart()
+        return twin
+
+    def _going_on(self, text_of: Callable[[int], NDArray[np.int64]], lengths: Sequence[int]) -> list[Move]:
+        """The rows in which a replacement is begun and not finished."""
+        shortest = min(lengths, default=0)
+        while self._begun and next(iter(self._begun.values()))[0] < shortest - _REMEMBERED:
+            self._begun.popitem(last=False)
+        moves = []
+        for row in range(len(lengths)) if self._begun else ():
+            text = text_of(row)
+            _, rest, fork = self._begun.get(_key(text[:-1]), (0, b"", None))
+            if fork is None:
+                continue
+            token = self._vocabulary.token_bytes(int(text[-1]))
+            left = rest[len(token) :]
+            if token and left and rest.startswith(token) and not self._is_shared(left, fork):
+                moves.append(Move(row, None, self._spellings.of(left), left, fork))
+        return moves
+
+    def _is_shared(self, left: bytes, fork: Fork) -> bool:
+        """Whether what is written of a replacement is the beginning of the phrase as well."""
+        replacement = np.frombuffer(fork.replacement.encode(), np.uint8)
+        return len(self._normalization.fold(replacement[: len(replacement) - len(left)])[0]) <= fork.shared
+
+    def _arriving(self, text_of: Callable[[int], NDArray[np.int64]]) -> list[Move]:
+        """The rows in which a token goes on in a phrase, past what it shares with its replacement."""
+        rows, tokens = self.tracker.banned()
+        here = ~(self._whole[tokens] | self.tracker.closed[rows])
+        rows, tokens = rows[here], tokens[here]
+        moves = []
+        for row in np.unique(rows).tolist():
+            written = self._end_of(text_of(row), 2 * self._matcher.automaton.longest + _BLANKS)
+            symbols = self._normalization.fold(np.frombuffer(written, np.uint8))[0].tobytes()
+            for fork in (fork for forks in self._forks.values() for fork in forks):
+                begun = self._begun_of(fork, symbols)
+                if begun:
+                    blank = written[-1:].isspace()
+                    on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
+                    sources = np.intersect1d(tokens[rows == row], on)
+                    rest = self._rest_of(fork.replacement.encode(), begun, blank)
+                    if len(sources):
+                        moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
+        return moves
+
+    def _begun_of(self, fork: Fork, symbols: bytes) -> int:
+        """With how many of the symbols that a fork shares a text ends; at most all but the last of either side."""
+        return next((n for n in range(fork.shared, 0, -1) if self._ends(symbols, fork.phrase[:n])), 0)
+
+    def _rest_of(self, replacement: bytes, begun: int, blank: bool) -> bytes:
+        """What of a text is left behind so many symbols, without the whitespace that already stands there."""
+        _, origins = self._normalization.run(np.frombuffer(replacement, np.uint8))
+        rest = replacement[origins[begun] :]
+        return rest.lstrip() if blank else rest
+
+    def _ends(self, symbols: bytes, beginning: bytes) -> bool:
+        """Whether a text ends with the beginning of a fork, at the edge of a word if it begins with one."""
+        before = symbols[-len(beginning) - 1 : -len(beginning)]
+        in_word = bool(before) and CLASSES[before[0]] == WORD and CLASSES[beginning[0]] == WORD
+        return symbols.endswith(beginning) and not in_word
+
+    def _end_of(self, text: NDArray[np.int64], size: int) -> bytes:
+        """The last bytes of a text, at least `size` if there are as many behind its last special token."""
+        parts: list[bytes] = []
+        for token in reversed(text.tolist()):
+            if size <= 0 or not 0 <= token < len(self._vocabulary) or self._vocabulary.kinds[token] != TEXT:
+                break
+            parts.append(self._vocabulary.token_bytes(token))
+            size -= len(parts[-1])
+        return b"".join(reversed(parts))
+
+
+class Spellings:
+    """The tokens with which a text can be written on: those that it begins with, and those that begin with it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        spelled = [
+            (vocabulary.token_bytes(token), token) for token in np.flatnonzero(vocabulary.kinds == TEXT).tolist()
+        ]
+        self._sorted = sorted(pair for pair in spelled if pair[0])
+        self._known: dict[bytes, NDArray[np.int32]] = {}
+
+    def of(self, text: bytes) -> NDArray[np.int32]:
+        """Token ids, int32 [n], ascending; each has at least one byte of `text`."""
+        if text not in self._known:
+            if len(self._known) >= _MOST_BEGUN:
+                self._known.clear()
+            self._known[text] = self._found(text)
+        return self._known[text]
+
+    def _found(self, text: bytes) -> NDArray[np.int32]:
+        found = []
+        for begin in (text[:n] for n in range(1, len(text))):
+            at = bisect_left(self._sorted, (begin, -1))
+            while at < len(self._sorted) and self._sorted[at][0] == begin:
+                found.append(self._sorted[at][1])
+                at += 1
+        at = bisect_left(self._sorted, (text, -1))
+        while at < len(self._sorted) and self._sorted[at][0].startswith(text):
+            found.append(self._sorted[at][1])
+            at += 1
+        return np.array(sorted(found), np.int32)
+
+
+def _parting(fork: Fork) -> Pattern:
+    """The beginning of a phrase that its replacement does not share."""
+    return Pattern(bool(CLASSES[fork.phrase[0]] == WORD), fork.phrase[: fork.shared + 1], False)
+
+
+def _key(text: NDArray[np.int64]) -> bytes:
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(text).tobytes())
