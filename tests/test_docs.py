@@ -69,6 +69,15 @@ def paragraphs(page: Path) -> Iterator[str]:
         yield from (item for item in items if item.strip())
 
 
+# Made from docstrings and measurements, or a list of what changed.
+LISTS = ("docs/reference/python.md", "docs/results/appendix/", "CHANGELOG.md")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(LISTS)])
+def test_a_paragraph_is_short(name: str) -> None:
+    assert [text for text in paragraphs(ROOT / name) if len(text.split()) > 90] == []
+
+
 @pytest.mark.parametrize("name", SHORT_PAGES)
 def test_a_page_is_short(name: str) -> None:
     page = ROOT / name
@@ -76,8 +85,6 @@ def test_a_page_is_short(name: str) -> None:
     assert len(lines) <= 150
     wide = [line for line in lines if len(line) > 120 and not line.startswith(("|", "![", "    "))]
     assert not wide
-    long = [text for text in paragraphs(page) if len(text.split()) > 90]
-    assert not long
     tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE)
     assert max((table.count("\n") - 2 for table in tables), default=0) <= 8 or name in ROWS
 
