@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.blocklist.anchors import FreeCode
+from prod_decode.blocklist.commit import commit_phrases
 from prod_decode.blocklist.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
 from prod_decode.errors import ProdError
@@ -61,12 +62,14 @@ class CompileReport:
         too_short: ids of documents shorter than their `max_quote`, of which nothing is prohibited.
         waived: (entry id, start, end) of the runs that may be quoted because they are free code, in characters of the
             normalised document.
+        commit_points: (entry id, beginning) of the phrases that are prohibited from a beginning on, normalised.
     """
 
     phrases: int = 0
     documents: int = 0
     too_short: list[str] = field(default_factory=list)
     waived: list[tuple[str, int, int]] = field(default_factory=list)
+    commit_points: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Blocklist:
@@ -96,6 +99,7 @@ class Blocklist:
         normalize: Literal["none", "code"] = "code",
         ignore_case: bool = False,
         allow: Iterable[str] = (),
+        allow_names: Iterable[str] = (),
         allow_short: bool = False,
         jobs: int = 1,
         costs: Costs | None = None,
@@ -110,6 +114,9 @@ class Blocklist:
             normalize: `code` ignores whitespace that does not separate words; `none` compares as is.
             ignore_case: fold ASCII letters.
             allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
+            allow_names: installed packages, such as `numpy`, or `stdlib`. A phrase whose last word is the name of
+                something in one of their modules is prohibited from its *commit point* on: the shortest beginning that
+                no other name there, and no text of `allow`, begins with. See `blocklist.commit`.
             allow_short: accept phrases of fewer than 3 normalised bytes, which ban very much.
             jobs: processes that find the patterns, where there are several megabytes of entries. They are spawned: a
                 script that asks for more than one needs `if __name__ == "__main__":`.
@@ -133,9 +140,9 @@ class Blocklist:
         parts = None if parts is None else as_path(parts)
         entries = _each(entries, Entry, "entries", "pass [Entry({})]")
         normalization = Normalization(normalize, ignore_case)
-        free = FreeCode(
-            normalization.code_points(text) for text in _each(allow, str, "allow", "pass their texts, as [{}]")
-        )
+        packages = list(_each(allow_names, str, "allow_names", "pass their names, as ['numpy']"))
+        texts: list[bytes] = []
+        free = FreeCode(_free(allow, normalization, texts if packages else None))
         records, collected = Records(), Collected()
         counts = {"phrase": 0, "quote": 0}
         too_short: list[str] = []
@@ -161,7 +168,8 @@ class Blocklist:
             new = [place for place in portion.too_short if numbers[place] >= 0]
             too_short += [portion.infos[place].id for place in new]
             waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
-        report = CompileReport(counts["phrase"], counts["quote"], too_short, waived)
+        committed = commit_phrases(collected, records, normalization, texts, packages) if packages else []
+        report = CompileReport(counts["phrase"], counts["quote"], too_short, waived, committed)
         blocklist = cls._assemble(collected, records, normalization, report)
         if not len(blocklist.automaton.patterns) and not allow_empty:
             raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
@@ -182,6 +190,7 @@ class Blocklist:
         records, collected = Records(), Collected()
         too_short: dict[str, None] = {}
         waived: dict[tuple[str, int, int], None] = {}
+        committed: dict[tuple[str, str], None] = {}
         for blocklist in blocklists:
             if blocklist.normalization != normalization:
                 raise ProdError(
@@ -195,8 +204,9 @@ class Blocklist:
             collected.extend(blocklist.automaton.spell(), indices, owners)
             too_short.update(dict.fromkeys(blocklist.report.too_short))
             waived.update(dict.fromkeys(blocklist.report.waived))
+            committed.update(dict.fromkeys(blocklist.report.commit_points))
         phrases = sum(info.policy == "phrase" for info in records)
-        report = CompileReport(phrases, len(records) - phrases, list(too_short), list(waived))
+        report = CompileReport(phrases, len(records) - phrases, list(too_short), list(waived), list(committed))
         return cls._assemble(collected, records, normalization, report)
 
     @classmethod
@@ -218,7 +228,8 @@ class Blocklist:
             "normalize": self.normalization.mode,
             "ignore_case": self.normalization.ignore_case,
             "longest": automaton.longest,
-            "report": asdict(self.report),
+            # A file without commit points can be read by 0.2.0 and before, which do not know them.
+            "report": {name: value for name, value in asdict(self.report).items() if name != "commit_points" or value},
         }
         arrays = {
             "nodes": automaton.nodes,
@@ -278,7 +289,11 @@ class Blocklist:
             (arrays["owner_starts"], arrays["owners"]),
             (arrays["records"], arrays["record_starts"]),
             CompileReport(
-                **{**report, "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]]}
+                **{
+                    **report,
+                    "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]],
+                    "commit_points": [(entry_id, text) for entry_id, text in report.get("commit_points", ())],
+                }
             ),
         )
 
@@ -382,7 +397,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and is_count(meta.get("longest"))
         and meta["longest"] < 1 << 31
         and isinstance(report, dict)
-        and report.keys() == {"phrases", "documents", "too_short", "waived"}
+        and report.keys() - {"commit_points"} == {"phrases", "documents", "too_short", "waived"}
         and is_count(report["phrases"])
         and is_count(report["documents"])
         and isinstance(report["too_short"], list)
@@ -390,7 +405,18 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and isinstance(report["waived"], list)
         and all(isinstance(run, list) and len(run) == 3 and isinstance(run[0], str) for run in report["waived"])
         and all(is_count(start) and is_count(end) for _, start, end in report["waived"])
+        and isinstance(points := report.get("commit_points", []), list)
+        and all(isinstance(point, list) and len(point) == 2 for point in points)
+        and all(isinstance(word, str) for point in points for word in point)
     )
+
+
+def _free(allow: Iterable[str], normalization: Normalization, kept: list[bytes] | None) -> Iterator[NDArray[np.uint32]]:
+    """Free code, normalised, as code points; its symbols go into `kept`."""
+    for text in _each(allow, str, "allow", "pass their texts, as [{}]"):
+        if kept is not None:
+            kept.append(normalization.symbols(text))
+        yield normalization.code_points(text)
 
 
 def _are_owned(arrays: dict[str, NDArray[Any]], entries: int) -> bool:

@@ -59,7 +59,15 @@ def add_to(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="code that is free to use: never banned by a document",
+        help="code that is free to use: never banned by a document, nor from a phrase's commit point on",
+    )
+    add.add_argument(
+        "--allow-names",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="an installed package, or `stdlib`: a phrase that ends in a name of it is banned from its commit point "
+        "on, the shortest beginning that no other name there has (`os.syst` of `os.system(`), so that none is invented",
     )
     add.add_argument(
         "--model",
@@ -120,6 +128,7 @@ def _compile(options: argparse.Namespace) -> int:
         normalize=options.normalize,
         ignore_case=options.ignore_case,
         allow=(text for _, text in read_texts(options.allow, skipped=lambda why: uncovered(f"--allow: {why}"))),
+        allow_names=options.allow_names,
         allow_short=options.allow_short,
         jobs=options.jobs,
         costs=None if options.model is None else _costs_of(options.model),
@@ -133,6 +142,9 @@ def _compile(options: argparse.Namespace) -> int:
         more = f" and {len(unfolded) - 1} more" if len(unfolded) > 1 else ""
         note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
     _print_waived(blocklist)
+    if options.allow_names:
+        points = len(blocklist.report.commit_points)
+        note(f"banned from a commit point on: {points} phrases; `prod-decode info --entries` shows them")
     return uncovered.status
 
 
@@ -250,6 +262,7 @@ def _info(options: argparse.Namespace) -> int:
         "longest_pattern": automaton.longest,
         "too_short": report.too_short,
         "waived": [{"entry": entry_id, "start": start, "end": end} for entry_id, start, end in report.waived],
+        "commit_points": [{"entry": entry_id, "text": text} for entry_id, text in report.commit_points],
     }
     if options.entries:
         facts["entries"] = [asdict(info) for info in blocklist.entries()]
@@ -272,7 +285,11 @@ def _info(options: argparse.Namespace) -> int:
         print(one_line(f"{key:16} {shown}"))
     print(f"{'too short':16} {len(report.too_short)}")
     print(f"{'waived runs':16} {len(report.waived)}")
+    print(f"{'commit points':16} {len(report.commit_points)}")
+    points = dict(report.commit_points)
     for info in blocklist.entries() if options.entries else ():
         detail = f"max_quote {info.max_quote}" if info.policy == "quote" else f"boundary {info.boundary}"
+        if info.id in points:
+            detail += f", banned from {points[info.id]!r} on"
         print(one_line(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}"))
     return 0

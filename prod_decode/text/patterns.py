@@ -150,6 +150,35 @@ class Collected:
         self._flags += flags[indices].tobytes()
         self._owners.frombytes(owners.tobytes())
 
+    def shorten(self, which: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        """Keep the beginnings of some patterns; one that becomes shorter need no longer end with its word.
+
+        Args:
+            which: int64 [n], places of patterns, distinct.
+            lengths: int64 [n], how many symbols to keep, 1 to all.
+        """
+        arrays = self.arrays()
+        sizes = np.diff(arrays["ends"], prepend=0)
+        kept = sizes.copy()
+        kept[which] = lengths
+        flags = arrays["flags"].copy()
+        flags[kept < sizes] &= ~np.uint8(_WHOLE)
+        places = np.arange(len(arrays["data"])) - np.repeat(arrays["ends"] - sizes, sizes)
+        data = arrays["data"][places < np.repeat(kept, sizes)]
+        self._data, self._flags, self._ends = bytearray(data.tobytes()), bytearray(flags.tobytes()), array("q")
+        self._ends.frombytes(np.cumsum(kept).tobytes())
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> tuple[Pattern, int]:
+        """A pattern and its owner."""
+        begin = self._ends[index - 1] if index else 0
+        flags = self._flags[index]
+        symbols = bytes(self._data[begin : self._ends[index]])
+        return Pattern(bool(flags & _BOUND), symbols, bool(flags & _WHOLE)), self._owners[index]
+
     def drain(self) -> tuple[Patterns, NDArray[np.int64], NDArray[np.int32]]:
         """All patterns, distinct and in order, and whose they are; then it is empty, and its memory free.
 
