@@ -143,8 +143,8 @@ def _compile(options: argparse.Namespace) -> int:
         note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
     _print_waived(blocklist)
     if options.allow_names:
-        points = len(blocklist.report.commit_points)
-        note(f"banned from a commit point on: {points} phrases; `prod-decode info --entries` shows them")
+        points, phrases = len(blocklist.report.commit_points), blocklist.report.phrases
+        note(f"phrases banned from a commit point on: {points} of {phrases}; `prod-decode info --entries` shows them")
     return uncovered.status
 
 
