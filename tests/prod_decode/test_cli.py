@@ -21,7 +21,8 @@ from prod_decode.cli import main
 from prod_decode.command.generating import record
 from prod_decode.command.generation import Generation
 from prod_decode.command.terminal import exit_status
-from tests import ROOT
+from prod_decode.tokens.vocabulary import Vocabulary
+from tests import FIRST_START, ROOT, without_first_start
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -376,6 +377,69 @@ def test_generate_refuses_before_it_loads_the_model(block: str, capsys: pytest.C
     assert "cannot load the model '/no/such/model'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "terminal", "no_color", "shown"),
+    [
+        ([], False, None, "x = yaml.safe_load("),
+        ([], False, "1", "x = yaml.safe_load("),
+        ([], True, "1", "x = yaml.[-load(-]{+safe_load(+}"),
+        ([], True, None, "x = yaml.\x1b[9;31mload(\x1b[0m\x1b[32msafe_load(\x1b[0m"),
+        ([], True, "", "x = yaml.\x1b[9;31mload(\x1b[0m\x1b[32msafe_load(\x1b[0m"),
+        (["--compare"], False, None, "--- unprotected\n{}\n--- protected\n{}"),
+    ],
+)
+def test_marks_are_for_people_and_colours_for_terminals(
+    block: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    terminal: bool,
+    no_color: str | None,
+    shown: str,
+) -> None:
+    run = Generation("x = yaml.", ["safe_load("], [("load(", ("yaml.load(",))], Counter({"yaml.load(": 1}), 1.0)
+    monkeypatch.setattr("prod_decode.command.generation.generate", lambda *_, **__: run)
+    monkeypatch.setattr("prod_decode.storage.models.load_model", lambda _: (None, Vocabulary.from_bytes([b"a"])))
+    monkeypatch.setattr("prod_decode.storage.models.require_name", lambda _: None)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert main(["generate", "--model", "m", "--blocklist", block, "--prompt", "x", *arguments]) == 0
+    marked = "x = yaml.[-load(-]{+safe_load(+}"
+    printed = capsys.readouterr()
+    assert printed.out == shown.replace("{}", marked) + "\n"
+    assert printed.err == "yaml.load(: stepped in 1 time\n1.0 tokens a second\n"
+
+
+def test_what_greedy_search_makes_of_no_use_is_told(
+    block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prod_decode.storage.models.require_name", lambda _: sys.exit(7))
+    capsys.readouterr()
+    base = ["generate", "--model", "m", "--blocklist", block, "--prompt", "x", "--seed", "3", "--mode", "prod"]
+    for more, told in (([], ["--seed", "--mode prod"]), (["--temperature", "1"], [])):
+        with pytest.raises(SystemExit, match="7"):
+            main([*base, *more])
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(": ")[:2] for line in lines] == [["no effect", option] for option in told]
+
+
+@pytest.mark.slow
+def test_the_first_start_says_off_a_terminal_too_that_it_compiles(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("yaml.load(\n")
+    command = [sys.executable, "-m", "prod_decode.cli", "compile", "list.txt", "-o", "x.prod"]
+    environment = {**ENVIRONMENT, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    told = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        told.append(done.stderr)
+    assert told[0].startswith(f"{FIRST_START}10 to 30 seconds in all (kept in ")
+    assert told[0].count("\n") == 1
+    assert told[1] == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [20_000, 2])
 def test_a_reader_that_goes_away_changes_no_status(tmp_path: Path, block: str, lines: int) -> None:
@@ -393,7 +457,7 @@ def test_a_reader_that_goes_away_changes_no_status(tmp_path: Path, block: str, l
     )
     assert done.stdout == (f"{tmp_path}/many.py:1:1: yaml.load(: yaml.load(\n" if lines > 2 else "")
     assert (tmp_path / "status").read_text() == "1\n"
-    assert (tmp_path / "err").read_text() in ("", "prohibited places: 2, files: 1\n")
+    assert without_first_start((tmp_path / "err").read_text()) in ("", "prohibited places: 2, files: 1\n")
 
 
 class Broken(io.TextIOWrapper):
@@ -643,7 +707,8 @@ def test_names_that_are_not_text_are_printed(tmp_path: Path, block: str, as_json
     for encoding in ("utf-8:strict", "ascii:strict"):
         environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        assert (done.returncode, done.stderr) == (1, b"prohibited places: 1, files: 1\n")
+        told = without_first_start(done.stderr.decode())
+        assert (done.returncode, told) == (1, "prohibited places: 1, files: 1\n")
         if as_json:
             record = json.loads(done.stdout)
             assert (record["path"], record["text"]) == (str(file), "('\u00e9\U0001f600'")
