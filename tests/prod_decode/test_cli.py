@@ -619,7 +619,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str) -> str:
 @pytest.mark.parametrize(
     ("patterns", "paths", "found", "excluded"),
     [
-        (["phrases.txt", "vendor"], ["."], ["docs/a.md", "src/a.py"], "1 file and 1 folder"),
+        (["**/phrases.txt", "**/vendor"], ["."], ["docs/a.md", "src/a.py"], "1 file and 1 folder"),
         (["/phrases.txt", "src/vendor/"], ["."], ["docs/a.md", "src/a.py"], "1 file and 1 folder"),
         (["./phrases.txt", "src/vendor/*"], ["."], ["docs/a.md", "src/a.py"], "2 files and 1 folder"),
         (["*.py", "*.txt"], ["."], ["docs/a.md"], "4 files"),
