@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from prod_decode.errors import brief, did_you_mean
+
 COMMANDS = {
     "demo": ("bench.demo", "a real model with and without a blocklist, side by side"),
     "run": ("bench.unlearning.run", "every method on every task: forgetting, utility, attacks"),
@@ -31,7 +33,8 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()))
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        print(f"bench: expected one of {', '.join(COMMANDS)}, got {argv[0]!r}; see --help", file=sys.stderr)
+        meant = did_you_mean(argv[0], COMMANDS) or "; see `python -m bench --help`"
+        print(f"bench: expected one of {', '.join(COMMANDS)}, got {brief(argv[0])!r}{meant}", file=sys.stderr)
         return 2
     status: int = import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     return status

@@ -132,29 +132,17 @@ def _beside(results: Results) -> str:
         ("mask for a token, 100 patterns", "mask, 100 patterns, code", "llguidance", "smollm2"),
         ("mask for a token, 10,000 patterns", "mask, 10,000 patterns, code", "llguidance", "smollm2"),
         (
-            "whole step, 64 rows, 10,000 patterns",
-            "step, 10,000 patterns, B=64",
-            "prod_decode with a dense mask",
-            "smollm2",
-        ),
-        (
-            "processor's call, 8 rows, 10,000 patterns",
-            "processor call, 10,000 patterns, B=8",
-            "transformers bad words",
-            "smollm2",
-        ),
-        (
-            "processor's call, 8 rows, 10,000 patterns",
-            "processor call, 10,000 patterns, B=8",
-            "MemFree, Bloom filter",
+            "write 3 bans a row, 64 rows",
+            "apply 3 bans a row, 10,000 patterns, B=64",
+            "torch masked_fill_",
             "smollm2",
         ),
         ("scan of code, 10,000 patterns", "scan, 10,000 patterns", "ahocorasick_rs", "smollm2"),
         ("on a GPU, 256 rows, 10,000 patterns", "mask a step, 10,000 patterns, code, B=256", "dense", "device-h200"),
     )
     said = {
-        "prod_decode with a dense mask": "the same with a dense mask",
-        "dense": "a dense mask that is there already",
+        "torch masked_fill_": "torch, `masked_fill_` with a dense mask",
+        "dense": "torch, `masked_fill_` with a dense mask that is there already",
     }
     rows = []
     for label, what, peer, file in pairs:

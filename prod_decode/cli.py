@@ -24,7 +24,9 @@ def _main(argv: Sequence[str] | None) -> int:
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if sys.stderr.isatty():
-        logging.getLogger("prod_decode").setLevel(logging.INFO)  # that the first start compiles, and why it takes long
+        logging.getLogger("prod_decode").setLevel(logging.INFO)
+    # That the first start compiles, and why it takes long: in a log of CI too.
+    logging.getLogger("prod_decode.storage.jit").setLevel(logging.INFO)
     return exit_status(f"prod-decode {options.command}", lambda: options.run(options))
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 # Longer ones are cut. A path has up to 4,096 characters; a file may hold a key or a value of a megabyte.
 LONGEST_WORD = 400
 LONGEST_MESSAGE = 6000
+# Mistakes of one kind that are told, each in a line; of more, how many there are.
+MOST_MISTAKES = 20
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # What may move the cursor, colour the screen, or reorder what stands around it, is not printable.
 _ANY_BUT_LINE_ENDS = re.compile(r"\r(?!\n)|[^\r\n\t]")
@@ -29,6 +38,66 @@ class ProdError(ValueError):
         """Of several mistakes each has its own sentence; the text has them one after the other."""
         self.mistakes = tuple(map(_bounded, (message, *more)))
         super().__init__(brief("; ".join(self.mistakes), LONGEST_MESSAGE))
+
+
+class UnknownKeywordError(ProdError, TypeError):
+    """A keyword that a constructor or function does not have; for Python, and whoever catches it, a TypeError."""
+
+
+class Mistakes:
+    """Mistakes that are found one after the other and told together, of very many the first and how many more."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many there are so far."""
+        return self._count
+
+    def add(self, *messages: str) -> None:
+        """One or more, each a line."""
+        self._count += len(messages)
+        self._first += messages[: MOST_MISTAKES - len(self._first)]
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Keep what is raised inside, and go on."""
+        try:
+            yield
+        except ProdError as error:
+            self.add(*error.mistakes)
+
+    def refuse(self) -> None:
+        """End here if there are any.
+
+        Raises:
+            ProdError: all of them.
+        """
+        if self._count:
+            more = self._count - len(self._first)
+            raise ProdError(*self._first, *([f"{more:,} more like these"] if more else []))
+
+
+def clear_keywords(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The same function, which tells an unknown keyword in one line, with the one that was meant."""
+
+    @wraps(function)
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+            unknown = [name for name in kwargs if name not in known]
+            if not unknown:
+                raise
+            name = function.__qualname__.removesuffix(".__init__")
+        expected = f": expected some of {', '.join(known)}"
+        raise UnknownKeywordError(
+            *(f"{name}: unknown keyword {brief(word)!r}{did_you_mean(word, known) or expected}" for word in unknown)
+        )
+
+    return called
 
 
 def _bounded(message: str) -> str:

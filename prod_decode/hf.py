@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from prod_decode.blocklist.blocklist import Blocklist
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, clear_keywords
 from prod_decode.masking import (
     check_width,
     mask_padding_,
@@ -103,6 +103,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
     # Continuous batching passes the newest tokens only, not the text.
     supports_continuous_batching = False
 
+    @clear_keywords
     def __init__(
         self,
         source: Matcher | Blocklist,
@@ -400,6 +401,11 @@ def _bind(source: Matcher | Blocklist, tokenizer: Any) -> Matcher:
         if tokenizer is not None:
             raise ProdError("a Matcher is bound to its tokenizer: leave `tokenizer` out, or pass the Blocklist instead")
         return source
+    if isinstance(tokenizer, Blocklist | Matcher):
+        raise ProdError(
+            f"expected the blocklist and then the tokenizer, got {type(source).__name__} and then "
+            f"{type(tokenizer).__name__}: pass ProdLogitsProcessor(blocklist, tokenizer), or a Matcher alone"
+        )
     if not isinstance(source, Blocklist):
         raise ProdError(
             f"expected a Matcher or a Blocklist, got {type(source).__name__}; use Blocklist.compile([...]) or "

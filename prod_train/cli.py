@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    options, unknown = build_parser().parse_known_args(argv)
+    try:
+        options, unknown = build_parser().parse_known_args(argv)
+    except SystemExit as leaving:
+        if leaving.code != USAGE:
+            raise
+        return USAGE
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("prod_train", "prod_decode"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -87,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_fields(add)
         add.add_argument("--json", action="store_true", help="print one JSON object")
         add.set_defaults(run=function)
+        add.keeps_unknown = True  # told with all that is wrong with the values
     add = commands.add_parser(
         "merge",
         help="write a whole model from an adapter",
@@ -140,7 +146,7 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
 def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Config:
     names = {option.name for option in dataclasses.fields(Config)}
     given = {name: value for name, value in vars(options).items() if name in names}
-    problems = [_unknown(word, names) for word in unknown if word.startswith("-")] or [
+    problems = [_unknown(word, names, options.command) for word in unknown if word.startswith("-")] or [
         f"unexpected argument {brief(word)!r}" for word in unknown
     ]
     # The value of a flag that is not known looks like the name of a file.
@@ -154,8 +160,9 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Confi
     return config
 
 
-def _unknown(word: str, names: set[str]) -> str:
-    return f"unknown flag {brief(word)}{did_you_mean(word.partition('=')[0], map(flag, sorted(names)))}"
+def _unknown(word: str, names: set[str], command: str) -> str:
+    meant = did_you_mean(word.partition("=")[0], map(flag, sorted(names)))
+    return f"unknown flag {brief(word)}{meant}{' See' if meant else '; see'} `prod-train {command} --help`"
 
 
 def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from prod_decode.blocklist.commit import commit_phrases
 from prod_decode.blocklist.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
 from prod_decode.blocklist.replacements import replacements_of, shared_length, watch_replacements
-from prod_decode.errors import ProdError, brief
+from prod_decode.errors import Mistakes, ProdError, brief, clear_keywords
 from prod_decode.match.automaton import LAYOUT, Automaton
 from prod_decode.match.scan import Filter
 from prod_decode.storage.artifact import (
@@ -99,6 +99,7 @@ class Blocklist:
         self._unfiltered = 0  # symbols scanned without
 
     @classmethod
+    @clear_keywords
     def compile(
         cls,
         entries: Iterable[Entry],
@@ -151,7 +152,7 @@ class Blocklist:
         packages = list(_each(allow_names, str, "allow_names", "pass their names, as ['numpy']"))
         texts: list[bytes] = []
         free = FreeCode(_free(allow, normalization, texts if packages else None))
-        records, collected = Records(), Collected()
+        records, collected, mistakes = Records(), Collected(), Mistakes()
         counts = {"phrase": 0, "quote": 0}
         too_short: list[str] = []
         waived: list[tuple[str, int, int]] = []
@@ -159,9 +160,8 @@ class Blocklist:
         prepare = Preparing(normalization, free, allow_short)
         for portion in prepare_all(entries, prepare, jobs=jobs, costs=costs, parts=parts):
             for _, why in portion.refused:
-                if skipped is None:
-                    raise ProdError(why)
-                skipped(why)
+                (skipped or mistakes.add)(why)
+            mistakes.refuse()
             refused += len(portion.refused)
             left_out = {place for place, _ in portion.refused}
             numbers = np.full(len(portion.infos), -1, np.int64)
@@ -506,7 +506,8 @@ def _no_patterns(entries: int, too_short: int, refused: int) -> str:
         return "expected at least one entry, got none: a blocklist that prohibits nothing would guard nothing"
     reasons = {
         "cannot be guarded": refused,
-        "shorter than max_quote: lower it": too_short,
+        "read as a document and shorter than max_quote: lower it, or give phrases, in a .txt file or with the policy "
+        "'phrase'": too_short,
         "free code all over": entries - too_short,
     }
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from prod_decode.errors import ProdError, brief
+from prod_decode.errors import ProdError, brief, clear_keywords, did_you_mean
 
 Policy = Literal["phrase", "quote"]
 Boundary = Literal["start", "both", "none"]
@@ -62,10 +62,14 @@ class Entry:
             if not isinstance(value, (str, type(None))):
                 raise ProdError(f"expected {name} to be a string, got {reprlib.repr(value)}")
         if self.policy not in ("phrase", "quote"):
-            raise ProdError(f"{self.label}: expected policy 'phrase' or 'quote', got {reprlib.repr(self.policy)}")
+            raise ProdError(
+                f"{self.label}: expected policy 'phrase' or 'quote', got {reprlib.repr(self.policy)}"
+                f"{_meant(self.policy, ('phrase', 'quote'))}"
+            )
         if self.boundary not in (None, "start", "both", "none"):
             raise ProdError(
                 f"{self.label}: expected boundary 'start', 'both' or 'none', got {reprlib.repr(self.boundary)}"
+                f"{_meant(self.boundary, ('start', 'both', 'none'))}"
             )
         if self.policy == "phrase" and self.max_quote is not None:
             raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
@@ -108,6 +112,14 @@ class Entry:
     def label(self) -> str:
         """How messages call it: the id, and the source if there is one."""
         return f"entry {brief(self.name)!r}" + (f" ({self.source})" if self.source else "")
+
+
+# What `dataclass` makes names itself: "Entry.__init__() got an unexpected keyword argument".
+Entry.__init__ = clear_keywords(Entry.__init__)  # type: ignore[method-assign]
+
+
+def _meant(value: object, known: tuple[str, ...]) -> str:
+    return did_you_mean(value, known) if isinstance(value, str) else ""
 
 
 @dataclass(frozen=True, slots=True)

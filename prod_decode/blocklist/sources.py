@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.blocklist.entries import Boundary, Entry
-from prod_decode.errors import ProdError
+from prod_decode.blocklist.selection import Selection, Skipped, files_below
+from prod_decode.errors import Mistakes, ProdError, did_you_mean
 from prod_decode.storage.files import as_path, kind_of, mode_of, stat_of
-
-# Told why something was not covered; what raises there stops the reading.
-Skipped = Callable[[str], object]
 
 JSON_LISTS = (".jsonl", ".ndjson")
 PHRASE_LISTS = (".txt",)
-
-# Directories that hold copies and histories of what stands beside them.
-CACHES = (".git", ".hg", ".svn", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 _KEYS = {field.name for field in fields(Entry)} - {"cost"}
 
@@ -70,22 +65,52 @@ def read_entries(
         leave_out: files that are no sources, wherever they lie.
 
     Raises:
-        ProdError: a path that cannot be read as text, a list without entries, a directory of lists, or a line that is
-            no entry; names file and line.
+        ProdError: paths that cannot be read as text, lists without entries, directories of lists, and lines that are
+            no entries: all of them, once everything is read, with file and line. Behind the first nothing is given.
     """
-    for path in map(as_path, paths):
+
+    def entries_of(path: Path) -> Iterator[Entry]:
         kind = path.suffix.lower()
         if mode_of(path) == stat.S_IFDIR:
-            yield from _documents(path, max_quote, skipped, leave_out)
+            yield from _documents(path, max_quote, skipped or mistakes.add, leave_out)
         elif kind in JSON_LISTS:
-            yield from _some(path, (_entry(record, at, max_quote, boundary) for at, record in read_json_lines(path)))
+            yield from _listed(path, mistakes, lambda at, line: _entry(_object(at, line), at, max_quote, boundary))
         elif kind in PHRASE_LISTS:
-            yield from _some(path, (Entry(line, source=at, boundary=boundary) for at, line in _phrases(path)))
+            yield from _listed(path, mistakes, lambda at, line: _phrase(at, line, boundary))
         else:
             text = decode_loosely(_read(path), path)
             if kind == ".json" and _has_entries(text):
                 raise ProdError(f"{path} has entries in it, which are read from .jsonl files, one a line: convert it")
             yield _document(path, text, max_quote)
+
+    mistakes = Mistakes()
+    for path in _found(paths, mistakes):
+        with mistakes.caught():
+            for entry in entries_of(path):
+                if not mistakes:
+                    yield entry
+    mistakes.refuse()
+
+
+def require_sources(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse paths that are not there, before any of them is read.
+
+    Raises:
+        ProdError: with all of them.
+    """
+    mistakes = Mistakes()
+    _found(paths, mistakes)
+    mistakes.refuse()
+
+
+def _found(paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes) -> list[Path]:
+    """Those that are there."""
+    found = []
+    for path in paths:
+        with mistakes.caught():
+            stat_of(as_path(path))
+            found.append(as_path(path))
+    return found
 
 
 def _has_entries(text: str) -> bool:
@@ -101,11 +126,17 @@ def _has_entries(text: str) -> bool:
     return False
 
 
-def _some(path: Path, entries: Iterator[Entry]) -> Iterator[Entry]:
+def _listed(path: Path, mistakes: Mistakes, make: Callable[[str, str], Entry]) -> Iterator[Entry]:
+    """The entries of a list, made of the place and text of each line; lines that are none go into `mistakes`."""
     empty = True
-    for entry in entries:
+    for place, line in _lines(path):
         empty = False
-        yield entry
+        try:
+            entry = make(place, line)
+        except ProdError as error:
+            mistakes.add(*error.mistakes)
+        else:
+            yield entry
     if empty:
         raise ProdError(f"{path} has no entries, expected one per line: add some, or leave the file out")
 
@@ -117,10 +148,10 @@ def _document(path: Path, text: str, max_quote: int | None) -> Entry:
 
 
 def _documents(
-    folder: Path, max_quote: int | None, skipped: Skipped | None, leave_out: Collection[str | os.PathLike[str]]
+    folder: Path, max_quote: int | None, skipped: Skipped, leave_out: Collection[str | os.PathLike[str]]
 ) -> Iterator[Entry]:
     """One for each file of a directory that has text."""
-    files = list(_files_below(folder, skipped, leave_out))
+    files = list(files_below(folder, skipped, leave_out))
     lists = sum(file.suffix.lower() in JSON_LISTS + PHRASE_LISTS for file in files)
     if 0 < lists == len(files):
         raise ProdError(
@@ -135,7 +166,7 @@ def _documents(
             count += 1
             yield _document(file, text, max_quote)
     if files and not count:
-        _skip(skipped, f"{folder} has no text in it")
+        skipped(f"{folder} has no text in it")
 
 
 def read_texts(
@@ -144,6 +175,7 @@ def read_texts(
     skipped: Skipped | None = None,
     binary: bool = False,
     leave_out: Collection[str | os.PathLike[str]] = (),
+    selection: Selection | None = None,
 ) -> Iterator[tuple[Path, str]]:
     """The texts of files and of all files below directories, sorted by name.
 
@@ -158,23 +190,35 @@ def read_texts(
         binary: read files that are no text as well, byte by byte, so that ASCII in them is found; `skipped` is told
             of them all the same.
         leave_out: files to leave out, wherever they lie.
+        selection: what else is left out; with it no file is read twice.
 
     Raises:
-        ProdError: a named path that does not exist or is no text, or what `skipped` would be told without it.
+        ProdError: named paths that do not exist or are no text, or what `skipped` would be told without it: all of
+            them, once everything is read. Behind the first nothing is given.
     """
-    for path in map(as_path, paths):
-        if mode_of(path) != stat.S_IFDIR:
+
+    def texts_of(path: Path) -> Iterator[tuple[Path, str]]:
+        if mode_of(path) == stat.S_IFDIR:
+            yield from _texts(files_below(path, told, leave_out, selection), told, binary=binary)
+        elif selection is None or (not selection.excludes(path) and selection.is_new(path)):
             yield path, decode_loosely(_read(path), path, skipped, binary=binary)
-            continue
-        yield from _texts(_files_below(path, skipped, leave_out), skipped, binary=binary)
+
+    mistakes = Mistakes()
+    told = skipped or mistakes.add
+    for path in _found(paths, mistakes):
+        with mistakes.caught():
+            for found in texts_of(path):
+                if not mistakes:
+                    yield found
+    mistakes.refuse()
 
 
-def _texts(files: Iterable[Path], skipped: Skipped | None, *, binary: bool) -> Iterator[tuple[Path, str]]:
+def _texts(files: Iterable[Path], skipped: Skipped, *, binary: bool) -> Iterator[tuple[Path, str]]:
     for file in files:
         try:
             text = decode_loosely(_read(file), file, skipped, binary=binary)
         except ProdError as error:
-            _skip(skipped, str(error))
+            skipped(str(error))
             continue
         yield file, text
 
@@ -264,31 +308,39 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line.removesuffix("\r")
 
 
-def _phrases(path: Path) -> Iterator[tuple[str, str]]:
-    for place, line in _lines(path):
-        if "\r" in line:
-            raise ProdError(
-                f"{place}: expected lines that end with LF or CRLF, got a CR within one: convert the file, or write a "
-                "phrase with a CR as a .jsonl entry"
-            )
-        yield place, line
+def _phrase(place: str, line: str, boundary: Boundary | None) -> Entry:
+    if "\r" in line:
+        raise ProdError(
+            f"{place}: expected lines that end with LF or CRLF, got a CR within one: convert the file, or write a "
+            "phrase with a CR as a .jsonl entry"
+        )
+    return Entry(line, source=place, boundary=boundary)
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place, `file:line`, for messages; blank lines are skipped.
 
     Raises:
-        ProdError: a line that is no JSON object.
+        ProdError: lines that are no JSON objects: all of them, at the end. Behind the first nothing is given.
     """
+    mistakes = Mistakes()
     for place, line in _lines(as_path(path)):
-        try:
-            record = json.loads(line, object_pairs_hook=unique_keys)
-        # Deep nesting is a RecursionError, and a number of 5,000 digits a ValueError that is no JSONDecodeError.
-        except (ValueError, RecursionError) as error:
-            raise ProdError(f"{place}: expected a JSON object a line, got invalid JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise ProdError(f"{place}: expected a JSON object, got {type(record).__name__}")
-        yield place, record
+        with mistakes.caught():
+            record = _object(place, line)
+            if not mistakes:
+                yield place, record
+    mistakes.refuse()
+
+
+def _object(place: str, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line, object_pairs_hook=unique_keys)
+    # Deep nesting is a RecursionError, and a number of 5,000 digits a ValueError that is no JSONDecodeError.
+    except (ValueError, RecursionError) as error:
+        raise ProdError(f"{place}: expected a JSON object a line, got invalid JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ProdError(f"{place}: expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -304,53 +356,15 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _files_below(
-    folder: Path, skipped: Skipped | None, leave_out: Collection[str | os.PathLike[str]] = ()
-) -> Iterator[Path]:
-    # Where links lead to a directory again, or in a circle, it is read once.
-    seen = {_identity(stat_of(Path(path))) for path in leave_out if Path(path).exists()}
-    # And by name what is not there yet: a directory that is made meanwhile.
-    left_out = {os.path.realpath(path) for path in leave_out}
-    waiting = [folder]
-    count = 0
-    while waiting:
-        here = waiting.pop()
-        try:
-            if (identity := _identity(here.stat())) in seen or os.path.realpath(here) in left_out:
-                continue
-            seen.add(identity)
-            with os.scandir(here) as found:
-                names = sorted(entry.name for entry in found)
-        except OSError as error:
-            _skip(skipped, f"cannot read {here}: {error.strerror}")
-            continue
-        folders = []
-        for path in (here / name for name in names):
-            try:
-                status = stat_of(path)
-            except ProdError as error:
-                _skip(skipped, str(error))
-                continue
-            mode = stat.S_IFMT(status.st_mode)
-            if mode == stat.S_IFDIR:
-                folders += [path] if path.name not in CACHES else []
-            elif mode != stat.S_IFREG:
-                _skip(skipped, f"{path} is {kind_of(mode)}: not opened")
-            elif _identity(status) not in seen:
-                count += 1
-                yield path
-        waiting += reversed(folders)
-    if not count:
-        _skip(skipped, f"{folder} has no files to read in it")
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
 def _entry(record: dict[str, Any], place: str, max_quote: int | None, boundary: Boundary | None) -> Entry:
     if unknown := sorted(set(record) - _KEYS):
-        raise ProdError(f"{place}: unknown key {unknown[0]!r}, expected some of {', '.join(sorted(_KEYS))}")
+        known = sorted(_KEYS)
+        raise ProdError(
+            *(
+                f"{place}: unknown key {key!r}, expected some of {', '.join(known)}{did_you_mean(key, known)}"
+                for key in unknown
+            )
+        )
     if "text" not in record:
         raise ProdError(f"{place}: expected a key 'text', got {', '.join(sorted(record)) or 'an empty object'}")
     for key in ("id", "source"):

@@ -32,20 +32,29 @@ def add_to(commands: Commands) -> None:
     add.add_argument(
         "--top-p", type=positive(float, most=1), default=1.0, metavar="P", help="nucleus, up to 1; default 1"
     )
-    add.add_argument("--seed", type=positive(int, zero=True, most=2**64 - 1), default=0, help="of sampling; default 0")
+    add.add_argument("--seed", type=positive(int, zero=True, most=2**64 - 1), help="of sampling; default 0")
     add.add_argument(
         "--mode", choices=["mask", "prod"], default="mask", help="`prod`: the whole PROD distribution, nucleus included"
     )
-    add.add_argument("--compare", action="store_true", help="also generate without the blocklist")
+    add.add_argument(
+        "--compare",
+        action="store_true",
+        help="also generate without the blocklist; the tokens that were refused are shown off a terminal too",
+    )
     add.add_argument("--json", action="store_true", help="as one JSON object")
     add.set_defaults(run=_generate)
 
 
 def _generate(options: argparse.Namespace) -> int:
     from prod_decode.blocklist.sources import decode_text, read_text
+    from prod_decode.storage.models import load_model, require_name
 
     if options.top_p < 1 and not options.temperature:
         raise ProdError("--top-p is for sampling: expected --temperature above 0 beside it, got 0; drop one")
+    if options.seed is not None and not options.temperature:
+        note("no effect: --seed: it is for sampling, with --temperature above 0")
+    if options.mode == "prod" and not options.temperature:
+        note("no effect: --mode prod: without --temperature the likeliest token is taken, as with `mask`")
     blocklist = load(options.blocklist)
     prompt = options.prompt
     if prompt == "-":
@@ -56,10 +65,10 @@ def _generate(options: argparse.Namespace) -> int:
         raise ProdError("expected a prompt of at least one token, got an empty one")
     if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
         raise ProdError("--prompt is not UTF-8 text: convert it first, or set a UTF-8 locale")
+    require_name(options.model)
 
     from prod_decode.command.generation import generate
     from prod_decode.command.render import mark_bans, to_terminal
-    from prod_decode.storage.models import load_model
 
     model, tokenizer = load_model(options.model)
     matcher = blocklist.bind(tokenizer)
@@ -74,17 +83,20 @@ def _generate(options: argparse.Namespace) -> int:
                 max_new_tokens=options.max_new_tokens,
                 temperature=options.temperature,
                 top_p=options.top_p,
-                seed=options.seed,
+                seed=options.seed or 0,
                 mode=options.mode,
             )
     if options.json:
         print(to_json({name: record(run, blocklist) for name, run in runs.items()}))
         return 0
+    is_terminal = sys.stdout.isatty()
     for name, run in runs.items():
         if options.compare:
             print(f"--- {name}")
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(printable(run.prompt) + to_terminal(mark_bans(run), color=color))
+        color = is_terminal and not os.environ.get("NO_COLOR")
+        # A file, or another program, gets the text; a comparison is for people, wherever it is kept.
+        shown = to_terminal(mark_bans(run), color=color) if is_terminal or options.compare else printable(run.output)
+        print(printable(run.prompt) + shown)
     for entry_id, count in runs["protected"].fired.most_common():
         note(f"{entry_id}: stepped in {count} time{'s' if count > 1 else ''}")
     note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from prod_decode.command.options import READ, Uncovered, add_coverage, load, positive
+from prod_decode.command.options import READ, Uncovered, add_coverage, load, load_all, positive
 from prod_decode.command.terminal import note, to_json
 from prod_decode.errors import ProdError, one_line
 
@@ -110,19 +110,29 @@ def add_to(commands: Commands) -> None:
 
 def _compile(options: argparse.Namespace) -> int:
     from prod_decode.blocklist.blocklist import Blocklist
-    from prod_decode.blocklist.sources import read_entries, read_texts
+    from prod_decode.blocklist.entries import SHORTEST_QUOTE
+    from prod_decode.blocklist.sources import read_entries, read_texts, require_sources
     from prod_decode.storage.artifact import require_output
+    from prod_decode.storage.models import require_name
 
+    if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
+        raise ProdError(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
     require_output(options.output, [*options.sources, *options.allow])
+    require_sources([*options.sources, *options.allow])
+    if options.model is not None:
+        require_name(options.model)
     uncovered = Uncovered(options)
+    # With --strict all that is not covered is a mistake, and mistakes are told together.
+    skipped = None if options.strict else uncovered
     entries = read_entries(
         options.sources,
         max_quote=options.max_quote,
         boundary=options.boundary,
-        skipped=uncovered,
+        skipped=skipped,
         leave_out=[options.output, *_kept_parts(options.parts, [*options.sources, *options.allow])],
     )
     unfolded: list[str] = []
+    documents = _tell_documents(options.sources)
     blocklist = Blocklist.compile(
         _progress(_watch_case(entries, unfolded) if options.ignore_case else entries, "entries"),
         normalize=options.normalize,
@@ -133,19 +143,34 @@ def _compile(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         costs=None if options.model is None else _costs_of(options.model),
         parts=options.parts,
-        skipped=uncovered,
+        skipped=skipped,
     )
-    uncovered.add_ineffective(blocklist)
-    _tell_documents(options.sources)
+    uncovered.add_ineffective(blocklist, documents)
+    _tell_unused(options, blocklist)
     _save(blocklist, options.output)
     if unfolded:
         more = f" and {len(unfolded) - 1} more" if len(unfolded) > 1 else ""
         note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
     _print_waived(blocklist)
     if options.allow_names:
-        points = len(blocklist.report.commit_points)
-        note(f"banned from a commit point on: {points} phrases; `prod-decode info --entries` shows them")
+        points, phrases = len(blocklist.report.commit_points), blocklist.report.phrases
+        note(f"phrases banned from a commit point on: {points} of {phrases}; `prod-decode info --entries` shows them")
     return uncovered.status
+
+
+def _tell_unused(options: argparse.Namespace, blocklist: Blocklist) -> None:
+    """Which options had no effect: a slip, or sources that are not what somebody takes them for."""
+    report = blocklist.report
+    given = {"--max-quote": options.max_quote, "--allow": options.allow, "--model": options.model}
+    without = [name for name, value in given.items() if value] if not report.documents else []
+    if without:
+        note(f"no effect: {', '.join(without)}: for documents, and the sources have phrases alone")
+    elif options.max_quote and all(info.max_quote != options.max_quote for info in blocklist.entries()):
+        note("no effect: --max-quote: every document has a max_quote of its own")
+    if options.boundary and not report.phrases:
+        note("no effect: --boundary: for phrases, and the sources have documents alone")
+    elif options.boundary and all(info.boundary != options.boundary for info in blocklist.entries()):
+        note("no effect: --boundary: every phrase has a boundary of its own")
 
 
 def _kept_parts(parts: str | None, sources: Sequence[str]) -> list[str]:
@@ -170,8 +195,12 @@ def _kept_parts(parts: str | None, sources: Sequence[str]) -> list[str]:
     return [str(folder)]
 
 
-def _tell_documents(sources: Sequence[str]) -> None:
-    """Which of the files that were named are documents: one that was meant as a list guards something else."""
+def _tell_documents(sources: Sequence[str]) -> list[str]:
+    """Which of the files that were named are documents: one that was meant as a list guards something else.
+
+    Returns:
+        Their ids as entries.
+    """
     from prod_decode.blocklist.sources import JSON_LISTS, PHRASE_LISTS
 
     named = [name for name in sources if Path(name).suffix.lower() not in JSON_LISTS + PHRASE_LISTS]
@@ -179,6 +208,7 @@ def _tell_documents(sources: Sequence[str]) -> None:
     if documents:
         more = f" and {len(documents) - 3} more" if len(documents) > 3 else ""
         note(f"read as a document each: {', '.join(documents[:3])}{more} (lists are .txt, .jsonl and .ndjson files)")
+    return [Path(name).as_posix() for name in documents]
 
 
 def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry]:
@@ -238,7 +268,7 @@ def _merge(options: argparse.Namespace) -> int:
     from prod_decode.storage.artifact import require_output
 
     require_output(options.output)  # one of the files may be it: all are loaded by then, and nothing of it is lost
-    merged = Blocklist.merge([load(file) for file in options.files])
+    merged = Blocklist.merge(load_all(options.files))
     uncovered = Uncovered(options)
     uncovered.add_ineffective(merged)
     _save(merged, options.output)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prod_decode.command.terminal import USAGE, note
-from prod_decode.errors import ProdError, one_line
+from prod_decode.errors import Mistakes, ProdError, brief, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
@@ -36,18 +38,60 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose help ends with the meaning of each exit status."""
+    """An argument parser whose errors are a line each, and whose help ends with the meaning of each exit status.
+
+    Attributes:
+        keeps_unknown: options that it does not know are left to whoever calls `parse_known_args`. Otherwise they are
+            errors of the sub-command that has them; argparse has its parent tell them, with the parent's `--help`, and
+            only where no option is missing.
+    """
 
     def __init__(self, *, statuses: Mapping[int, str] | None = None, **options: Any) -> None:
         self.statuses = statuses or {}
+        self.keeps_unknown = False
         if statuses:
             options["formatter_class"] = argparse.RawDescriptionHelpFormatter
             options["epilog"] = "\n".join(["exit status:", *(f"  {status}  {statuses[status]}" for status in statuses)])
         super().__init__(**options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse has it; see `keeps_unknown`."""
+        words = sys.argv[1:] if args is None else list(args)
+        if not self.keeps_unknown and (unknown := self._unknown(words)):
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            self._exit(*(f"unknown option {brief(name)}{did_you_mean(name, known)}" for name in unknown))
+        return super().parse_known_args(words, namespace)
+
+    def _unknown(self, words: Sequence[str]) -> list[str]:
+        """The words that argparse takes for options of this parser, which has no such option."""
+        own = words[: words.index("--")] if "--" in words else words
+        if self._subparsers is not None:  # behind the sub-command's name, they are that one's
+            own = list(itertools.takewhile(lambda word: word.startswith("-"), own))
+        names = [word.partition("=")[0] for word in own if word.startswith("--") and " " not in word]
+        known = self._option_string_actions
+        return [
+            name
+            for name in names
+            if name not in known and not (self.allow_abbrev and any(one.startswith(name) for one in known))
+        ]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            meant = did_you_mean(value, known) if isinstance(value, str) else ""
+            raise argparse.ArgumentError(action, f"expected one of {', '.join(known)}, got {brief(value)!r}{meant}")
+
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to read more, and exit with status 2."""
-        self.exit(USAGE, one_line(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
+        self._exit(message)
+
+    def hint(self, message: str) -> str:
+        """The end of a message: where to read more."""
+        return f"{' See' if message.endswith('?') else '; see'} `{self.prog} --help`"
+
+    def _exit(self, *messages: str) -> NoReturn:
+        lines = (one_line(f"{self.prog}: {message}{self.hint(message)}") for message in messages)
+        self.exit(USAGE, "".join(f"{line}\n" for line in lines))
 
 
 def add_coverage(parser: argparse.ArgumentParser, strict: str) -> None:
@@ -105,12 +149,28 @@ class Uncovered:
         self(why)
         self._is_missing = True
 
-    def add_ineffective(self, blocklist: Blocklist) -> None:
-        """The entries that prohibit nothing, which `info --json` lists too."""
+    def add_ineffective(self, blocklist: Blocklist, named: Collection[str] = ()) -> None:
+        """The entries that prohibit nothing, which `info --json` lists too.
+
+        Args:
+            blocklist: has them.
+            named: files that were named and read as documents: perhaps they were meant as lists.
+        """
         too_short = set(blocklist.report.too_short)
         names = blocklist.ineffective()
+
+        def why(name: str) -> str:
+            if name not in too_short:
+                return f"{name!r}: free code all over"
+            meant = ", read as a document; if it is a list of phrases, name it .txt" if name in named else ""
+            return f"{name!r}: shorter than max_quote{meant}"
+
+        if self._strict:
+            mistakes = Mistakes()
+            mistakes.add(*map(why, names))
+            mistakes.refuse()
         for name in names[:10]:
-            self(f"{name!r}: {'shorter than max_quote' if name in too_short else 'free code all over'}")
+            self(why(name))
         if len(names) > 10:
             self.count += len(names) - 10
             note(f"not covered: {len(names) - 10} more like these; `prod-decode info --json` lists them all")
@@ -119,6 +179,20 @@ class Uncovered:
     def status(self) -> int:
         """The exit status, if nothing else is the matter."""
         return UNCOVERED if self.count and (self._is_missing or not self._accepted) else 0
+
+
+def load_all(files: Sequence[str]) -> list[Blocklist]:
+    """Compiled blocklists.
+
+    Raises:
+        ProdError: with each file that is not there, or is none.
+    """
+    mistakes, found = Mistakes(), []
+    for file in files:
+        with mistakes.caught():
+            found.append(load(file))
+    mistakes.refuse()
+    return found
 
 
 def load(file: str) -> Blocklist:

@@ -20,6 +20,7 @@ from prod_decode.errors import ProdError, brief, one_line
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist, Match
+    from prod_decode.blocklist.selection import Selection
     from prod_decode.command.options import Commands
 
 
@@ -57,12 +58,22 @@ def add_to(commands: Commands) -> None:
         help="also match with JSON's escapes decoded, as code stands in strings of JSON (default: in files named "
         f"{', '.join(JSON)})",
     )
+    add.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and directories, and count them. A pattern without a slash is compared with every name, "
+        "as `*.lock` and `vendor` are; one with a slash with the path below PATH and with the path as it is printed, "
+        "as `docs/*.md` is. `*` stands for slashes too. Give it again for another pattern",
+    )
     add.add_argument("--verify", action="store_true", help="count again with pyahocorasick and compare")
     add_coverage(add, "stop at the first file that cannot be read as text")
     add.set_defaults(run=_scan)
 
 
 def _scan(options: argparse.Namespace) -> int:
+    from prod_decode.blocklist.selection import Selection
     from prod_decode.command.audit import Auditor
     from prod_decode.storage.artifact import require_output
 
@@ -73,8 +84,9 @@ def _scan(options: argparse.Namespace) -> int:
     auditor = Auditor(blocklist) if options.verify else None
     uncovered = Uncovered(options)
     findings = None if options.html is None else Findings()
+    selection = Selection(options.exclude)
     total = files = 0
-    for path, text in _inputs(options.paths, uncovered, [options.file, *filter(None, [options.html])]):
+    for path, text in _inputs(options.paths, uncovered, [options.file, *filter(None, [options.html])], selection):
         files += 1
         unescape = Path(path).suffix.lower() in JSON if options.escapes is None else options.escapes
         matches = list(blocklist.scan(text, unescape=True) if unescape else blocklist.scan(text))
@@ -91,9 +103,12 @@ def _scan(options: argparse.Namespace) -> int:
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
-    note(f"prohibited places: {total}, files: {files}{left}{verified}")
+    excluded = _excluded(selection)
+    note(f"prohibited places: {total}, files: {files}{left}{excluded}{verified}")
+    for pattern in selection.unused():
+        note(f"no effect: --exclude {pattern}: nothing was excluded by it")
     if findings is not None:
-        write_page(options.html, findings.page(blocklist, options.file, files, uncovered, verified))
+        write_page(options.html, findings.page(blocklist, options.file, files, uncovered, f"{verified}{excluded}"))
         note(f"the page: {options.html}")
     return FOUND if total else uncovered.status
 
@@ -107,17 +122,27 @@ def _to_verify(
     return [(one, list(blocklist.scan(one))) for one in (text, decode_text(text))] if unescape else [(text, matches)]
 
 
-def _inputs(paths: Sequence[str], uncovered: Uncovered, leave_out: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _excluded(selection: Selection) -> str:
+    counts = {"file": selection.files, "folder": selection.folders}
+    told = " and ".join(_count(number, what) for what, number in counts.items() if number)
+    return f", excluded: {told}" if told else ""
+
+
+def _inputs(
+    paths: Sequence[str], uncovered: Uncovered, leave_out: Sequence[str], selection: Selection
+) -> Iterator[tuple[str, str]]:
     from prod_decode.blocklist.sources import decode_loosely, read_texts
 
-    for path in paths:
+    for path in dict.fromkeys(paths):
         if path == "-":
             name = "the standard input"
             yield "-", decode_loosely(read_stdin(), name, uncovered, binary=True)
             continue
         try:
             # The blocklist has its own phrases in it, and an earlier page what was found then.
-            for file, text in read_texts([path], skipped=uncovered, binary=True, leave_out=leave_out):
+            for file, text in read_texts(
+                [path], skipped=uncovered, binary=True, leave_out=leave_out, selection=selection
+            ):
                 yield str(file), text
         except ProdError as error:
             uncovered.missing(str(error))
@@ -188,7 +213,7 @@ class Findings:
             name: of its file.
             files: how many were looked through.
             uncovered: what was not covered.
-            verified: what to say behind the figures, if anything.
+            verified: what to say besides, if anything.
         """
         total = sum(self._by_entry.values())
         title = f"{_count(total, 'prohibited place')} in {len(self._by_file)} of {_count(files, 'file')}"

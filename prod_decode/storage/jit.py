@@ -23,15 +23,23 @@ import logging
 # Before numba, which registers `weakref.finalize` for the end of the program. What is registered last runs first, so
 # this would wait for vLLM's engine before vLLM's finalizer has ended it: for ever.
 import multiprocessing.util  # noqa: F401
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numba
-from llvmlite.binding import ffi
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserWideCacheLocator
-
+from prod_decode.errors import ProdError, reason
 from prod_decode.storage.own_folder import own_folder
+
+try:
+    import numba
+    from llvmlite.binding import ffi
+    from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserWideCacheLocator
+except ValueError as error:  # as of NUMBA_NUM_THREADS=-1
+    given = ", ".join(sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")))
+    raise ProdError(
+        f"numba does not start: {reason(error).rstrip('.')}: set other values than {given or 'none'}, or none"
+    ) from None
 
 # vLLM 0.32 reads `__dict__` of every value in every module; llvmlite's library answers with a C function of that name,
 # and a worker that has loaded numba dies ("'_lib_fn_wrapper' object has no attribute 'get'"). This is what it looks up.
@@ -93,7 +101,7 @@ class _Cache:
         if found is None and self.cache_path:
             _tell(
                 logging.INFO,
-                f"compiling for this machine, once: up to 12 seconds in all (kept in {self.cache_path})",
+                f"compiling for this machine, once: 10 to 30 seconds in all (kept in {self.cache_path})",
             )
         return found
 
@@ -122,7 +130,7 @@ def _tell(level: int, message: str) -> None:
 def _tell_uncached(error: Exception) -> None:
     _tell(
         logging.WARNING,
-        f"machine code cannot be kept, so that every start compiles for about 12 seconds: {error}. Set "
+        f"machine code cannot be kept, so that every start compiles for 10 to 30 seconds: {error}. Set "
         "NUMBA_CACHE_DIR to a folder with room that this user can write, and nobody else",
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from prod_decode.errors import ProdError, brief, reason
+from prod_decode.errors import ProdError, brief, closest, reason
 from prod_decode.storage.files import readable_as_usual
 
 BUNDLED = "bundled"
@@ -211,9 +211,15 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
     return str(directory)
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def require_name(name: str) -> None:
+    """Refuse at once, before anything is loaded or asked for, what can be the name of no model.
+
+    Raises:
+        ProdError: no directory or file of that name is there, and the hub cannot have it; or it is nearly `bundled`.
+    """
     if is_gguf(name):
-        return _locate_gguf(name)
+        _gguf_path(name)
+        return
     path = Path(name)
     try:
         there, is_folder = path.exists(), bool(name) and path.is_dir()
@@ -222,20 +228,34 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if is_folder:
         if not any(any(path.glob(pattern)) for pattern in ("*config.json", "*token*", "vocab*")):
             raise ProdError(f"cannot load the model {brief(name)!r}: the directory has no config.json ({EXPECTED})")
-        return name, {}
+        return
+    # The hub has no model whose name is one word so like it.
+    if not there and "/" not in name and (meant := closest(name.lower(), [BUNDLED], 0.7)):
+        raise ProdError(f"cannot load the model {brief(name)!r}: no such directory; did you mean {meant!r}?")
     if there or not _HUB_ID.fullmatch(name):
         why = "it is a file" if there and name else "no such directory"
         raise ProdError(f"cannot load the model {brief(name)!r}: {why} ({EXPECTED})")
-    return name, {} if _hub_is_known() else {"local_files_only": True}
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    require_name(name)
+    if is_gguf(name):
+        return _locate_gguf(name)
+    return name, {} if Path(name).is_dir() or _hub_answers() else {"local_files_only": True}
+
+
+def _gguf_path(name: str) -> Path:
+    path = bundled_model() if name == BUNDLED else Path(name)
+    if not path.exists():
+        raise ProdError(f"cannot read the model {name}: no such file")
+    return path
 
 
 def _locate_gguf(name: str) -> tuple[str, dict[str, Any]]:
     from prod_decode.storage.files import require_file
     from prod_decode.storage.gguf_file import require_whole
 
-    path = bundled_model() if name == BUNDLED else Path(name)
-    if not path.exists():
-        raise ProdError(f"cannot read the model {name}: no such file")
+    path = _gguf_path(name)
     require_file(path, "a GGUF file")
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise ProdError(f"the model {name} needs the packages gguf and accelerate: pip install 'gguf>=0.10' accelerate")
@@ -243,20 +263,22 @@ def _locate_gguf(name: str) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _hub_is_known() -> bool:
-    """Whether the hub's name has an address here.
+def _hub_answers() -> bool:
+    """Whether the hub can be asked for something; any answer will do.
 
-    Without one, huggingface_hub asks six times, a minute in all, before it looks into its cache. Behind a proxy, which
-    asks for us, nothing can be told and the answer is yes.
+    If it cannot, huggingface_hub asks six times for each of two files, with 46 s of waiting in all, before it looks
+    into its cache. Without an address that is told at once, but behind a proxy, which looks up the name, it must be
+    tried.
     """
-    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # documented, not in its __all__
 
-    url = urlsplit(ENDPOINT)
-    if url.scheme in (proxies := getproxies()) or "all" in proxies:
-        return True
+    url = urlsplit(constants.ENDPOINT)
     try:
-        socket.getaddrinfo(url.hostname, None)
-    except OSError:
+        if url.scheme not in (proxies := getproxies()) and "all" not in proxies:
+            socket.getaddrinfo(url.hostname, None)
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception:  # noqa: BLE001 (each version of huggingface_hub asks with another library)
         return False
     return True
 

@@ -69,6 +69,11 @@ def _read(tokenizer: Any) -> Reading:
         return _read_slow_sentencepiece(tokenizer)
     if hasattr(tokenizer, "id_to_piece") and hasattr(tokenizer, "is_byte"):
         return _read_sentencepiece(tokenizer)
+    if isinstance(tokenizer, str):
+        raise ProdError(
+            f"expected a tokenizer, got the text {tokenizer[:80]!r}: pass what "
+            f"transformers.AutoTokenizer.from_pretrained({tokenizer[:80]!r}) gives"
+        )
     raise ProdError(
         f"expected a tokenizer backed by tokenizers, tiktoken or SentencePiece, got {type(tokenizer).__name__}: the "
         f"bytes of its tokens cannot be derived; {REMEDY}"

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from prod_decode.errors import ProdError, brief, did_you_mean, reason
 from prod_decode.storage.files import write_whole
+from prod_decode.storage.models import require_name
 from prod_train.data.formats import DATA_FILES
 from prod_train.methods import METHODS, OPTIONS
 from prod_train.option import COUNT, POSITIVE, POSITIVE_OR_INF, SHARE, WEIGHT, Option, Within
@@ -247,6 +248,11 @@ class _Run:
                 found.append(
                     f"{flag(option.name)}: expected {', '.join(choices)}, got {given!r}{did_you_mean(given, choices)}"
                 )
+        if self.model and not self.continues_adapter:
+            try:
+                require_name(self.model)
+            except ProdError as error:
+                found.append(f"--model: {error}")
         found += self._range_problems()
         found += self._combination_problems()
         return found

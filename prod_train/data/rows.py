@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.errors import ProdError, brief, closest, reason
+from prod_decode.errors import Mistakes, ProdError, brief, closest, reason
 from prod_decode.text.normalize import Normalization
 from prod_train.data.formats import DATA_FILES, JSON_FILES
 
@@ -154,7 +154,8 @@ def load_rows(
 
     Raises:
         ProdError: no such data, no rows, or rows that cannot be used: missing or contradictory keys, an empty
-            completion, spans outside the text, too many tokens. The message counts them and names the first.
+            completion, spans outside the text, too many tokens. All of them are told, of too long ones their number
+            and the first.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ProdError(
@@ -168,10 +169,11 @@ def load_rows(
         )
     records = list(read_records(name))
     length = max_length if truncate else None
-    rows = [
-        encode(record, place, tokenizer, max_length=length, eos=eos, special_tokens=special_tokens)
-        for place, record in records
-    ]
+    rows, mistakes = [], Mistakes()
+    for place, record in records:
+        with mistakes.caught():
+            rows.append(encode(record, place, tokenizer, max_length=length, eos=eos, special_tokens=special_tokens))
+    mistakes.refuse()
     if not special_tokens and (spelt := _spelt_special(records, tokenizer)):
         _log.warning(
             "%s: %s is read as text, not as the special token of that name; if a chat template made the rows, "

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
+from prod_decode.storage.models import is_gguf
 from prod_train.config.config import BASE, Config
 from prod_train.data.rows import Row, encode, load_rows
 from prod_train.measure.evaluate import measurable, padding_id
@@ -154,7 +155,7 @@ def expect_packages(config: Config) -> None:
     """Refuse settings whose packages are not installed, or that the model's kind of file does not allow.
 
     Raises:
-        ProdError: of `--report-to` or `--load-in-4bit`.
+        ProdError: of `--report-to`, `--load-in-4bit` or `--save-base`.
     """
     from accelerate.tracking import get_available_trackers
 
@@ -163,6 +164,8 @@ def expect_packages(config: Config) -> None:
         raise ProdError(f"--report-to: expected the package of {tracker}, it is not installed: install it, or use none")
     if config.load_in_4bit:
         expect_4bit(base_name(config.model))
+    if config.save_base and not is_gguf(base := base_name(config.model)):
+        raise ProdError(f"--save-base: writes the base of a GGUF file or of 'bundled', got {brief(base)}: drop it")
 
 
 def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], list[Row]]:

@@ -62,6 +62,7 @@ def fit(session: Session, *, progress: bool = False) -> State:
     source = resume_from(config)
     if source is not None:
         state = restore_model(session, source)
+        mark(output, unfinished=True)  # not before: a checkpoint that is refused leaves nothing
     model, optimizer = accelerator.prepare(session.model, optimizer)
     if source is not None:
         restore_optimizer(model, optimizer, source)
@@ -318,7 +319,8 @@ def run(config: Config, *, progress: bool = False) -> RunReport:
     output = Path(config.output)
     with only_run(output):
         job = prepare(config)
-        mark(output, unfinished=True)
+        if job.config.resume is None:
+            mark(output, unfinished=True)
         session = setup(job, progress=progress)
         report = finish(session, fit(session, progress=progress))
         mark(output, unfinished=False)

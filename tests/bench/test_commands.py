@@ -87,6 +87,7 @@ def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
     ("arguments", "message"),
     [
         (["nonsense"], "bench: expected one of demo, "),
+        (["overhaed"], ", got 'overhaed'; did you mean 'overhead'?"),
         (["overhead", "--patterns", "0"], "bench overhead: expected --patterns as numbers above 0, got '0'"),
         (["overhead", "--patterns", "1,x"], "bench overhead: expected --patterns as numbers above 0, got '1,x'"),
         (["overhead", "--tokenizer", "/no/such"], "bench overhead: cannot load the model '/no/such'"),

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests import ROOT
+from tests import FIRST_START, ROOT
 
 _BLOCK = re.compile(
     r'^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n'
@@ -28,8 +28,6 @@ _BLOCK = re.compile(
 )
 _END = "--- end of a command of a page: "
 ELLIPSIS = "..."
-# Whether a command says this depends on what ran on this machine before.
-_FIRST_START = "compiling for this machine, once: "
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def run_page(page: str, folder: Path, commands: Path) -> list[Step]:
     parts = re.split(rf"\n{re.escape(_END)}(\d+)\n", printed)
     for text, number in zip(parts[0::2], parts[1::2], strict=False):
         lines = text.removesuffix("\n").split("\n") if text else []
-        steps[int(number)].got = [line for line in lines if not line.startswith(_FIRST_START)]
+        steps[int(number)].got = [line for line in lines if not line.startswith(FIRST_START)]
     if [int(number) for number in parts[1::2]] != list(range(len(steps))):
         raise ValueError(f"expected {len(steps)} commands that end, got {len(parts) // 2}; the shell said: {parts[-1]}")
     return steps

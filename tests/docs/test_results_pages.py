@@ -64,7 +64,12 @@ def test_a_cell_that_was_changed_is_noticed(copy: Path) -> None:
     assert mine["metrics"]["replacement"]["value"] == 0.55
     mine["metrics"]["replacement"]["value"] = 0.5
     path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
-    assert differing(copy) == ["qwen-natural-deprecated.md", "what-comes-instead.md", "what-comes-instead.svg"]
+    assert differing(copy) == [
+        "index.md",
+        "qwen-natural-deprecated.md",
+        "what-comes-instead.md",
+        "what-comes-instead.svg",
+    ]
 
 
 def test_the_check_names_what_is_out_of_date(

@@ -16,12 +16,13 @@ import pytest
 
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
-from prod_decode.blocklist.sources import CACHES
+from prod_decode.blocklist.selection import CACHES
 from prod_decode.cli import main
 from prod_decode.command.generating import record
 from prod_decode.command.generation import Generation
 from prod_decode.command.terminal import exit_status
-from tests import ROOT
+from prod_decode.tokens.vocabulary import Vocabulary
+from tests import FIRST_START, ROOT, without_first_start
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -170,6 +171,34 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["complie"],
+            "compile, merge, info, scan, generate, check-server, got 'complie'; did you mean 'compile'? See `prod",
+        ),
+        (["--verson"], "prod-decode: unknown option --verson; did you mean '--version'? See `prod-decode --help`"),
+        (
+            ["compile", "x.txt", "--max-qoute", "30"],
+            "unknown option --max-qoute; did you mean '--max-quote'? See `prod-decode compile --help`",
+        ),
+        (["compile", "x.txt", "--otput=y"], "unknown option --otput; did you mean '--output'?"),
+        (["scan", "x", "y", "--zzz"], "prod-decode scan: unknown option --zzz; see `prod-decode scan --help`"),
+        (
+            ["compile", "x.txt", "-o", "{tmp}/y", "--normalize", "cdoe"],
+            "argument --normalize: expected one of code, none, got 'cdoe'; did you mean 'code'?",
+        ),
+        (
+            ["compile", "{tmp}/short.txt", "-o", "{tmp}/y", "--max-quote", "3"],
+            "--max-quote: expected at least 6 characters",
+        ),
+        (["scan", "{tmp}/short.txt", "{tmp}", "--exclude", "/"], "{tmp}/short.txt is not a compiled blocklist"),
+        (
+            ["generate", "--model", "bundeld", "--blocklist", "{tmp}/good.prod", "--prompt", "x"],
+            "prod-decode generate: cannot load the model 'bundeld': no such directory; did you mean 'bundled'?",
+        ),
+        (
+            ["compile", "{tmp}/short.txt", "-o", "{tmp}/y", "--model", "bundeld"],
+            "prod-decode compile: cannot load the model 'bundeld': no such directory; did you mean 'bundled'?",
+        ),
         ([], "prod-decode: the following arguments are required: COMMAND; see `prod-decode --help`"),
         (["compile", "x.txt"], "the following arguments are required: -o/--output; see `prod-decode compile --help`"),
         (["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"], "--max-quote: invalid int value: 'many'"),
@@ -207,6 +236,7 @@ def test_a_mistake_is_one_line_and_status_2(
 ) -> None:
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "short.txt").write_text("ab\n")
+    Blocklist.compile([Entry("yaml.load(")]).save(tmp_path / "good.prod")
     os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     try:
@@ -218,6 +248,117 @@ def test_a_mistake_is_one_line_and_status_2(
     assert message.format(tmp=tmp_path) in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_options_behind_a_double_dash_are_names(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["scan", block, "--", "--no-such"]) == 3
+    assert "not covered: cannot read --no-such: No such file" in capsys.readouterr().err
+
+
+def test_every_mistake_of_a_kind_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: str) -> list[str]:
+        try:
+            status = main([*arguments])
+        except SystemExit as leaving:
+            status = leaving.code
+        assert status == 2
+        return [line.removeprefix(f"prod-decode {arguments[0]}: ") for line in capsys.readouterr().err.splitlines()]
+
+    missing = "cannot read {}: No such file or directory"
+    assert said("compile", "a", "b", "--allow", "c", "-o", "x.prod") == [missing.format(name) for name in "abc"]
+    assert said("merge", "a", "b", "-o", "x.prod") == [
+        "cannot read the blocklist a: No such file or directory",
+        "cannot read the blocklist b: No such file or directory",
+    ]
+    Path("list.jsonl").write_text('{"txt": "eval("}\n{"text": "exec("}\n7\n')
+    lines = said("compile", "list.jsonl", "-o", "x.prod")
+    assert [line.partition(": ")[0] for line in lines] == ["list.jsonl:1", "list.jsonl:3"]
+    assert lines[0].endswith("; did you mean 'text'?")
+    Path("list.txt").write_text("ab\nexec(\ncd\n")
+    assert [line[:10] for line in said("compile", "list.txt", "-o", "x.prod", "--strict")] == [
+        "entry 'ab'",
+        "entry 'cd'",
+    ]
+    for name in ("one.py", "two.py"):
+        Path(name).write_text("x = 1\n")
+    Path("list.txt").write_text("exec(\n")
+    lines = said("compile", "list.txt", "one.py", "two.py", "-o", "x.prod", "--strict")
+    assert [line.partition(",")[0] for line in lines[1:]] == [
+        f"'{name}.py': shorter than max_quote" for name in ("one", "two")
+    ]
+    assert [line.partition(";")[0] for line in said("scan", "--jsno", "--exlude", "x", "a", "b")] == [
+        "unknown option --jsno",
+        "unknown option --exlude",
+    ]
+    assert not Path("x.prod").exists()
+
+
+def test_a_list_that_was_read_as_a_document_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("phrase.list").write_text("yaml.load(\n")
+    told = "read as a document each: phrase.list (lists are .txt, .jsonl and .ndjson files)"
+    assert main(["compile", "phrase.list", "-o", "x.prod"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        told,
+        "prod-decode compile: expected an entry that prohibits something, got 1 that prohibit nothing (1 read as a "
+        "document and shorter than max_quote: lower it, or give phrases, in a .txt file or with the policy 'phrase')",
+    ]
+    Path("more.txt").write_text("eval(\n")
+    assert main(["compile", "phrase.list", "more.txt", "-o", "x.prod"]) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        told,
+        "not covered: 'phrase.list': shorter than max_quote, read as a document; if it is a list of phrases, name it "
+        ".txt",
+    ]
+
+
+def test_options_without_effect_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("yaml.load(\n")
+    Path("a.py").write_text("".join(f"value_{n} = compute({n})\n" for n in range(30)))
+    rows = [
+        {"text": Path("a.py").read_text(), "id": "a", "policy": "quote", "max_quote": 50},
+        {"text": "eval(", "boundary": "none"},
+    ]
+    Path("own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def said(*arguments: str) -> list[str]:
+        assert main(["compile", *arguments, "-o", "x.prod"]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("no effect: ")]
+
+    documents = "for documents, and the sources have phrases alone"
+    assert said("list.txt", "--max-quote", "30") == [f"no effect: --max-quote: {documents}"]
+    assert said("list.txt", "--max-quote", "30", "--allow", "a.py") == [f"no effect: --max-quote, --allow: {documents}"]
+    assert said("a.py", "--boundary", "both") == [
+        "no effect: --boundary: for phrases, and the sources have documents alone"
+    ]
+    assert said("own.jsonl", "--max-quote", "30", "--boundary", "both") == [
+        "no effect: --max-quote: every document has a max_quote of its own",
+        "no effect: --boundary: every phrase has a boundary of its own",
+    ]
+    assert said("own.jsonl", "a.py", "list.txt", "--max-quote", "30", "--boundary", "both") == []
+
+
+@pytest.mark.slow
+def test_a_variable_that_numba_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("yaml.load(\n")
+    command = [sys.executable, "-m", "prod_decode.cli", "compile", "list.txt", "-o", "x.prod"]
+    environment = {**ENVIRONMENT, "NUMBA_NUM_THREADS": "-1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "prod-decode compile: numba does not start: Number of threads specified must be > 0: set other values than "
+        "NUMBA_NUM_THREADS=-1, or none\n"
+    )
 
 
 def test_generate_refuses_before_it_loads_the_model(block: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +375,69 @@ def test_generate_refuses_before_it_loads_the_model(block: str, capsys: pytest.C
     assert "expected the name of a file or directory, got ''" in capsys.readouterr().err
     assert main([*base, block, "--prompt", "x"]) == 2
     assert "cannot load the model '/no/such/model'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "terminal", "no_color", "shown"),
+    [
+        ([], False, None, "x = yaml.safe_load("),
+        ([], False, "1", "x = yaml.safe_load("),
+        ([], True, "1", "x = yaml.[-load(-]{+safe_load(+}"),
+        ([], True, None, "x = yaml.\x1b[9;31mload(\x1b[0m\x1b[32msafe_load(\x1b[0m"),
+        ([], True, "", "x = yaml.\x1b[9;31mload(\x1b[0m\x1b[32msafe_load(\x1b[0m"),
+        (["--compare"], False, None, "--- unprotected\n{}\n--- protected\n{}"),
+    ],
+)
+def test_marks_are_for_people_and_colours_for_terminals(
+    block: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    terminal: bool,
+    no_color: str | None,
+    shown: str,
+) -> None:
+    run = Generation("x = yaml.", ["safe_load("], [("load(", ("yaml.load(",))], Counter({"yaml.load(": 1}), 1.0)
+    monkeypatch.setattr("prod_decode.command.generation.generate", lambda *_, **__: run)
+    monkeypatch.setattr("prod_decode.storage.models.load_model", lambda _: (None, Vocabulary.from_bytes([b"a"])))
+    monkeypatch.setattr("prod_decode.storage.models.require_name", lambda _: None)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color is not None:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert main(["generate", "--model", "m", "--blocklist", block, "--prompt", "x", *arguments]) == 0
+    marked = "x = yaml.[-load(-]{+safe_load(+}"
+    printed = capsys.readouterr()
+    assert printed.out == shown.replace("{}", marked) + "\n"
+    assert printed.err == "yaml.load(: stepped in 1 time\n1.0 tokens a second\n"
+
+
+def test_what_greedy_search_makes_of_no_use_is_told(
+    block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prod_decode.storage.models.require_name", lambda _: sys.exit(7))
+    capsys.readouterr()
+    base = ["generate", "--model", "m", "--blocklist", block, "--prompt", "x", "--seed", "3", "--mode", "prod"]
+    for more, told in (([], ["--seed", "--mode prod"]), (["--temperature", "1"], [])):
+        with pytest.raises(SystemExit, match="7"):
+            main([*base, *more])
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(": ")[:2] for line in lines] == [["no effect", option] for option in told]
+
+
+@pytest.mark.slow
+def test_the_first_start_says_off_a_terminal_too_that_it_compiles(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("yaml.load(\n")
+    command = [sys.executable, "-m", "prod_decode.cli", "compile", "list.txt", "-o", "x.prod"]
+    environment = {**ENVIRONMENT, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    told = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        told.append(done.stderr)
+    assert told[0].startswith(f"{FIRST_START}10 to 30 seconds in all (kept in ")
+    assert told[0].count("\n") == 1
+    assert told[1] == ""
 
 
 @pytest.mark.slow
@@ -253,7 +457,7 @@ def test_a_reader_that_goes_away_changes_no_status(tmp_path: Path, block: str, l
     )
     assert done.stdout == (f"{tmp_path}/many.py:1:1: yaml.load(: yaml.load(\n" if lines > 2 else "")
     assert (tmp_path / "status").read_text() == "1\n"
-    assert (tmp_path / "err").read_text() in ("", "prohibited places: 2, files: 1\n")
+    assert without_first_start((tmp_path / "err").read_text()) in ("", "prohibited places: 2, files: 1\n")
 
 
 class Broken(io.TextIOWrapper):
@@ -402,6 +606,87 @@ def test_scan_goes_on_and_a_hit_wins(tmp_path: Path, block: str, capsys: pytest.
         )
 
 
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str) -> str:
+    """A repository with the list's own sources and copies of others' code in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("src/a.py", "src/vendor/b.py", "src/vendor/deep/c.py", "docs/a.md"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("yaml.load(f)\n")
+    return block
+
+
+@pytest.mark.parametrize(
+    ("patterns", "paths", "found", "excluded"),
+    [
+        (["**/phrases.txt", "**/vendor"], ["."], ["docs/a.md", "src/a.py"], "1 file and 1 folder"),
+        (["/phrases.txt", "src/vendor/"], ["."], ["docs/a.md", "src/a.py"], "1 file and 1 folder"),
+        (["./phrases.txt", "src/vendor/*"], ["."], ["docs/a.md", "src/a.py"], "2 files and 1 folder"),
+        (["*.py", "*.txt"], ["."], ["docs/a.md"], "4 files"),
+        (["**/a.*"], ["."], ["phrases.txt", "src/vendor/b.py", "src/vendor/deep/c.py"], "2 files"),
+        (["vendor/deep", "src/a.py"], ["src"], ["src/vendor/b.py"], "1 file and 1 folder"),
+        (["src/vendor"], ["src/a.py", "src/vendor/b.py", "./src/vendor/deep/c.py"], ["src/a.py"], "2 files"),
+        (["vendor"], ["src/vendor"], ["src/vendor/b.py", "src/vendor/deep/c.py"], None),
+        (["A.PY"], ["src/a.py"], ["src/a.py"], None),
+    ],
+)
+def test_what_is_excluded_is_not_looked_through_and_counted(
+    sources: str,
+    patterns: list[str],
+    paths: list[str],
+    found: list[str],
+    excluded: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    capsys.readouterr()
+    options = [word for pattern in patterns for word in ("--exclude", pattern)]
+    assert main(["scan", sources, *paths, *options]) == 1
+    printed = capsys.readouterr()
+    assert sorted({line.partition(":")[0] for line in printed.out.splitlines()}) == found
+    summary, *told = printed.err.splitlines()
+    assert summary.partition(", excluded: ")[2] == (excluded or "")
+    assert told == (
+        [] if excluded else [f"no effect: --exclude {pattern}: nothing was excluded by it" for pattern in patterns]
+    )
+
+
+def test_nothing_is_left_to_look_through(sources: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["scan", sources, "src", "--exclude", "*"]) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "not covered: src has no files to read in it, but for what is excluded",
+        "prohibited places: 0, files: 0, not covered: 1, excluded: 1 file and 1 folder",
+    ]
+    assert main(["scan", sources, "src", "--exclude", ""]) == 2
+    assert capsys.readouterr().err == (
+        "prod-decode scan: --exclude: expected a pattern such as 'vendor' or 'docs/*.md', got ''\n"
+    )
+
+
+def test_the_page_says_what_was_excluded(sources: str, tmp_path: Path) -> None:
+    assert main(["scan", sources, "src", "--exclude", "vendor", "--html", "page.html"]) == 1
+    assert "excluded: 1 folder" in (tmp_path / "page.html").read_text()
+
+
+def test_a_file_that_is_named_twice_counts_once(sources: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("zero.bin").write_bytes(b"\0")
+    for paths in (
+        ["src/a.py", "zero.bin"] * 2,
+        ["src/a.py", "./src/../src/a.py", str(Path("src/a.py").absolute()), "zero.bin", "./zero.bin"],
+        ["src/a.py", "zero.bin", "link.py"],
+    ):
+        if "link.py" in paths:
+            Path("link.py").symlink_to("src/a.py")
+        capsys.readouterr()
+        assert main(["scan", sources, *paths]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "src/a.py:1:1: yaml.load(: yaml.load(\n"
+        assert printed.err.splitlines()[1:] == ["prohibited places: 1, files: 2, not covered: 1"]
+    assert main(["scan", sources, "src", ".", "docs"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(set(lines)) == 6  # of the phrases two
+
+
 def test_a_blocklist_is_no_hit_of_itself(tmp_path: Path, block: str) -> None:
     (tmp_path / "phrases.txt").unlink()
     (tmp_path / "a.py").write_text("x = 1\n")
@@ -422,7 +707,8 @@ def test_names_that_are_not_text_are_printed(tmp_path: Path, block: str, as_json
     for encoding in ("utf-8:strict", "ascii:strict"):
         environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        assert (done.returncode, done.stderr) == (1, b"prohibited places: 1, files: 1\n")
+        told = without_first_start(done.stderr.decode())
+        assert (done.returncode, told) == (1, "prohibited places: 1, files: 1\n")
         if as_json:
             record = json.loads(done.stdout)
             assert (record["path"], record["text"]) == (str(file), "('\u00e9\U0001f600'")

@@ -1,13 +1,16 @@
 """What messages repeat of what they were given is bounded, and one line."""
 
+import dataclasses
+import inspect
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
-from prod_decode.errors import LONGEST_MESSAGE, LONGEST_WORD, ProdError, brief, reason
+from prod_decode.errors import LONGEST_MESSAGE, LONGEST_WORD, ProdError, brief, clear_keywords, reason
 from prod_train.cli import main
 from tests.tiny import save_tiny_model
 
@@ -46,6 +49,41 @@ def test_the_beginning_and_the_end_are_shown():
 )
 def test_what_other_errors_say(error, said):
     assert reason(error) == said
+
+
+def test_a_keyword_that_is_not_there_is_one_line_and_a_type_error():
+    for kind in (ProdError, TypeError):
+        with pytest.raises(kind, match=r"^Entry: unknown keyword 'boundry'; did you mean 'boundary'\?$"):
+            Entry("x", boundry="both")
+    with pytest.raises(ProdError, match=r"^Blocklist.compile: unknown keyword 'ingore_case'; did you mean 'ignore_"):
+        Blocklist.compile([Entry("eval(")], ingore_case=True)
+    with pytest.raises(ProdError, match=r"^Entry: unknown keyword 'q': expected some of text, id, source, policy, "):
+        Entry("x", q=1)
+    with pytest.raises(ProdError) as caught:
+        Entry("x", boundry="both", polcy="quote")
+    assert len(caught.value.mistakes) == 2
+    assert str(inspect.signature(Entry)).startswith("(text: ")
+    assert dataclasses.replace(Entry("x", id="a"), id="b") == Entry("x", id="b")
+
+
+def test_another_type_error_stays_what_it_is():
+    @clear_keywords
+    def fail(key=None):
+        raise TypeError("of the caller")
+
+    for call, said in ((lambda: fail(key=1), "of the caller"), (Entry, "missing 1 required")):
+        with pytest.raises(TypeError, match=said) as caught:
+            call()
+        assert not isinstance(caught.value, ProdError)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [({"policy": "qoute"}, "quote"), ({"boundary": "strat"}, "start"), ({"policy": "Phrase"}, "phrase")],
+)
+def test_an_entry_says_which_value_was_meant(given, meant):
+    with pytest.raises(ProdError, match=rf"; did you mean '{meant}'\?$"):
+        Entry("eval(", **given)
 
 
 def test_an_entry_with_another_policy_is_called_by_its_text():

@@ -1010,6 +1010,16 @@ def test_continuous_batching_is_refused() -> None:
             r"a Blocklist needs the model's tokenizer: pass ProdLogitsProcessor\(blocklist, tokenizer\)",
         ),
         (("matcher", "tokenizer"), {}, r"a Matcher is bound to its tokenizer: leave `tokenizer` out"),
+        (
+            ("tokenizer", "blocklist"),
+            {},
+            r"expected the blocklist and then the tokenizer, got Vocabulary and then Blocklist: pass ProdLogits",
+        ),
+        (
+            ("matcher",),
+            {"temprature": 1},
+            r"ProdLogitsProcessor: unknown keyword 'temprature'; did you mean 'temperature'",
+        ),
         (("eval(",), {}, r"expected a Matcher or a Blocklist, got str; use Blocklist.compile"),
         (("matcher",), {"mode": "ban"}, r"mode: expected 'mask' or 'prod', got 'ban'"),
         (

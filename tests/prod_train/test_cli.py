@@ -125,7 +125,11 @@ def test_check_is_the_run_s_first_step(files, tmp_path):
     ("words", "part"),
     [
         ((), "--model: expected a model, it is missing"),
-        (("--methd", "prod"), "unknown flag --methd; did you mean '--method'?"),
+        (("--methd", "prod"), "unknown flag --methd; did you mean '--method'? See `prod-train {command} --help`"),
+        (
+            ("--model", "bundeld"),
+            "--model: cannot load the model 'bundeld': no such directory; did you mean 'bundled'?",
+        ),
         (("nowhere.yaml",), "cannot read nowhere.yaml"),
         (("--top-p", "x", "--epochs", "0"), "--top-p: expected a number, got 'x'"),
         (("--top-p", "x", "--epochs", "0"), "--epochs: expected a number above 0, got 0"),
@@ -136,7 +140,15 @@ def test_every_mistake_is_a_line_and_the_status_2(capsys, command, words, part):
     assert main([command, *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith(f"prod-train {command}: ") for line in lines)
+    part = part.format(command=command)
     assert sum(line.startswith(f"prod-train {command}: {part}") for line in lines) == 1
+
+
+def test_every_wrong_row_is_a_line(files, tmp_path, capsys):
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "a"}, {"prompt": "a", "completion": "b"}, {"text": 5}])
+    assert main(["check", *arguments({**files, "forget": bad}, tmp_path / "o")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [f"{bad}:1", f"{bad}:3"]
 
 
 def test_bad_data_leaves_nothing_behind(files, tmp_path, capsys):
@@ -158,7 +170,7 @@ def test_merge_mistakes(files, tmp_path, capsys):
     assert main(["merge", files["model"], "--output", str(tmp_path / "x")]) == 2
     assert "it has no adapter_config.json" in capsys.readouterr().err
     assert main(["merge", files["model"], "--output", str(tmp_path / "x"), "--nope"]) == 2
-    assert "unknown argument --nope" in capsys.readouterr().err
+    assert "unknown option --nope; did you mean '--untie'? See `prod-train merge --help`" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

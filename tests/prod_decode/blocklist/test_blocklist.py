@@ -160,7 +160,8 @@ def test_a_list_that_prohibits_nothing_is_refused() -> None:
     with pytest.raises(
         ProdError,
         match=r"^expected an entry that prohibits something, got 3 that prohibit nothing \(1 cannot be guarded, "
-        r"1 shorter than max_quote: lower it, 1 free code all over\)$",
+        r"1 read as a document and shorter than max_quote: lower it, or give phrases, in a \.txt file or with the "
+        r"policy 'phrase', 1 free code all over\)$",
     ):
         Blocklist.compile([short, free, Entry("\ufffd")], allow=[LINES], skipped=print)
 

@@ -249,6 +249,42 @@ def test_what_a_named_file_may_not_be(tmp_path: Path, name: str, content: bytes,
         list(read_entries([tmp_path / name]))
 
 
+def test_every_wrong_line_and_every_missing_source_is_told(tmp_path: Path) -> None:
+    """And nothing is given behind the first mistake: whoever compiles what comes would do that for nothing."""
+    (tmp_path / "a.jsonl").write_text('{"text": "good("}\n[]\n{"txt": "x", "polcy": 1}\n{"text": 5}\n{"text": "late("}')
+    (tmp_path / "b.txt").write_bytes(b"one\rtwo\nfine(\n\rthree")
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    given: list[Entry] = []
+    with pytest.raises(ProdError) as caught:
+        given.extend(read_entries([tmp_path / "a.jsonl", tmp_path / "b.txt", tmp_path / "c.txt"]))
+    names = [message.removeprefix(f"{tmp_path}/").partition(": ")[0] for message in caught.value.mistakes]
+    assert names == ["a.jsonl:2", "a.jsonl:3", "a.jsonl:3", "a.jsonl:4", "b.txt:1", "b.txt:3", *names[6:]]
+    assert names[6].startswith("c.txt is not UTF-8 text")
+    assert caught.value.mistakes[2].endswith("; did you mean 'text'?")
+    assert [entry.text for entry in given] == ["good("]
+    for read in (read_entries, read_texts):
+        with pytest.raises(ProdError) as caught:
+            list(read([tmp_path / "no", tmp_path / "b.txt", tmp_path / "nor"]))
+        told = [message for message in caught.value.mistakes if "No such file" in message]
+        assert told == [f"cannot read {tmp_path}/{name}: No such file or directory" for name in ("no", "nor")]
+
+
+def test_of_very_many_mistakes_the_first_are_told_and_how_many_more(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[]\n" * 5000)
+    for read in (lambda name: read_entries([name]), read_json_lines):
+        with pytest.raises(ProdError) as caught:
+            list(read(tmp_path / "a.jsonl"))
+        assert len(caught.value.mistakes) == 21
+        assert caught.value.mistakes[19].startswith(f"{tmp_path}/a.jsonl:20: ")
+        assert caught.value.mistakes[20] == "4,980 more like these"
+
+
+def test_without_a_listener_everything_in_a_directory_is_told(tree: Path) -> None:
+    with pytest.raises(ProdError) as caught:
+        list(read_texts([tree]))
+    assert len(caught.value.mistakes) == 5
+
+
 def test_a_carriage_return_within_a_phrase_is_no_line_end(tmp_path: Path) -> None:
     (tmp_path / "old.txt").write_bytes(b"yaml.load(\reval(\r")
     with pytest.raises(ProdError, match=r"old.txt:1: expected lines that end with LF or CRLF, got a CR within one"):

@@ -74,7 +74,7 @@ def test_without_a_cache_or_a_home_code_is_kept_in_a_temporary_folder_of_the_use
     found = own_folder(source).stat()
     assert (stat.filemode(found.st_mode), found.st_uid) == ("drwx------", os.geteuid())
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith(f"compiling for this machine, once: up to 12 seconds in all (kept in {own_folder(source)}")
+    assert line.startswith(f"compiling for this machine, once: 10 to 30 seconds in all (kept in {own_folder(source)}")
 
 
 def _open_to_others(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_folder_that_others_could_fill_is_not_used(
     assert [path for path in source.parents[1].rglob("*.nb?") if path not in before] == []
     (line,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert reason in line
-    assert line.startswith("machine code cannot be kept, so that every start compiles for about 12 seconds: ")
+    assert line.startswith("machine code cannot be kept, so that every start compiles for 10 to 30 seconds: ")
     assert line.endswith("Set NUMBA_CACHE_DIR to a folder with room that this user can write, and nobody else")
 
 
@@ -232,14 +232,15 @@ print(prod_decode.__file__, int(prod_decode.blocklist.anchors._mix(0)))
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_command_says_on_a_terminal_what_it_waits_for(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a pipe what stands on stderr must not depend on whether it is the first start."""
+def test_a_command_says_what_it_waits_for(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a log of CI too, which would stand still for half a minute; what else is only of interest, on a terminal."""
     from prod_decode.cli import main
 
     log = logging.getLogger("prod_decode")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     try:
         assert main(["info", "no such file.prod"]) == 2
+        assert log.getChild("storage.jit").isEnabledFor(logging.INFO)
         assert log.isEnabledFor(logging.INFO) == terminal
     finally:
         log.setLevel(logging.NOTSET)

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import close_session
 
 from prod_decode.errors import ProdError
 from prod_decode.storage import models
-from prod_decode.storage.models import in_hub_format, load_model, load_tokenizer, loading, save_model
+from prod_decode.storage.models import in_hub_format, load_model, load_tokenizer, loading, require_name, save_model
 from tests.tiny import save_tiny_model
 
 
@@ -49,6 +50,36 @@ def test_behind_a_proxy_the_hub_is_left_to_it(asked: list[object], monkeypatch: 
     with pytest.raises(ProdError, match="cannot load the model 'no/such'"):
         load_tokenizer("no/such")
     assert not asked
+
+
+def test_behind_a_proxy_that_leads_nowhere_nothing_is_asked_for_again_and_again(
+    asked: list[object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """huggingface_hub waits 46 s in all between its attempts, and says so."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://localhost:9")
+    close_session()
+    with pytest.raises(ProdError, match="cannot load the model 'no/such'"):
+        load_tokenizer("no/such")
+    close_session()
+    assert "Retry" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["bundeld", "Bundled", "bundle", "bundled-model"])
+def test_what_is_nearly_the_bundled_model_is_told_at_once(asked: list[object], name: str) -> None:
+    for load in (load_tokenizer, load_model, require_name):
+        with pytest.raises(ProdError, match=rf"^cannot load the model '{name}': .*; did you mean 'bundled'\?$"):
+            load(name)
+    assert not asked
+
+
+def test_other_names_of_one_word_are_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpt2", "distilgpt2", "some/bundled"):
+        require_name(name)
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model(Path("bundle"))
+    require_name("bundle")
 
 
 def test_a_directory_needs_no_network(asked: list[object], tmp_path: Path) -> None:

@@ -97,6 +97,23 @@ def test_evidence_of_two_holdout_sets_or_blocklists_is_not_mixed(world: dict[str
 
 
 @pytest.mark.slow
+def test_a_resume_that_is_refused_leaves_everything_as_it_was(world: dict[str, str], tmp_path: Path) -> None:
+    run(make(world, tmp_path / "o"))
+    before = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ProdError, match="belongs to another run, these differ: --learning-rate"):
+        run(make(world, tmp_path / "o", resume="latest", learning_rate=1e-3))
+    after = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_save_base_is_refused_where_it_would_do_nothing(world: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(
+        ProdError, match=r"^--save-base: writes the base of a GGUF file or of 'bundled', got .*: drop it"
+    ):
+        run(make(world, tmp_path / "o", save_base=True))
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_constant_rate_can_be_made_longer(world: dict[str, str], tmp_path: Path) -> None:
     whole = make(world, tmp_path / "whole", scheduler="constant", epochs=4, lora_dropout=0.2)
     run(whole)
