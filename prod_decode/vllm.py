@@ -118,6 +118,11 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         self._batch = RequestBatch()
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
+        if preferring := [name for name, matcher in zip(loaded, self.matchers, strict=True) if matcher.forks]:
+            _START_LOG.warning(
+                "the lists %s name replacements, which are not written here: phrases are banned, and no more",
+                ", ".join(preferring),
+            )
         if on_v2 and samples:
             _START_LOG.warning(
                 "requests with structured output or tools are matched as they are written: %s", _NOT_ON_V2

@@ -340,6 +340,15 @@ class Blocklist:
         """The ids of entries that prohibit nothing: documents shorter than `max_quote`, or free code all over."""
         return [self._id(number) for number in np.setdiff1d(np.arange(len(self)), self._owners).tolist()]
 
+    def unreached(self) -> list[str]:
+        """The ids of entries whose replacement cannot be written: more than the last word of the phrase differs."""
+        return [entry_id for entry_id, _, shared, _ in self._replaced() if not shared]
+
+    def _replaced(self) -> Iterator[tuple[str, str, int, str]]:
+        """Of every entry with a replacement its id, phrase, how many symbols of that are shared, and replacement."""
+        for entry_id, phrase, text in self.report.replacements:
+            yield entry_id, phrase, shared_length(phrase, text, self.normalization), text
+
     def entries_of(self, pattern: int) -> list[str]:
         """The ids of the entries that prohibit a pattern, given by its index."""
         return [self._id(number) for number in self._owner_numbers(pattern)]
@@ -359,8 +368,8 @@ class Blocklist:
 
         forks = [
             Fork(entry_id, phrase.encode(), shared, text)
-            for entry_id, phrase, text in self.report.replacements
-            if (shared := shared_length(phrase, text, self.normalization))
+            for entry_id, phrase, shared, text in self._replaced()
+            if shared
         ]
         return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of, forks=forks)
 

@@ -293,6 +293,7 @@ def _info(options: argparse.Namespace) -> int:
         "too_short": report.too_short,
         "waived": [{"entry": entry_id, "start": start, "end": end} for entry_id, start, end in report.waived],
         "commit_points": [{"entry": entry_id, "text": text} for entry_id, text in report.commit_points],
+        "replacements": [{"entry": entry_id, "replacement": text} for entry_id, _, text in report.replacements],
     }
     if options.entries:
         facts["entries"] = [asdict(info) for info in blocklist.entries()]
@@ -316,10 +317,14 @@ def _info(options: argparse.Namespace) -> int:
     print(f"{'too short':16} {len(report.too_short)}")
     print(f"{'waived runs':16} {len(report.waived)}")
     print(f"{'commit points':16} {len(report.commit_points)}")
+    print(f"{'replacements':16} {len(report.replacements)}")
     points = dict(report.commit_points)
+    instead = {entry_id: text for entry_id, _, text in report.replacements}
     for info in blocklist.entries() if options.entries else ():
         detail = f"max_quote {info.max_quote}" if info.policy == "quote" else f"boundary {info.boundary}"
         if info.id in points:
             detail += f", banned from {points[info.id]!r} on"
+        if info.id in instead:
+            detail += f", replaced by {instead[info.id]!r}"
         print(one_line(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}"))
     return 0

@@ -73,7 +73,7 @@ class Preference:
         patterns = sorted(self._forks)
         self._normalization = normalization
         self._vocabulary = vocabulary
-        self._matcher = Matcher(Automaton.build(patterns), normalization, vocabulary)
+        self._matcher = Matcher(Automaton.build(patterns), normalization, vocabulary, _no_entries)
         self._spellings = Spellings(vocabulary)
         # Tokens that hold a whole pattern are found at every step; where nothing is begun, nothing can go on.
         self._whole = np.zeros(len(vocabulary), np.bool_)
@@ -237,6 +237,11 @@ class Spellings:
             found.append(self._sorted[at][1])
             at += 1
         return np.array(sorted(found), np.int32)
+
+
+def _no_entries(_pattern: int) -> list[str]:
+    """Nobody is to blame for a preference."""
+    return []
 
 
 def _parting(fork: Fork) -> Pattern:

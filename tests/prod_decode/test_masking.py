@@ -22,6 +22,7 @@ from prod_decode.masking import (
     mask_columns_,
     mask_padding_,
     mask_prohibited_,
+    move_mass_,
     nucleus_support,
     prod_distribution,
     renormalize_log_probs_,
@@ -531,6 +532,50 @@ def test_the_remaining_arguments_are_checked_too() -> None:
         prod_distribution(torch.zeros(2, 5, dtype=torch.int32), NOTHING)
     with pytest.raises(ProdError, match=r"^rows: expected indices from 0 to 1, got 2"):
         renormalize_log_probs_(torch.zeros(2, 5), np.array([2]))
+
+
+@given(own.logits(), st.data())
+def test_moved_mass_goes_to_the_targets_alone(scores: Tensor, data: st.DataObject) -> None:
+    """Beside float64: what the sources had is shared out among the targets in proportion, and nothing else changes."""
+    flat = scores.reshape(-1, scores.shape[-1])
+    assume(len(flat))
+    row, width = flat[0].clone(), scores.shape[-1]
+    targets = data.draw(st.lists(st.integers(0, width - 1), min_size=1, max_size=4))
+    sources = data.draw(st.none() | st.lists(st.integers(0, width - 1), max_size=4))
+    largest = torch.finfo(row.dtype).max
+    before = row.double().nan_to_num(nan=-math.inf, posinf=largest, neginf=-math.inf)
+    weights = (before - before.amax().clamp(min=-largest)).exp()
+    lost = set(range(width) if sources is None else sources) - set(targets)
+    total, given_away = (sum(weights[i].item() for i in some) for some in (set(targets), lost))
+    after = row.clone()
+    moved = move_mass_(after, None if sources is None else np.array(sources, np.int64), torch.tensor(targets))
+    # Where float32 and float64 disagree about whether anything is left of the targets, either answer will do.
+    assume(total == 0 or total > 1e-30)
+    assert moved == (total > 0)
+    if not moved:
+        assert torch.equal(after.nan_to_num(), row.nan_to_num())
+        return
+    for i in range(width):
+        if i in lost:
+            assert after[i] == -math.inf
+        elif i not in targets:
+            assert after[i] == row[i] or bool(after[i].isnan() and row[i].isnan())
+        else:
+            expected = before[i] + math.log1p(given_away / total)
+            error = 8 * torch.finfo(row.dtype).eps * max(1.0, abs(expected.item()))
+            assert after[i] == expected or abs(after[i].double() - expected) <= error or expected > largest
+
+
+def test_moved_log_probabilities_still_are() -> None:
+    row = torch.randn(1000, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    for sources in (None, np.arange(0, 500, 7)):
+        after = row.clone()
+        assert move_mass_(after, sources, np.array([3, 700]))
+        assert abs(after.logsumexp(-1).item()) < 1e-5
+        if sources is None:
+            assert after.gt(-math.inf).nonzero().flatten().tolist() == [3, 700]
+    with pytest.raises(ProdError, match=r"row: expected scores \[V\]"):
+        move_mass_(row[None], None, np.array([3]))
 
 
 def test_columns_of_chosen_rows() -> None:
