@@ -88,9 +88,11 @@ test-llama: $(LLAMA_READY)
 test-fast: $(READY)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# A hundred times as many examples of every property; an hour and more.
+# A hundred times as many examples of every property, and all of what `make test` takes a sample of; an hour and more.
+SAMPLED := tests/bench/humaneval/test_utility.py tests/prod_decode/match/test_leaks.py
 test-deep: $(READY)
 	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=deep -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=deep $(SAMPLED)
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -12,6 +12,11 @@ from hypothesis import HealthCheck, settings
 # TRITON_INTERPRET=0 python -m pytest tests/prod_decode/device/test_bans.py
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers of xdist share the cores, in the processes that tests start too. With a thread for every core in each, threads
+# wait for each other and burn processor time.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+
 settings.register_profile(
     "fixed",
     derandomize=True,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bench.__main__ import main
 from bench.humaneval.utility import (
@@ -72,12 +73,15 @@ def humaneval() -> list[Problem]:
 
 @pytest.mark.slow
 def test_every_canonical_solution_passes_and_its_absence_does_not(humaneval: list[Problem]) -> None:
+    """Of every seventh problem; of all of them in `make test-deep`."""
     assert len(humaneval) == 164
+    if settings.get_current_profile_name() != "deep":
+        humaneval = humaneval[::7]
     records = check_all(humaneval, [canonical(problem) for problem in humaneval])
     assert [(r.task_id, r.reason, r.detail) for r in records if not r.passed] == []
     assert all(record.parses and record.filtered == record.completion for record in records)
     metric = pass_rate(records)
-    assert (metric.value, metric.n, metric.high) == (1.0, 164, 1.0)
+    assert (metric.value, metric.n, metric.high) == (1.0, len(humaneval), 1.0)
     empty = check_all(humaneval, [Completion(problem.task_id, "    pass\n") for problem in humaneval])
     assert [record.task_id for record in empty if record.passed] == []
 

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import main
+from bench.speed import limits, overhead
 from bench.speed.limits import Counted, plain_python, read_for_a_mask, states_along
 from prod_decode import Blocklist, Entry
 from prod_decode.match import follow
-from prod_decode.storage.models import load_tokenizer
 from prod_decode.text.normalize import CLASSES
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
+from tests.smollm2 import smollm2_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -44,17 +45,26 @@ def code_lines(count: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Any:
-    return vocabulary_of(load_tokenizer("bundled"))
+    return vocabulary_of(smollm2_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def of_many_lines(vocabulary: Any) -> tuple[Blocklist, Any]:
+    """10,000 lines, and what is bound of them."""
+    blocklist = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(10_000, 0)])
+    return blocklist, blocklist.bind(vocabulary)
 
 
 def walk_of(vocabulary: Any, lines: list[str]) -> list[int]:
-    tokenizer = load_tokenizer("bundled")
-    return list(tokenizer("\n".join(lines), add_special_tokens=False)["input_ids"])
+    return list(smollm2_tokenizer()("\n".join(lines), add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize(("count", "mean", "worst"), [(100, 188, 490), (10_000, 469, 902)])
-def test_records_read_for_a_mask(vocabulary: Any, count: int, mean: float, worst: int) -> None:
-    bound = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(count, 0)]).bind(vocabulary)
+def test_records_read_for_a_mask(
+    vocabulary: Any, of_many_lines: tuple[Blocklist, Any], count: int, mean: float, worst: int
+) -> None:
+    few = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(100, 0)])
+    bound = few.bind(vocabulary) if count == 100 else of_many_lines[1]
     states = states_along(bound, walk_of(vocabulary, code_lines(40, 1)))
     assert len(set(states)) > 50
     with plain_python():
@@ -63,8 +73,8 @@ def test_records_read_for_a_mask(vocabulary: Any, count: int, mean: float, worst
     assert max(read) < worst, max(read)
 
 
-def test_records_read_for_an_advance(vocabulary: Any) -> None:
-    bound = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(10_000, 0)]).bind(vocabulary)
+def test_records_read_for_an_advance(vocabulary: Any, of_many_lines: tuple[Blocklist, Any]) -> None:
+    _, bound = of_many_lines
     tokens = walk_of(vocabulary, code_lines(40, 1))
     table, nodes = bound.table, Counted(bound.automaton.nodes)
     with plain_python():
@@ -95,7 +105,10 @@ def test_cache_lines_of_what_was_read(places: list[int], itemsize: int) -> None:
     assert counted.lines == len({place * itemsize // 64 for place in places})
 
 
-def test_limits_of_a_few_patterns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_of_a_few_patterns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COUNTED_STATES", 50)
+    monkeypatch.setattr(limits, "CHASED_KIB", (1, 4, 16, 64, 256))  # up to 512 MiB takes seconds to shuffle
+    monkeypatch.setattr(overhead, "_tokenizer", lambda _: smollm2_tokenizer())
     assert main(["limits", "--patterns", "3,30"]) == 0
     output = capsys.readouterr().out
     *_, few, more = ([cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if "|" in line)
@@ -114,9 +127,9 @@ def test_limits_of_a_few_patterns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected --patterns as numbers above 0, got '0'" in capsys.readouterr().err
 
 
-def test_sizes_of_what_is_compiled(tmp_path: Path) -> None:
+def test_sizes_of_what_is_compiled(of_many_lines: tuple[Blocklist, Any], tmp_path: Path) -> None:
     lines = code_lines(10_000, 0)
-    blocklist = Blocklist.compile([Entry(line, boundary="none") for line in lines])
+    blocklist, _ = of_many_lines
     blocklist.save(tmp_path / "block.prod")
     nodes = len(blocklist.automaton)
     assert blocklist.automaton.nodes.itemsize == 12
@@ -127,14 +140,13 @@ def test_sizes_of_what_is_compiled(tmp_path: Path) -> None:
     assert len(quoted.automaton) < 0.94 * len(document)
 
 
-def test_memory_of_the_hot_paths(vocabulary: Any, tmp_path: Path) -> None:
+def test_memory_of_the_hot_paths(of_many_lines: tuple[Blocklist, Any], tmp_path: Path) -> None:
     import torch
 
     from prod_decode.masking import mask_prohibited_
 
-    blocklist = Blocklist.compile([Entry(line, boundary="none") for line in code_lines(10_000, 0)])
+    blocklist, bound = of_many_lines
     blocklist.save(tmp_path / "block.prod")
-    bound = blocklist.bind(vocabulary)
     tokens = np.resize(np.array(walk_of(vocabulary, code_lines(40, 1))), (64, 21))
     states = bound.states_of(tokens[:, :20].copy())
     scores = torch.zeros(64, len(bound))

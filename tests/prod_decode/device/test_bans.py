@@ -245,7 +245,7 @@ def play(case: Case, backend: Backend) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(case=cases())
 def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
     play(case, "host")
@@ -254,7 +254,9 @@ def test_the_host_masks_what_the_matcher_bans(case: Case) -> None:
 # The interpreter takes seconds for some examples. Small as they are, few would have lists of tokens by themselves.
 @pytest.mark.slow
 @needs_kernels
-@settings(max_examples=60 if INTERPRETED else 300, phases=[Phase.explicit, Phase.generate])
+@settings(
+    max_examples=settings.default.max_examples * (1 if INTERPRETED else 10), phases=[Phase.explicit, Phase.generate]
+)
 @given(
     case=cases(),
     list_above=st.sampled_from([0, 3, 64]),
@@ -320,16 +322,16 @@ def test_a_word_begins_after_a_special_token_inside_another(backend: Backend) ->
 def test_nodes_with_many_children(backend: Backend, list_above: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_LIST_ABOVE", list_above)
     monkeypatch.setattr(device, "_LISTS_TRIED", 0)
-    every = range(256)
+    every = range(124)  # three times the lanes of the kernel, and some
     tokens = [b"<eos>", *(bytes([i]) for i in every), *(bytes([i, 122]) for i in every)]
     tokens += [b"(" + bytes([i]) + b"z!" for i in every]
     patterns = [Pattern(False, b"(" + bytes([i]) + b"z", False) for i in every if i % 3]
     patterns += [Pattern(False, b"[(" + bytes([i]) + b"z", False) for i in every if not i % 3]
     matcher = matcher_of(tokens, sorted(patterns), Normalization("none"), {0})
-    texts = [[1 + 91, 1 + 40], [1 + 40, 1 + 200], [1 + 91, 1 + 40, 1 + 201]]
+    texts = [[1 + 91, 1 + 40], [1 + 40, 1 + 100], [1 + 91, 1 + 40, 1 + 99]]
     engine, visits = engine_of(matcher, backend, texts)
     engine.mask(visits)
-    assert [len(matcher.banned(matcher.state_of(text))) for text in texts] == [426, 172, 172]
+    assert [len(matcher.banned(matcher.state_of(text))) for text in texts] == [206, 84, 84]
 
 
 @needs_kernels
@@ -345,7 +347,7 @@ def test_each_trie_has_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(
     case=cases(),
     above=st.sampled_from([0, 1, 64]),
@@ -758,7 +760,6 @@ def test_the_benchmark_runs_on_a_gpu_that_is_not_there(
 # ---- kernels for GPUs that are not there -----------------------------------------------------------------------------
 
 COMPILE = """
-import sys
 from prod_decode.device import kernels
 import triton
 from triton.backends.compiler import GPUTarget
@@ -767,35 +768,35 @@ from triton.compiler import ASTSource
 kernel = kernels.mask
 BYTES = ("classes", "symbols", "next_state", "kinds")
 NUMBERS = "tokens_stride tokens_length bit slot_count node_count row_count size longest logits_stride width end_count"
-target = GPUTarget("cuda", 80, 32) if sys.argv[1] == "cuda" else GPUTarget("hip", "gfx942", 64)
-for logits, ids in (("fp32", "i32"), ("bf16", "i64"), ("fp16", "i64"), ("fp64", "i64")):
-    wide = {"checkpoints": "i64", "found": "i64", "fixed_starts": "i64", "list_starts": "i64", "logits": logits}
-    wide |= dict.fromkeys(("slots", "drafts", "positions", "input_ids", "token_ids", "lengths", "enabled"), ids)
-    wide |= dict.fromkeys(BYTES, "u8")
-    types = {name: "i32" if name in NUMBERS.split() else "*" + wide.get(name, "i32") for name in kernel.arg_names}
-    constants = {"lanes": kernels.LANES, "block": kernels.BLOCK}
-    source = ASTSource(
-        fn=kernel,
-        signature=types | dict.fromkeys(constants, "constexpr"),
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-    )
-    compiled = triton.compile(source, target=target, options={"num_warps": 1})
-    machine_code = compiled.asm["cubin" if sys.argv[1] == "cuda" else "hsaco"]
-    assert len(machine_code) > 1000
-    assert "st.local" not in compiled.asm.get("ptx", "")
-print("compiled")
+for machine in ("cuda", "hip"):
+    target = GPUTarget("cuda", 80, 32) if machine == "cuda" else GPUTarget("hip", "gfx942", 64)
+    for logits, ids in (("fp32", "i32"), ("bf16", "i64"), ("fp16", "i64"), ("fp64", "i64")):
+        wide = {"checkpoints": "i64", "found": "i64", "fixed_starts": "i64", "list_starts": "i64", "logits": logits}
+        wide |= dict.fromkeys(("slots", "drafts", "positions", "input_ids", "token_ids", "lengths", "enabled"), ids)
+        wide |= dict.fromkeys(BYTES, "u8")
+        types = {name: "i32" if name in NUMBERS.split() else "*" + wide.get(name, "i32") for name in kernel.arg_names}
+        constants = {"lanes": kernels.LANES, "block": kernels.BLOCK}
+        source = ASTSource(
+            fn=kernel,
+            signature=types | dict.fromkeys(constants, "constexpr"),
+            constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        )
+        compiled = triton.compile(source, target=target, options={"num_warps": 1})
+        machine_code = compiled.asm["cubin" if machine == "cuda" else "hsaco"]
+        assert len(machine_code) > 1000
+        assert "st.local" not in compiled.asm.get("ptx", "")
+    print("compiled for", machine)
 """
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["cuda", "hip"])
 @pytest.mark.slow
-def test_the_kernels_compile_for_gpus(target: str, tmp_path: Path) -> None:
+def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE, target], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
     )
-    assert result.stdout == "compiled\n", result.stderr
+    assert result.stdout == "compiled for cuda\ncompiled for hip\n", result.stderr
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 from prod_decode import Blocklist, Entry
 from prod_decode.match.automaton import Pattern
@@ -31,8 +32,8 @@ from tests.smollm2 import smollm2_tokenizer
 
 ahocorasick = pytest.importorskip("ahocorasick")
 
-WALKS, STEPS = 1000, 40
-BAD_WORDS_WALKS = 96
+WALKS, STEPS = (5000 if settings.get_current_profile_name() == "deep" else 400), 40
+BAD_WORDS_WALKS = 48
 BLANKS = (b" ", b"\n    ", b"\t", b"  ", b"\r\n")
 CONFIGURATIONS = [Normalization("none", False), Normalization("none", True)]
 CONFIGURATIONS += [Normalization("code", False), Normalization("code", True)]

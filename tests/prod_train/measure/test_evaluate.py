@@ -17,9 +17,17 @@ from prod_decode.storage.models import load_model
 from prod_train.data.rows import encode
 from prod_train.loss.objective import Encoder
 from prod_train.measure import evaluate
-from prod_train.measure.evaluate import continuations, evaluate_forget, evaluate_holdout, measurable, recite
+from prod_train.measure.evaluate import (
+    continuations,
+    ending_ids,
+    evaluate_forget,
+    evaluate_holdout,
+    measurable,
+    recite,
+)
 from prod_train.measure.metric import bootstrap, extraction_strength, longest_run
 from prod_train.targets.targets import ReferenceStore
+from tests.smollm2 import smollm2_tokenizer
 from tests.tiny import SNIPPETS, save_tiny_model
 
 
@@ -64,9 +72,19 @@ def test_rows_end_with_the_token_that_completes_a_stop_in_their_output(tiny):
 
 
 @pytest.mark.slow
-def test_rows_end_at_any_special_token():
-    model, tokenizer = load_model("bundled", dtype="float32", device="cpu")
+def test_every_special_token_of_a_real_tokenizer_ends_a_text():
+    tokenizer = smollm2_tokenizer()
+    found = {tokenizer.decode([token]) for token in ending_ids(tokenizer)}
+    assert found > {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>", "<jupyter_output>"}
+    assert len(found) == 17
+    assert all(text.startswith("<") and text.endswith(">") for text in found)
+
+
+def test_rows_end_at_any_special_token(tmp_path):
+    model, tokenizer = load_model(save_tiny_model(tmp_path, vocab_size=267, seed=1), dtype="float32", device="cpu")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<file_sep>"]})
     separator = tokenizer.convert_tokens_to_ids("<file_sep>")
+    assert separator == 266
     assert separator not in (tokenizer.eos_token_id, tokenizer.pad_token_id)
     prompts = [np.array(tokenizer(text)["input_ids"]) for text in ("import os\n", "def f(x):\n")]
 

@@ -172,9 +172,10 @@ def test_a_run_goes_on_only_as_the_same_run(world, tmp_path):
 
 
 # Under torchrun, as `accelerate launch` starts it on GPUs. accelerate itself sets up FSDP on accelerators only, so its
-# state is told here; all the rest is what a run does.
+# state is told here; all the rest is what a run does. One launch for all runs: two processes import torch for 10 s.
 TWO = """
 import sys
+from pathlib import Path
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from prod_train.config.config import make_config
@@ -182,50 +183,64 @@ from prod_train.run.job import prepare
 from prod_train.run.session import setup
 from prod_train.run.trainer import finish, fit
 
-accelerator = Accelerator()
-if sys.argv[2] == "fsdp2":
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"], state_dict_type="FULL_STATE_DICT",
-    )
-session = setup(prepare(make_config(sys.argv[1], {})), accelerator)
-state = fit(session)
-finish(session, state)
-sharded = any(hasattr(p, "full_tensor") for p in session.model.parameters())
-if (sharded, accelerator.num_processes) != (sys.argv[2] == "fsdp2", 2):
-    raise SystemExit("not what was asked for")
+for file in sys.argv[1:]:
+    accelerator = Accelerator()
+    sharding = Path(file).name.startswith("fsdp2")
+    if sharding:
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"], state_dict_type="FULL_STATE_DICT",
+        )
+    session = setup(prepare(make_config(file, {})), accelerator)
+    state = fit(session)
+    finish(session, state)
+    sharded = any(hasattr(p, "full_tensor") for p in session.model.parameters())
+    if (sharded, accelerator.num_processes) != (sharding, 2):
+        raise SystemExit(f"{file}: not what was asked for")
 """
+# Unsharded ones first: what accelerate is told stays.
+SPLIT = [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")]
+
+
+def split_options(world, tuning):
+    common = {"tuning": tuning, "retain": world["retain"], "holdout": world["holdout"], "epochs": 3, "accumulate": 3}
+    return common | {"learning_rate": 1e-2 if tuning == "lora" else 1e-3, "eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(world, tmp_path_factory):
+    """The folder with what two processes make of every `SPLIT`: `-whole`, and `-resumed` from its checkpoint 4."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "two.py").write_text(TWO)
+    files = []
+    for mode, tuning in SPLIT:
+        whole = folder / f"{mode}-{tuning}-whole"
+        for name, more in (("whole", {}), ("resumed", {"resume": str(whole / "checkpoint-4")})):
+            output = folder / f"{mode}-{tuning}-{name}"
+            files.append(f"{output}.yaml")
+            make(world, output, batch_size=1, **split_options(world, tuning), **more).save(Path(files[-1]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    words = [*command, str(folder / "two.py"), *files]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mode", "tuning"), [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")], ids=lambda value: value
-)
-def test_two_processes_equal_one(world, tmp_path, mode, tuning):
+@pytest.mark.parametrize(("mode", "tuning"), SPLIT, ids=lambda value: value)
+def test_two_processes_equal_one(world, of_two_processes, tmp_path, mode, tuning):
     """gloo on CPUs; 7 rows and 6 a step, so that in every second step one process has nothing to do. And resumed."""
-    common = {"tuning": tuning, "retain": world["retain"], "holdout": world["holdout"], "epochs": 3, "accumulate": 3}
-    common |= {"learning_rate": 1e-2 if tuning == "lora" else 1e-3, "eval_every": 2}
-    (tmp_path / "two.py").write_text(TWO)
-
-    def launch(**options):
-        file = tmp_path / "two.yaml"
-        make(world, tmp_path / "two", batch_size=1, **common, **options).save(file)
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-        script = [str(tmp_path / "two.py"), str(file), mode]
-        done = subprocess.run([*command, *script], capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    one = run(make(world, tmp_path / "one", batch_size=2, **common))
+    one = run(make(world, tmp_path / "one", batch_size=2, **split_options(world, tuning)))
     name = "adapter_model.safetensors" if tuning == "lora" else "model.safetensors"
     want = load_file(tmp_path / "one" / name)
-    for options in ({}, {"resume": str(tmp_path / "two" / "checkpoint-4")}):
-        launch(**options)
-        got = load_file(tmp_path / "two" / name)
+    for which in ("whole", "resumed"):
+        output = of_two_processes / f"{mode}-{tuning}-{which}"
+        got = load_file(output / name)
         # A sharded model saves the head that is tied to the embeddings once more.
         assert_same(want, {key: value for key, value in got.items() if key in want})
-        history = json.loads((tmp_path / "two" / "report.json").read_text())["history"]
+        history = json.loads((output / "report.json").read_text())["history"]
         assert [record["step"] for record in history] == [record["step"] for record in one.history]
         for mine, theirs in zip(history, one.history, strict=True):
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
