@@ -155,6 +155,9 @@ def _compile(options: argparse.Namespace) -> int:
     if options.allow_names:
         points, phrases = len(blocklist.report.commit_points), blocklist.report.phrases
         note(f"phrases banned from a commit point on: {points} of {phrases}; `prod-decode info --entries` shows them")
+    if unreached := blocklist.unreached():
+        more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
+        note(f"banned and not replaced, because more than the last word differs: {', '.join(unreached[:3])}{more}")
     return uncovered.status
 
 
