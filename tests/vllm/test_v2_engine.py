@@ -24,8 +24,8 @@ pytestmark = [
 # What the model writes after these texts where nothing is prohibited. `_to_list` begins no word in `hash_to_list`, but
 # does in an output whose prompt ended in `hash`.
 LISTS = {
-    "words": Blocklist.compile([Entry(p) for p in ("return", "size", "_to_list")]),
-    "pieces": Blocklist.compile([Entry(p, boundary="none") for p in ("area5(", "print(f")]),
+    "words": Blocklist.compile([Entry(p) for p in ("return", "size", "yaml.safe_load", "_to_list")]),
+    "pieces": Blocklist.compile([Entry(p, boundary="none") for p in ("area5(", "print(f", "Paris.")]),
 }
 REPEATED = "".join(f"def area{i}(w, h):\n    size = w * h\n    return size\n\n\n" for i in range(5))
 LONG = "# Read a file and count its words\n" * 9
@@ -34,7 +34,10 @@ REQUESTS: list[tuple[str, list[str]]] = [
     (REPEATED + "def area", ["words", "pieces"]),
     (LONG + PROMPTS[7], ["pieces"]),
     (PROMPTS[6], []),
+    # In slots that others with the same lists have left.
+    (PROMPTS[1], ["words"]),
     ("import hash", ["words"]),
+    (PROMPTS[4], ["pieces"]),
     (REPEATED, []),
 ]
 TOKENS = 12
