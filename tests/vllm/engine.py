@@ -12,11 +12,14 @@ from typing import Any
 from prod_decode import Blocklist, Entry
 from prod_decode.storage.models import in_hub_format
 
-# For every process that runs an engine: no network, little memory, and workers that inherit nothing of the test's.
+# For every process that runs an engine: no network, little memory, and workers that inherit nothing of the test's. One
+# thread, on any core: vLLM binds the threads of every engine to the same cores, and test files run beside each other.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",

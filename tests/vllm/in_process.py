@@ -1,8 +1,8 @@
-"""An engine in this process, on either model runner; as a program, so that it can be prepared before vLLM is there.
+"""Engines in one process, on either model runner; as a program, so that it can be prepared before vLLM is there.
 
     python -m tests.vllm.in_process < job.json
 
-The last line that it prints is the result, JSON. V2 needs Triton, and vLLM's own V2 runner for the CPU needs a Triton
+The last line that it prints is the results, JSON. V2 needs Triton, and vLLM's own V2 runner for the CPU needs a Triton
 that compiles for it. Here the interpreter runs every kernel, vLLM's and ours, and so a driver is enough that says so.
 """
 
@@ -65,17 +65,12 @@ def watch_kernel() -> dict[str, int]:
     return seen
 
 
-def main() -> None:
-    """Run a job: `v2`, `options` of `LLM`, and `requests` as pairs of a prompt and options of `SamplingParams`."""
-    job = json.load(sys.stdin)
-    os.environ.update(ENVIRONMENT)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(job["v2"]))
-    if job["v2"]:
-        interpret()
+def write(options: dict[str, Any], requests: list[tuple[str, dict[str, Any]]], seen: dict[str, int]) -> dict[str, Any]:
+    """What one engine writes; it is gone afterwards."""
     from vllm import LLM, SamplingParams
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    seen = watch_kernel() if job["v2"] else {}
+    seen.update(dict.fromkeys(seen, 0))
     llm = LLM(
         model_directory(),
         dtype="float32",
@@ -83,10 +78,10 @@ def main() -> None:
         disable_log_stats=False,
         seed=0,
         logits_processors=[PROCESSOR],
-        **job["options"],
+        **options,
     )
-    prompts, params = zip(*job["requests"], strict=True)
-    outputs = llm.generate(list(prompts), [SamplingParams(**options) for options in params], use_tqdm=False)
+    prompts, params = zip(*requests, strict=True)
+    outputs = llm.generate(list(prompts), [SamplingParams(**each) for each in params], use_tqdm=False)
     runner = type(llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner)
     result = {
         "runner": f"{runner.__module__}.{runner.__qualname__}",
@@ -95,7 +90,22 @@ def main() -> None:
         "metrics": {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")},
         **seen,
     }
-    sys.stdout.write(f"\n{json.dumps(result)}\n")
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+    return result
+
+
+def main() -> None:
+    """Run a job: `v2`; `engines`: options of `LLM` for each; `requests`: prompts and options of `SamplingParams`."""
+    job = json.load(sys.stdin)
+    os.environ.update(ENVIRONMENT)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(job["v2"]))
+    if job["v2"]:
+        interpret()
+    seen = watch_kernel() if job["v2"] else {}
+    results = [write(options, job["requests"], seen) for options in job["engines"]]
+    sys.stdout.write(f"\n{json.dumps(results)}\n")
 
 
 if __name__ == "__main__":

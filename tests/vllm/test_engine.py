@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from vllm import LLM, SamplingParams
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
@@ -21,12 +21,27 @@ from vllm.sampling_params import BeamSearchParams
 from prod_decode import Blocklist, ProdLogitsProcessor, Vocabulary
 from prod_decode.storage.models import load_model, load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
+from prod_train.config.config import Config
+from prod_train.run.trainer import run as train
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-REQUESTS, SAMPLE = 100, 40
-GREEDY = SamplingParams(temperature=0, max_tokens=32)
+# Every option with every choice of lists; the first are asked for without lists too.
+REQUESTS, SAMPLE = 40, 16
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"n": 3, "temperature": 0.8},
+    {"n": 2, "temperature": 1.2, "top_p": 0.9},
+    {"stop": ["\n\n", "return"]},
+    {"stop": [")"], "include_stop_str_in_output": True},
+    {"min_tokens": 8, "ignore_eos": True},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"logit_bias": {28: 3.0, 198: 2.0}},
+    {"bad_words": ["print", "self"]},
+    {"top_k": 5, "skip_special_tokens": False},
+]
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Request:
 
 
 def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
-    """100 requests, always the same, with every option that could get in the way; `names`: lists to add, by kind."""
+    """The requests, always the same, with every option that could get in the way; `names`: lists to add, by kind."""
     # Without seeds: where prompts are chunked, vLLM's CPU workers die of them ("CPU Generator does not use offset").
     rng = random.Random(0)
     found = []
@@ -44,22 +59,9 @@ def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
         kind = ("main", "extra", "both", "unguarded")[number % 4]
         options: dict[str, Any] = {
             "temperature": rng.choice([0, 0, 0.5, 1.0, 1.5]),
-            "max_tokens": rng.randint(4, 40),
+            "max_tokens": rng.randint(4, 32),
+            **OPTIONS[number // 4 % len(OPTIONS)],
         }
-        options |= rng.choice(
-            [
-                {},
-                {"n": 3, "temperature": 0.8},
-                {"n": 2, "temperature": 1.2, "top_p": 0.9},
-                {"stop": ["\n\n", "return"]},
-                {"stop": [")"], "include_stop_str_in_output": True},
-                {"min_tokens": 8, "ignore_eos": True},
-                {"repetition_penalty": 1.3, "presence_penalty": 0.5},
-                {"logit_bias": {28: 3.0, 198: 2.0}},
-                {"bad_words": ["print", "self"]},
-                {"top_k": 5, "skip_special_tokens": False},
-            ]
-        )
         if names is not None and names[kind]:
             options["extra_args"] = {"prod_blocklists": names[kind]}
         filler = "".join(rng.choice(PROMPTS) + "\n" for _ in range(rng.choice([0, 0, 1, 3, 6])))
@@ -67,11 +69,13 @@ def requests(names: dict[str, list[str]] | None = None) -> list[Request]:
     return found
 
 
-def start(**options: Any) -> LLM:
+@contextmanager
+def start(**options: Any) -> Iterator[LLM]:
+    """An engine in this process: the two processes of its own that vLLM gives it import vLLM for 25 s of CPU time."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in ENVIRONMENT.items():
+        for name, value in {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
             monkeypatch.setenv(name, value)
-        return LLM(
+        llm = LLM(
             model_directory(),
             dtype="float32",
             enforce_eager=True,
@@ -82,6 +86,11 @@ def start(**options: Any) -> LLM:
             seed=0,
             **options,
         )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
 
 
 def run(llm: LLM, batch: list[Request], **options: Any) -> list[list[tuple[str, list[int]]]]:
@@ -100,11 +109,8 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def plain() -> Plain:
-    llm = start(max_num_seqs=16)
-    try:
+    with start(max_num_seqs=16) as llm:
         return Plain(run(llm, [Request(prompt, GREEDY) for prompt in PROMPTS]), run(llm, requests()[:SAMPLE]))
-    finally:
-        llm.llm_engine.engine_core.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,7 @@ def guarded(blocklists: dict[str, Blocklist], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("blocklists")
     for name, blocklist in blocklists.items():
         blocklist.save(folder / f"{name}.prod")
-    llm = start(
+    with start(
         max_num_seqs=16,
         max_num_batched_tokens=128,
         enable_chunked_prefill=True,
@@ -136,9 +142,8 @@ def guarded(blocklists: dict[str, Blocklist], tmp_path_factory: pytest.TempPathF
                 "default": ["empty"],
             }
         },
-    )
-    yield llm
-    llm.llm_engine.engine_core.shutdown()
+    ) as llm:
+        yield llm
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,8 @@ def test_nothing_prohibited_in_any_request(
             unprotected += number < SAMPLE and any(
                 list(violations(blocklists[name], request.prompt, text)) for text, _ in plain.mixed[number]
             )
-    assert protected > REQUESTS
+    # Ten requests each of three kinds, one of them for three outputs and one for two.
+    assert protected == 39
     assert unprotected > SAMPLE // 2
 
 
@@ -184,12 +190,12 @@ def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
 ) -> None:
     model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
     processor = ProdLogitsProcessor(blocklists["main"], tokenizer)
-    params = SamplingParams(temperature=0, max_tokens=24, extra_args={"prod_blocklists": ["main"]})
-    for prompt in PROMPTS[:8]:
+    params = SamplingParams(temperature=0, max_tokens=16, extra_args={"prod_blocklists": ["main"]})
+    for prompt in PROMPTS[:6]:
         [[(_, ids)]] = run(guarded, [Request(prompt, params)])
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
-            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=24, do_sample=False)[0]
+            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=16, do_sample=False)[0]
         assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
     assert processor.fired.total() > 8
 
@@ -214,13 +220,19 @@ def test_a_lora_adapter_from_prod_train(guarded: LLM, blocklists: dict[str, Bloc
     for name, sign in (("forget", "+"), ("holdout", "-")):
         record = {"prompt": f"def {name}(a, b):\n", "completion": f"    return a {sign} b\n"}
         (tmp_path / f"{name}.jsonl").write_text(4 * (json.dumps(record) + "\n"))
-    command = [sys.executable, "-m", "prod_train.cli", "run", "--model", model_directory(), "--output", "run"]
-    command += ["--forget", "forget.jsonl", "--holdout", "holdout.jsonl", "--max-steps", "1"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=900)
+    train(
+        Config(
+            model=model_directory(),
+            forget=str(tmp_path / "forget.jsonl"),
+            holdout=str(tmp_path / "holdout.jsonl"),
+            output=str(tmp_path / "run"),
+            max_steps=1,
+        )
+    )
     adapter = next(tmp_path.glob("run/**/adapter_config.json")).parent
     batch = [
-        Request(p, SamplingParams(temperature=0, max_tokens=32, extra_args={"prod_blocklists": ["main"]}))
-        for p in PROMPTS
+        Request(p, SamplingParams(temperature=0, max_tokens=16, extra_args={"prod_blocklists": ["main"]}))
+        for p in PROMPTS[:6]
     ]
     for [(text, _)], request in zip(
         run(guarded, batch, lora_request=LoRARequest("prod", 1, str(adapter))), batch, strict=True

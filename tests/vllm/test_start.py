@@ -32,13 +32,19 @@ if __name__ == "__main__":
 """
 
 
-def run(folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    """The script with these options of `LLM`; the blocklist that it compiles is the one in force."""
+def run(folder: Path, *, processes: bool, **options: object) -> subprocess.CompletedProcess[str]:
+    """The script with these options of `LLM`; the blocklist that it compiles is the one in force.
+
+    Args:
+        folder: for its files.
+        processes: the engine has its own, as by default. Each imports vLLM, which takes 13 s of CPU time.
+        options: of `LLM`.
+    """
     script, file = folder / "script.py", folder / "a.prod"
     script.write_text(SCRIPT)
     options["additional_config"] = {"prod": {"blocklists": {"a": str(file)}}}
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": module_path(folder)}
-    environment["VLLM_LOGGING_LEVEL"] = "INFO"
+    environment |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
     return subprocess.run(
         [sys.executable, str(script), model_directory(), json.dumps(options), str(file)],
         cwd=folder,
@@ -51,7 +57,7 @@ def run(folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_script_with_its_imports_at_the_top(tmp_path: Path) -> None:
-    ended = run(tmp_path, logits_processors=[PROCESSOR])
+    ended = run(tmp_path, processes=True, logits_processors=[PROCESSOR])
     assert ended.returncode == 0, ended.stderr[-4000:]
     [line] = [line for line in ended.stdout.splitlines() if line.startswith("WROTE ")]
     written = json.loads(line.removeprefix("WROTE "))
@@ -62,7 +68,7 @@ def test_a_script_with_its_imports_at_the_top(tmp_path: Path) -> None:
 
 
 def test_blocklists_without_the_processor_do_not_start(tmp_path: Path) -> None:
-    ended = run(tmp_path)
+    ended = run(tmp_path, processes=False)
     assert ended.returncode != 0
     assert "WROTE" not in ended.stdout
     assert "ProdError: --additional-config, 'prod': blocklists are configured, and nothing enforces them: add" in (

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from bench.guards.decode import Decode
@@ -16,32 +17,32 @@ from bench.models.subject import Subject, Writing
 from bench.models.vllm_writer import VllmWriter
 from prod_decode import Entry
 from prod_decode.errors import ProdError
-from prod_decode.storage.models import in_hub_format, load_model
+from prod_decode.storage.models import load_model
 from prod_train.measure import evaluate
 from prod_train.measure.evaluate import ending_ids
-from tests.vllm.engine import ENVIRONMENT, PROMPTS
+from tests.vllm.engine import ENVIRONMENT, PROMPTS, model_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-TOKENS = 24
+TOKENS = 16
 ENTRIES = [Entry(phrase, boundary="none") for phrase in ("return", "def", "self.", "print(", "the")]
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject("bundled")
+    return Subject(model_directory())
 
 
 @pytest.fixture(scope="module")
 def prompts(subject: Subject) -> list[list[int]]:
-    return [subject.encode(prompt)[0] for prompt in PROMPTS]
+    return [subject.encode(prompt)[0] for prompt in PROMPTS[:8]]
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random, and strong enough to change what is written."""
     torch.manual_seed(0)
-    model, _ = load_model("bundled", dtype="float32", device="cpu")
+    model, _ = load_model(model_directory(), dtype="float32", device="cpu")
     config = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     folder = tmp_path_factory.mktemp("adapter")
     get_peft_model(model, config).save_pretrained(folder)
@@ -50,14 +51,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWriter]:
+    """In this process: see tests/vllm/test_engine.py."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in ENVIRONMENT.items():
+        for name, value in {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
             monkeypatch.setenv(name, value)
-        folder = tmp_path_factory.mktemp("writer")
-        model = in_hub_format("bundled", folder / "model", dtype="float32")
-        found = VllmWriter(model, ENTRIES, folder, dtype="float32")
+        found = VllmWriter(model_directory(), ENTRIES, tmp_path_factory.mktemp("writer"), dtype="float32")
     yield found
     found.close()
+    cleanup_dist_env_and_memory()
 
 
 def test_greedy_output_is_that_of_transformers(
