@@ -343,25 +343,23 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         fetched = torch.cat([scores.amax(-1), scores[on_device]]).cpu().double().numpy()
         top, of_banned = fetched[: len(scores)], fetched[len(scores) :]
         hit = (of_banned >= top[rows]) & ~self._over[rows]
-        moved = {move.row: move for move in moves if move.sources is not None}
-        for row in sorted({*rows[hit].tolist(), *moved}):
+        moved = [(move.row, move.sources, move.fork) for move in moves if move.sources is not None]
+        for row in sorted({*rows[hit].tolist(), *(row for row, _, _ in moved)}):
             probs = prod_distribution(scores[row], _NOTHING)
             token_id = int(scores[row].argmax())
-            out, move = tokens[rows == row], moved.get(row)
-            if move is not None and move.sources is not None:
-                out = np.union1d(out, move.sources)
+            out = np.unique(np.concatenate([tokens[rows == row], *(of for at, of, _ in moved if at == row)]))
             # A tie with a token that is not banned, or a row that rates no token above another.
             if token_id not in out or bool((probs == probs[token_id]).all()):
                 continue
-            replaced = move is not None and token_id in (move.sources if move.sources is not None else ())
-            entries = tuple(self._tracker.blame(row, token_id)) or ((move.fork.entry_id,) if move and replaced else ())
+            fork = next((fork for at, of, fork in moved if at == row and token_id in of), None)
+            entries = tuple(self._tracker.blame(row, token_id)) or ((fork.entry_id,) if fork else ())
             # An id without known bytes is banned, but no entry is to blame.
             if not entries:
                 continue
             self.fired.update(entries)
             if self.on_ban is not None:
                 mass = float(probs[torch.from_numpy(out).to(probs.device, torch.int64)].sum())
-                instead = move.fork.replacement if move and replaced else None
+                instead = fork.replacement if fork else None
                 self.on_ban(Ban(row, position, token_id, float(probs[token_id]), mass, entries, instead))
         return top
 

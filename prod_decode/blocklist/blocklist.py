@@ -445,8 +445,13 @@ def _is_meta(meta: dict[str, Any]) -> bool:
 
 
 def _are_words(rows: object, count: int) -> bool:
+    """Whether these are lists of an id and so many texts less one, which UTF-8 can carry."""
     return isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == count and all(isinstance(word, str) for word in row) for row in rows
+        isinstance(row, list)
+        and len(row) == count
+        and all(isinstance(word, str) for word in row)
+        and all(word == word.encode("utf-8", "ignore").decode() for word in row[1:])
+        for row in rows
     )
 
 

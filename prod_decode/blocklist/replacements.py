@@ -54,6 +54,6 @@ def shared_length(phrase: str, replacement: str, normalization: Normalization) -
 
     0 if that cannot be reached: something before the last word of the phrase is not in it.
     """
-    symbols = phrase.encode()
-    shared = common_length(symbols, normalization.symbols(replacement))
-    return shared if 0 < head_length(symbols) <= shared else 0
+    symbols, instead = phrase.encode(), normalization.symbols(replacement)
+    shared = common_length(symbols, instead)
+    return shared if 0 < head_length(symbols) <= shared < min(len(symbols), len(instead)) else 0

@@ -17,7 +17,7 @@ import copy
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -79,7 +79,7 @@ class Preference:
         self._whole = np.zeros(len(vocabulary), np.bool_)
         self._whole[self._matcher.fixed[0]] = True
         self.tracker: TextTracker = self._matcher.track()
-        self._begun: OrderedDict[bytes, tuple[int, bytes, Fork]] = OrderedDict()
+        self._begun: OrderedDict[bytes, tuple[int, list[tuple[bytes, Fork]]]] = OrderedDict()
 
     @classmethod
     def of(cls, matcher: Matcher) -> Preference | None:
@@ -87,20 +87,24 @@ class Preference:
         return cls(matcher.forks, matcher.normalization, matcher.vocabulary) if matcher.forks else None
 
     def moves(self, text_of: Callable[[int], NDArray[np.int64]], lengths: Sequence[int], banned: Banned) -> list[Move]:
-        """What is preferred after the texts that the tracker has; at most one move a row.
+        """What is preferred after the texts that the tracker has, in the order in which it is to be applied.
+
+        A row in which a replacement is begun has the moves that finish it and no others.
 
         Args:
             text_of: all tokens of a row, int64 [T].
             lengths: of the text of every row, in tokens.
             banned: the prohibited tokens of the step, as pairs, which get nothing.
         """
-        found = [*self._going_on(text_of, lengths), *self._arriving(text_of)]
-        moves: dict[int, Move] = {}
+        going_on = self._going_on(text_of, lengths)
+        busy = {move.row for move in going_on}
+        found = [*going_on, *(move for move in self._arriving(text_of) if move.row not in busy)]
+        moves = []
         for move in found:
             targets = np.setdiff1d(move.targets, banned[1][banned[0] == move.row])
             if len(targets):
-                moves.setdefault(move.row, Move(move.row, move.sources, targets, move.rest, move.fork))
-        return list(moves.values())
+                moves.append(replace(move, targets=targets))
+        return moves
 
     def apply_(self, scores: Tensor, move: Move, text: NDArray[np.int64]) -> bool:
         """Move the probability of one row of `scores`, floats [B, V], in place; False if nothing can take it."""
@@ -117,7 +121,8 @@ class Preference:
         if not len(targets) or not move_mass_(row, sources, targets):
             return False
         if begins:
-            self._begun[_key(text)] = (len(text), move.rest, move.fork)
+            # Of several that are begun here, the token that comes says which it is.
+            self._begun.setdefault(_key(text), (len(text), []))[1].append((move.rest, move.fork))
             if len(self._begun) > _MOST_BEGUN:
                 self._begun.popitem(last=False)
         return True
@@ -146,13 +151,13 @@ class Preference:
         moves = []
         for row in range(len(lengths)) if self._begun else ():
             text = text_of(row)
-            _, rest, fork = self._begun.get(_key(text[:-1]), (0, b"", None))
-            if fork is None:
-                continue
-            token = self._vocabulary.token_bytes(int(text[-1]))
-            left = rest[len(token) :]
-            if token and left and rest.startswith(token) and not self._is_shared(left, fork):
-                moves.append(Move(row, None, self._spellings.of(left), left, fork))
+            _, begun = self._begun.get(_key(text[:-1]), (0, []))
+            token = self._vocabulary.token_bytes(int(text[-1])) if begun else b""
+            for rest, fork in begun:
+                left = rest[len(token) :]
+                if token and left and rest.startswith(token) and not self._is_shared(left, fork):
+                    moves.append(Move(row, None, self._spellings.of(left), left, fork))
+                    break
         return moves
 
     def _is_shared(self, left: bytes, fork: Fork) -> bool:
@@ -184,10 +189,10 @@ class Preference:
         """With how many of the symbols that a fork shares a text ends; at most all but the last of either side."""
         return next((n for n in range(fork.shared, 0, -1) if self._ends(symbols, fork.phrase[:n])), 0)
 
-    def _rest_of(self, replacement: bytes, begun: int, blank: bool) -> bytes:
-        """What of a text is left behind so many symbols, without the whitespace that already stands there."""
-        _, origins = self._normalization.run(np.frombuffer(replacement, np.uint8))
-        rest = replacement[origins[begun] :]
+    def _rest_of(self, text: bytes, begun: int, blank: bool) -> bytes:
+        """What is left of a text behind so many symbols, without whitespace that already stands there."""
+        _, origins = self._normalization.run(np.frombuffer(text, np.uint8))
+        rest = text[origins[begun] :]
         return rest.lstrip() if blank else rest
 
     def _ends(self, symbols: bytes, beginning: bytes) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from prod_decode.blocklist.portions import Portion, _KeptPortions
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import NODE
 from prod_decode.match.matcher import Matcher
+from prod_decode.serving.guard import Guard
 from prod_decode.storage.artifact import MAGIC, read_artifact, write_artifact
 from prod_decode.text.patterns import Collected, Pattern
 from prod_decode.tokens.vocabulary import Vocabulary
@@ -67,6 +69,9 @@ def use(path: Path) -> bool:
                 matcher.blame(state, token)
             state = matcher.advance(state, max(1, code - 31))
         matcher.state_of([max(1, code - 31) for code in TEXT.encode()])
+        guard = Guard([loaded.bind(Vocabulary.from_bytes(TOKENS, eos_ids=[0]))])
+        for text in ("x = yaml.", "yaml.s", "yaml.safe_"):
+            guard.mask_(torch.zeros(len(TOKENS)), [code - 31 for code in text.encode()])
         merged = Blocklist.merge([loaded, loaded])
         assert len(merged) == len(loaded)
     except ProdError as error:
@@ -211,6 +216,14 @@ json_values = st.one_of(
 @example(("arrays", "nodes", "type", "fail"), ["<i4", 10])
 @example(("arrays", "nodes", "type", "fail"), ["|O", 4])
 @example(("meta", "report", "waived"), [["a", 1]])
+@example(("meta", "report", "replacements"), [["a", "yaml.load("]])
+@example(("meta", "report", "replacements"), [["a", "yaml.load(", "yaml.\ud800"]])
+@example(("meta", "report", "replacements"), [["a", "yaml.\ud800", "yaml.s"]])
+@example(("meta", "report", "replacements"), [["a", "yaml.load(", "yaml."]])
+@example(("meta", "report", "replacements"), [["a", "yaml.", "yaml.s"]])
+@example(("meta", "report", "replacements"), [["a", "", ""]])
+@example(("meta", "report", "replacements"), [["a", "yaml.l", "yaml.safe_load("]])
+@example(("meta", "report", "commit_points"), [["a", 1]])
 def test_headers_lead_nowhere(path: tuple[Any, ...], value: Any) -> None:
     header = json.loads(json.dumps({"header": HEADER}))
     inner = header

@@ -156,6 +156,18 @@ def test_what_was_begun_is_finished_in_whatever_row_it_is() -> None:
     assert live == {b"z"}
 
 
+def test_several_replacements_at_one_place() -> None:
+    both = Blocklist.compile(
+        [Entry("np.trapz(", replacement="np.trapezoid("), Entry("np.round(", replacement="np.rule(")]
+    )
+    prompt = ids(b"np.", b"trap")
+    assert greedy(wants(b"np.trapz(y)"), prompt, both).startswith("ezoid(")
+    assert greedy(wants(b"np.round(y)"), ids(b"np.", b"r"), both).startswith("ule(")
+    one = Blocklist.compile([Entry("np.load(", replacement="np.safe("), Entry("np.dump(", replacement="np.store(")])
+    assert greedy(wants(b"np.dump(y)"), ids(b"np."), one).startswith("store(")
+    assert greedy(wants(b"np.load(y)"), ids(b"np."), one).startswith("safe(")
+
+
 def test_a_copy_remembers_nothing_of_the_first() -> None:
     processor = ProdLogitsProcessor(LIST, VOCABULARY)
     text = ids(b"np.", b"trap")
