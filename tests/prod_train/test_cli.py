@@ -280,7 +280,10 @@ def test_streams_that_are_closed_or_full(redirect, full):
     assert done.returncode == 2
     assert done.stdout == ""
     said = [line.partition(": ")[2] for line in done.stderr.splitlines()]
-    whole = ["unknown flag --nope; did you mean '--opening'?", "--model: expected a model, it is missing"]
+    whole = [
+        "unknown flag --nope; did you mean '--opening'? See `prod-train check --help`",
+        "--model: expected a model, it is missing",
+    ]
     assert said[:2] == ([] if "2>" in redirect else whole)
 
 

@@ -55,6 +55,11 @@ def both(words, capsys):
     return errors[0]
 
 
+def file_of_gguf(output):
+    (output.parent / "X.gguf").write_bytes(b"GGUF")
+    return str(output.parent / "X.gguf")
+
+
 def file_as_cache(output):
     (output.parent / "file").touch()
     return ["--cache", str(output.parent / "file")]
@@ -70,7 +75,7 @@ def file_as_cache(output):
         (lambda output: ["--lora-rank", "60000"], "--lora-rank: expected at most 48, the widest layer's width"),
         (lambda output: ["--seed", "9" * 20], "--seed: expected at most"),
         (lambda output: ["--load-in-4bit", "--model", "bundled"], "hub id or directory, got bundled"),
-        (lambda output: ["--load-in-4bit", "--model", "X.gguf"], "hub id or directory, got X.gguf"),
+        (lambda output: ["--load-in-4bit", "--model", file_of_gguf(output)], "hub id or directory, got "),
     ],
     ids=["file", "in a file", "long", "tracker", "rank", "seed", "4 bits of bundled", "4 bits of GGUF"],
 )
