@@ -24,23 +24,24 @@ pytestmark = [
 # What the model writes after these texts where nothing is prohibited. `_to_list` begins no word in `hash_to_list`, but
 # does in an output whose prompt ended in `hash`.
 LISTS = {
-    "words": Blocklist.compile([Entry(p) for p in ("return", "size", "yaml.safe_load", "_to_list")]),
-    "pieces": Blocklist.compile([Entry(p, boundary="none") for p in ("area5(", "print(f", "Paris.")]),
+    "words": Blocklist.compile([Entry(p) for p in ("return", "size", "open(", "yaml.safe_load", "_to_list")]),
+    "pieces": Blocklist.compile([Entry(p, boundary="none") for p in ("w * h", "print(f", "Paris.", "quicksort_2")]),
 }
 REPEATED = "".join(f"def area{i}(w, h):\n    size = w * h\n    return size\n\n\n" for i in range(5))
 LONG = "# Read a file and count its words\n" * 9
 REQUESTS: list[tuple[str, list[str]]] = [
+    (PROMPTS[0], ["words"]),
     (REPEATED, ["pieces"]),
     (REPEATED + "def area", ["words", "pieces"]),
     (LONG + PROMPTS[7], ["pieces"]),
     (PROMPTS[6], []),
-    # In slots that others with the same lists have left.
     (PROMPTS[1], ["words"]),
     ("import hash", ["words"]),
     (PROMPTS[4], ["pieces"]),
+    (REPEATED + PROMPTS[5], ["words", "pieces"]),
     (REPEATED, []),
 ]
-TOKENS = 12
+TOKENS = 20
 # Prompts in chunks of what a step has room for, and memory for so few tokens that requests are preempted.
 TIGHT = {
     "max_model_len": 256,

@@ -168,6 +168,34 @@ def test_several_replacements_at_one_place() -> None:
     assert greedy(wants(b"np.load(y)"), ids(b"np."), one).startswith("safe(")
 
 
+def test_what_both_share_begins_nothing() -> None:
+    """`.load` is moved to `.`, behind which the model is free to write `dump`."""
+    assert greedy(wants(b"yaml.load(f)"), ids(b"yaml"), LIST, 1) == "."
+
+    def score(text: list[int]) -> Tensor:
+        return wants(b"yaml.load(f)" if len(text) == 1 else b"yaml.dump(f)")(text)
+
+    assert greedy(score, ids(b"yaml"), LIST).startswith(".dump(f)")
+
+
+def test_a_phrase_inside_of_a_word_is_another() -> None:
+    two = Blocklist.compile([Entry("np.load(", replacement="np.safe("), Entry("xnp.load(", replacement="xnp.rule(")])
+    assert greedy(wants(b"xnp.load(y)"), ids(b"x", b"np."), two).startswith("rule(")
+    assert greedy(wants(b"np.load(y)"), ids(b" ", b"np."), two).startswith("safe(")
+
+
+def test_what_a_second_list_prohibits_gets_nothing() -> None:
+    """A request may name a list that prohibits another one's replacement; then the row goes on as it can."""
+    second = Blocklist.compile([Entry("safe_load", boundary="none")])
+    guard = Guard([LIST.bind(VOCABULARY), second.bind(VOCABULARY)])
+    text = ids(b"yaml.")
+    for _ in range(12):
+        text.append(int(guard.mask_(wants(b"yaml.load(f)")(text), text, prompt=1).argmax()))
+    assert EOS not in text
+    assert not list(LIST.scan(text_of(text)))
+    assert not list(second.scan(text_of(text)))
+
+
 def test_a_copy_remembers_nothing_of_the_first() -> None:
     processor = ProdLogitsProcessor(LIST, VOCABULARY)
     text = ids(b"np.", b"trap")
