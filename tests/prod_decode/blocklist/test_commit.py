@@ -84,6 +84,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[set[str]], st
 
 @given(st.lists(PHRASES, min_size=1, max_size=4, unique=True), NAMES, st.lists(TEXTS, max_size=3), TEXTS, st.booleans())
 @example(["m.aba("], {"ab", "b"}, [], "m.aba(", True)
+@example(["m.ab"], {"b"}, [], "m.ab", True)
 @example(["m.ab"], {"ab"}, ["m.a"], "m.ab", False)
 def test_what_was_banned_stays_banned_and_what_is_free_stays_free(
     package: Callable[[set[str]], str], phrases: list[str], names: set[str], free: list[str], text: str, whole: bool
@@ -113,6 +114,12 @@ def test_the_points_are_kept_and_merged(tmp_path: Path) -> None:
     assert [match[:2] for match in loaded.scan("os.system_exec(cmd)")] == [(0, 7)]
     merged = Blocklist.merge([loaded, Blocklist.compile([Entry("hashlib.md5(")], allow_names=["hashlib"])])
     assert merged.report.commit_points == [("os.system(", "os.syst"), ("hashlib.md5(", "hashlib.m")]
+
+
+def test_a_whole_word_that_is_shortened_need_not_end() -> None:
+    early = Blocklist.compile([Entry("os.system", boundary="both")], allow_names=["os"])
+    assert early.report.commit_points == [("os.system", "os.syst")]
+    assert [match[:2] for match in early.scan("os.system(x)")] == [(0, 7)]
 
 
 def test_a_file_without_points_is_one_that_0_2_0_reads(tmp_path: Path) -> None:

@@ -179,9 +179,10 @@ def test_what_both_share_begins_nothing() -> None:
 
 
 def test_a_phrase_inside_of_a_word_is_another() -> None:
-    two = Blocklist.compile([Entry("np.load(", replacement="np.safe("), Entry("xnp.load(", replacement="xnp.rule(")])
-    assert greedy(wants(b"xnp.load(y)"), ids(b"x", b"np."), two).startswith("rule(")
-    assert greedy(wants(b"np.load(y)"), ids(b" ", b"np."), two).startswith("safe(")
+    entries = [Entry("np.load(", replacement="np.safe("), Entry("xnp.load(", replacement="xnp.rule(")]
+    for two in (Blocklist.compile(entries), Blocklist.compile(entries[::-1])):
+        assert greedy(wants(b"xnp.load(y)"), ids(b"x", b"np."), two).startswith("rule(")
+        assert greedy(wants(b"np.load(y)"), ids(b" ", b"np."), two).startswith("safe(")
 
 
 def test_what_a_second_list_prohibits_gets_nothing() -> None:
