@@ -367,7 +367,7 @@ def _entry(record: dict[str, Any], place: str, max_quote: int | None, boundary: 
         )
     if "text" not in record:
         raise ProdError(f"{place}: expected a key 'text', got {', '.join(sorted(record)) or 'an empty object'}")
-    for key in ("id", "source"):
+    for key in ("id", "source", "replacement"):
         if not isinstance(record.get(key), (str, type(None))):
             raise ProdError(f"{place}: expected {key!r} to be a string, got {reprlib.repr(record[key])}")
     if not isinstance(record["text"], str):

@@ -223,6 +223,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "abc", "cost": 1}', r"x\.jsonl:1: unknown key 'cost', expected some of boundary"),
         ("x.jsonl", b'{"text": "abc", "polcy": "quote"}', r"x\.jsonl:1: unknown key 'polcy', expected some of bound"),
         ("x.jsonl", b'{"text": "abc", "id": 7}', r"x\.jsonl:1: expected 'id' to be a string, got 7"),
+        ("x.jsonl", b'{"text": "abc", "replacement": 7}', r"x\.jsonl:1: expected 'replacement' to be a string, got 7"),
         (
             "x.jsonl",
             b'{"text": "abc", "policy": "ban"}',
