@@ -51,9 +51,9 @@ def read_entries(
     """The entries in files and directories, in the order of `paths`, directories sorted.
 
     A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
-    max_quote boundary replacement`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones are left
-    out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote` entry, and so
-    is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but lists is
+    max_quote boundary replacement`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones
+    are left out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote`
+    entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but lists is
     refused, and so is a named `.json` file with entries in it.
 
     Args:
