@@ -53,8 +53,8 @@ def read_entries(
     A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
     max_quote boundary replacement`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones
     are left out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote`
-    entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but lists is
-    refused, and so is a named `.json` file with entries in it.
+    entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but
+    lists is refused, and so is a named `.json` file with entries in it.
 
     Args:
         paths: files and directories.
