@@ -149,22 +149,22 @@ def _compile(options: argparse.Namespace) -> int:
     _tell_unused(options, blocklist)
     _save(blocklist, options.output)
     if unfolded:
-        more = f" and {len(unfolded) - 1} more" if len(unfolded) > 1 else ""
-        note(f"--ignore-case folds ASCII letters only: other letters in {unfolded[0]}{more} are compared as they are")
+        shown = _first(unfolded, 1)
+        note(f"--ignore-case folds ASCII letters only: other letters in {shown} are compared as they are")
     _print_waived(blocklist)
     if options.allow_names:
         points, phrases = len(blocklist.report.commit_points), blocklist.report.phrases
         note(f"phrases banned from a commit point on: {points} of {phrases}; `prod-decode info --entries` shows them")
     if unreached := blocklist.unreached():
-        more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
-        note(f"banned and not replaced, because more than the last word differs: {', '.join(unreached[:3])}{more}")
+        note(f"banned and not replaced, because more than the last word differs: {_first(unreached)}")
     return uncovered.status
 
 
 def _tell_unused(options: argparse.Namespace, blocklist: Blocklist) -> None:
     """Which options had no effect: a slip, or sources that are not what somebody takes them for."""
     report = blocklist.report
-    given = {"--max-quote": options.max_quote, "--allow": options.allow, "--model": options.model}
+    allow = None if options.allow_names else options.allow  # commit points heed it
+    given = {"--max-quote": options.max_quote, "--allow": allow, "--model": options.model}
     without = [name for name, value in given.items() if value] if not report.documents else []
     if without:
         note(f"no effect: {', '.join(without)}: for documents, and the sources have phrases alone")
@@ -209,9 +209,14 @@ def _tell_documents(sources: Sequence[str]) -> list[str]:
     named = [name for name in sources if Path(name).suffix.lower() not in JSON_LISTS + PHRASE_LISTS]
     documents = [name for name in named if not Path(name).is_dir()]
     if documents:
-        more = f" and {len(documents) - 3} more" if len(documents) > 3 else ""
-        note(f"read as a document each: {', '.join(documents[:3])}{more} (lists are .txt, .jsonl and .ndjson files)")
+        note(f"read as a document each: {_first(documents)} (lists are .txt, .jsonl and .ndjson files)")
     return [Path(name).as_posix() for name in documents]
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    """Some names for a message, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _watch_case(entries: Iterator[Entry], unfolded: list[str]) -> Iterator[Entry]:

@@ -338,6 +338,7 @@ def test_options_without_effect_are_told(
     documents = "for documents, and the sources have phrases alone"
     assert said("list.txt", "--max-quote", "30") == [f"no effect: --max-quote: {documents}"]
     assert said("list.txt", "--max-quote", "30", "--allow", "a.py") == [f"no effect: --max-quote, --allow: {documents}"]
+    assert said("list.txt", "--allow", "a.py", "--allow-names", "os") == []  # commit points heed it
     assert said("a.py", "--boundary", "both") == [
         "no effect: --boundary: for phrases, and the sources have documents alone"
     ]
