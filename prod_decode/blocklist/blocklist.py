@@ -177,8 +177,10 @@ class Blocklist:
             too_short += [portion.infos[place].id for place in new]
             waived += [(portion.infos[place].id, a, b) for place, a, b in portion.waived if numbers[place] >= 0]
         replacements = replacements_of(replaced, records, normalization)
-        texts += [normalization.symbols(text) for *_, text in replacements]
-        committed = commit_phrases(collected, records, normalization, texts, packages) if packages else []
+        committed = []
+        if packages:
+            texts += [normalization.symbols(text) for *_, text in replacements]
+            committed = commit_phrases(collected, records, normalization, texts, packages)
         report = CompileReport(counts["phrase"], counts["quote"], too_short, waived, committed, replacements)
         blocklist = cls._assemble(collected, records, normalization, report)
         if not len(blocklist.automaton.patterns) and not allow_empty:

@@ -123,7 +123,7 @@ def head_length(symbols: bytes) -> int:
 
 def _names(symbols: bytes, names_of: NamesOf) -> Collection[bytes] | None:
     """What else can stand where the last word of a phrase does."""
-    owner = _OWNER.search(_head(Pattern(False, symbols, False)).symbols)
+    owner = _OWNER.search(symbols[: head_length(symbols)])
     return None if owner is None else names_of((owner[1] or owner[2]).decode())
 
 

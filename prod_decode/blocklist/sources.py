@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prod_decode.blocklist.entries import Boundary, Entry
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
@@ -38,6 +38,8 @@ _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 def read_entries(
@@ -84,11 +86,18 @@ def read_entries(
             yield _document(path, text, max_quote)
 
     mistakes = Mistakes()
+    yield from _from_each(paths, mistakes, entries_of)
+
+
+def _from_each(
+    paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes, read: Callable[[Path], Iterator[_T]]
+) -> Iterator[_T]:
+    """What is read from each path, up to the first mistake; all of them are raised at the end."""
     for path in _found(paths, mistakes):
         with mistakes.caught():
-            for entry in entries_of(path):
+            for item in read(path):
                 if not mistakes:
-                    yield entry
+                    yield item
     mistakes.refuse()
 
 
@@ -205,12 +214,7 @@ def read_texts(
 
     mistakes = Mistakes()
     told = skipped or mistakes.add
-    for path in _found(paths, mistakes):
-        with mistakes.caught():
-            for found in texts_of(path):
-                if not mistakes:
-                    yield found
-    mistakes.refuse()
+    yield from _from_each(paths, mistakes, texts_of)
 
 
 def _texts(files: Iterable[Path], skipped: Skipped, *, binary: bool) -> Iterator[tuple[Path, str]]:

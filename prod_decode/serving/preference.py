@@ -67,10 +67,8 @@ class Preference:
     def __init__(self, forks: Sequence[Fork], normalization: Normalization, vocabulary: Vocabulary) -> None:
         """Forks of one or more blocklists that normalise alike; of those of one phrase the first counts."""
         first = {fork.phrase: fork for fork in reversed(forks)}
-        self._forks: dict[Pattern, list[Fork]] = {}
-        for fork in first.values():
-            self._forks.setdefault(_parting(fork), []).append(fork)
-        patterns = sorted(self._forks)
+        self._forks = list(first.values())
+        patterns = sorted(set(map(_parting, self._forks)))
         self._normalization = normalization
         self._vocabulary = vocabulary
         self._matcher = Matcher(Automaton.build(patterns), normalization, vocabulary, _no_entries)
@@ -174,7 +172,7 @@ class Preference:
         for row in np.unique(rows).tolist():
             written = self._end_of(text_of(row), 2 * self._matcher.automaton.longest + _BLANKS)
             symbols = self._normalization.fold(np.frombuffer(written, np.uint8))[0].tobytes()
-            for fork in (fork for forks in self._forks.values() for fork in forks):
+            for fork in self._forks:
                 begun = self._begun_of(fork, symbols)
                 if begun:
                     blank = written[-1:].isspace()
