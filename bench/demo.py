@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,36 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What is taught and forgotten.
+
+    Attributes:
+        functions: of the standard library; 0: nothing.
+        held_out: others, on which damage is measured.
+        longest: characters of a function.
+    """
+
+    functions: int
+    held_out: int
+    longest: int
+
+    def validate(self) -> None:
+        """Refuse what cannot be taught.
+
+        Raises:
+            ProdError: names the flag.
+        """
+        from prod_train.run.recipes import LONGEST, SHORTEST
+
+        if self.functions < 0:
+            raise ProdError(f"--functions: expected 0 or more, got {self.functions}")
+        if self.held_out < 1:
+            raise ProdError(f"--held-out: expected at least 1, got {self.held_out}")
+        if not SHORTEST <= self.longest <= LONGEST:
+            raise ProdError(f"--longest: expected {SHORTEST} to {LONGEST} characters, got {self.longest}")
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """A case generated without and with the blocklist, and what `scan` finds in either output."""
 
@@ -113,21 +143,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--functions", type=int, default=6, metavar="N", help="to teach and forget, 0: none (default 6)"
     )
+    parser.add_argument(
+        "--held-out", type=int, default=8, metavar="N", help="other functions, on which damage is measured (default 8)"
+    )
+    parser.add_argument(
+        "--longest", type=int, default=250, metavar="N", help="characters of a function, 150 to 450 (default 250)"
+    )
     parser.add_argument("--out", default="out/demo", metavar="DIR", help="where the page goes (default out/demo)")
     options = parser.parse_args(argv)
     return exit_status(
-        "bench demo", lambda: run(options.model, options.max_new_tokens, options.functions, Path(options.out))
+        "bench demo",
+        lambda: run(
+            options.model,
+            options.max_new_tokens,
+            Taught(options.functions, options.held_out, options.longest),
+            Path(options.out),
+        ),
     )
 
 
-def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
+def run(model_name: str, max_new_tokens: int, taught: Taught, out: Path) -> int:
     """Compile, generate, scan; teach, forget; report."""
     from prod_decode.storage.models import load_model, quiet
 
-    if functions < 0 or max_new_tokens < 1:
-        raise ProdError(
-            f"expected --functions 0 or more and --max-new-tokens 1 or more, got {functions}, {max_new_tokens}"
-        )
+    if max_new_tokens < 1:
+        raise ProdError(f"--max-new-tokens: expected at least 1, got {max_new_tokens}")
+    taught.validate()
     quiet()
     with step("Compiling the standard library and a few calls into a blocklist"):
         blocklist = compile_blocklist()
@@ -158,7 +199,7 @@ def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
         show(outcome, color=color)
     failed = conclude(outcomes)
     del model
-    recitals = forget(model_name, functions, out / "unlearning") if functions else {}
+    recitals = forget(model_name, taught, out / "unlearning") if taught.functions else {}
     file = out / "index.html"
     write_page(file, to_page(outcomes, blocklist, recitals))
     print(f"The page: {file}")
@@ -169,12 +210,12 @@ def run(model_name: str, max_new_tokens: int, functions: int, out: Path) -> int:
     return 0
 
 
-def forget(model_name: str, functions: int, folder: Path) -> dict[str, Recital]:
+def forget(model_name: str, taught: Taught, folder: Path) -> dict[str, Recital]:
     """Teach a model functions of the standard library and unlearn them; prints what each stage gives away and costs.
 
     Args:
         model_name: see `load_model`.
-        functions: how many.
+        taught: which functions.
         folder: for data and adapters; what is there from an earlier demo is removed.
     """
     from prod_train.run.recipes import teach_and_forget
@@ -186,7 +227,7 @@ def forget(model_name: str, functions: int, folder: Path) -> dict[str, Recital]:
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - begun:3.0f} s] {what}", flush=True)
 
-    recitals = teach_and_forget(folder, model=model_name, functions=functions, say=say, progress=sys.stderr.isatty())
+    recitals = teach_and_forget(folder, model=model_name, say=say, progress=sys.stderr.isatty(), **asdict(taught))
     print()
     for row in recital_table(recitals):
         print(f"{row[0]:28}" + "".join(f"{cell:>12}" for cell in row[1:]))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -208,14 +206,8 @@ def stdlib_samples(count: int, *, skip: int = 0) -> list[Sample]:
             row["completion"],
             {"source": source},
         )
-        for row in _stdlib_rows()[skip : skip + count]
+        for row in stdlib_functions(count, skip=skip)
     ]
-
-
-@lru_cache(maxsize=1)
-def _stdlib_rows() -> list[dict[str, str]]:
-    # Parsing the library takes seconds, and a run asks for several slices.
-    return stdlib_functions(sys.maxsize)
 
 
 def sample_of(record: Mapping[str, Any], place: str, default_id: str) -> Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import sysconfig
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from prod_decode.blocklist.sources import read_texts
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.storage.files import write_whole
-from prod_train.measure.evaluate import evaluate_forget, evaluate_holdout, measurable, recite
+from prod_train.measure.evaluate import continuations, measurable
+from prod_train.run.session import evaluate
 
 if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
 # Short enough to learn and unlearn in minutes on a CPU, long enough to be recognised: 50 to 150 tokens.
 SHORTEST, LONGEST = 150, 450
 
+# The speed is measured on so many rows of the forget set, and so many tokens of each.
+TIMED_ROWS, TIMED_TOKENS = 8, 16
+
 # Packages of the standard library that are tests, applications or tables.
 _NO_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings"}
 
 
-def stdlib_functions(count: int, *, skip: int = 0) -> list[dict[str, str]]:
+def stdlib_functions(count: int, *, skip: int = 0, longest: int = LONGEST) -> list[dict[str, str]]:
     """Functions of the running Python's standard library as rows of `prompt` and `completion`.
 
     At most one function a module, so that different slices share no code: the prompt is a comment with the module's
@@ -38,15 +43,22 @@ def stdlib_functions(count: int, *, skip: int = 0) -> list[dict[str, str]]:
     Args:
         count: rows.
         skip: rows to leave out first; slices that do not overlap are held out from each other.
+        longest: characters of a completion, from 150 to 450; longer ones are not counted.
     """
+    rows = [(prompt, completion) for prompt, completion in _stdlib() if len(completion) <= longest]
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in rows[skip : skip + count]]
+
+
+@functools.cache
+def _stdlib() -> list[tuple[str, str]]:
+    """Every prompt and completion of `stdlib_functions`, found once a process: parsing the library takes 4 s."""
     library = Path(sysconfig.get_path("stdlib"))
     found = []
     for path, text in read_texts(sorted(library.glob("*.py"))):
         functions = sorted(_functions(path.stem, text))
         if functions:
             found.append(functions[0])
-    rows = [{"prompt": prompt, "completion": completion} for _, prompt, completion in sorted(found)]
-    return rows[skip : skip + count]
+    return [(prompt, completion) for _, prompt, completion in sorted(found)]
 
 
 def package_functions(count: int) -> list[dict[str, str]]:
@@ -93,7 +105,7 @@ class Recital:
         recitation: mean share of tokens that greedy decoding has at their place, 0 to 1.
         verbatim_rate: share of rows whose greedy output has a run of 60 normalised characters or more of the original.
         extraction_strength: mean, 0 to 1.
-        tokens_per_second: of greedy decoding, eight rows at a time.
+        tokens_per_second: of greedy decoding, eight rows at a time, 16 tokens each.
         holdout_loss: nats a token.
         holdout_kl: KL(reference || model), nats a token.
         holdout_agreement: share of first choices that are the reference's, 0 to 1.
@@ -108,7 +120,7 @@ class Recital:
     holdout_agreement: float
 
 
-def recital(session: Session, matcher: Matcher | None = None, *, timed_rows: int = 8) -> Recital:
+def recital(session: Session, matcher: Matcher | None = None) -> Recital:
     """Measure a session's model as it is, with or without a blocklist enforced at decode time.
 
     `with session.model.disable_adapter(): recital(session)` measures the model before unlearning.
@@ -116,30 +128,32 @@ def recital(session: Session, matcher: Matcher | None = None, *, timed_rows: int
     Args:
         session: with a holdout set.
         matcher: of a blocklist; None leaves the model alone.
-        timed_rows: rows of the forget set that the speed is measured on.
     """
-    job, config = session.job, session.job.config
-    rows, _ = measurable(job.forget, job.tokenizer, config.eval_rows)
-    size = config.eval_batch_size
-    forget = evaluate_forget(session.model, session.encoder, job.tokenizer, rows, batch_size=size, matcher=matcher)
-    held = job.holdout[: config.eval_rows]
-    holdout = evaluate_holdout(
-        session.model, session.encoder, held, session.stores["holdout"], pad=job.pad, batch_size=size, matcher=matcher
+    return _recital(evaluate(session, matcher), _tokens_per_second(session, matcher))
+
+
+def _recital(metrics: dict[str, Any], tokens_per_second: float) -> Recital:
+    """From what `evaluate` found."""
+    forget, holdout = ({name: metric["value"] for name, metric in metrics[of].items()} for of in ("forget", "holdout"))
+    return Recital(
+        forget["recitation"],
+        forget["verbatim"],
+        forget["extraction_strength"],
+        tokens_per_second,
+        holdout["loss"],
+        holdout["kl"],
+        holdout["agreement"],
     )
+
+
+def _tokens_per_second(session: Session, matcher: Matcher | None = None) -> float:
+    job = session.job
+    prompts = [row.ids[: row.start] for row in measurable(job.forget, job.tokenizer, TIMED_ROWS)[0]]
     processors = [ProdLogitsProcessor(matcher)] if matcher is not None else []
     session.model.eval()
     begun = time.perf_counter()
-    written = sum(map(len, recite(session.model, job.tokenizer, rows[:timed_rows], processors)))
-    seconds = time.perf_counter() - begun
-    return Recital(
-        forget["recitation"].value,
-        forget["verbatim"].value,
-        forget["extraction_strength"].value,
-        written / seconds,
-        holdout["loss"].value,
-        holdout["kl"].value,
-        holdout["agreement"].value,
-    )
+    written = continuations(session.model, job.tokenizer, prompts, TIMED_TOKENS, processors)
+    return sum(map(len, written)) / (time.perf_counter() - begun)
 
 
 def teach_and_forget(
@@ -148,6 +162,7 @@ def teach_and_forget(
     model: str = "bundled",
     functions: int = 6,
     held_out: int = 8,
+    longest: int = LONGEST,
     learn_epochs: float = 17,
     forget_epochs: float = 10,
     max_quote: int = 60,
@@ -161,6 +176,7 @@ def teach_and_forget(
         model: as for `prod-train run --model`.
         functions: of the standard library, to teach and to forget.
         held_out: others, for the loss elsewhere.
+        longest: characters of either; half as many take half the time.
         learn_epochs: of teaching, at learning rate 1e-3.
         forget_epochs: of PROD, at learning rate 3e-4.
         max_quote: so many characters in a row are prohibited, see `Entry`.
@@ -172,6 +188,7 @@ def teach_and_forget(
     """
     from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.blocklist.entries import Entry
+    from prod_decode.storage.models import in_hub_format
     from prod_train.config.config import Config
     from prod_train.run.job import prepare
     from prod_train.run.merge import merge
@@ -179,9 +196,10 @@ def teach_and_forget(
     from prod_train.run.trainer import finish, fit, run
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = stdlib_functions(functions)
+    # The shortest is what teaching is measured on.
+    rows = sorted(stdlib_functions(functions, longest=longest), key=lambda row: len(row["completion"]))
     forget = write_rows(folder / "forget.jsonl", rows)
-    holdout = write_rows(folder / "holdout.jsonl", stdlib_functions(held_out, skip=functions))
+    holdout = write_rows(folder / "holdout.jsonl", stdlib_functions(held_out, skip=functions, longest=longest))
     blocklist = Blocklist.compile(
         Entry(row["completion"], id=row["prompt"].splitlines()[0], policy="quote", max_quote=max_quote) for row in rows
     )
@@ -194,7 +212,8 @@ def teach_and_forget(
     }
     say(f"Teaching {functions} functions of the standard library")
     teaching = Config(
-        model=model,
+        # A GGUF file would be read for the merge once more.
+        model=in_hub_format(model, folder / "model", dtype="float32"),
         output=str(folder / "taught-adapter"),
         method="learn",
         epochs=learn_epochs,
@@ -204,14 +223,20 @@ def teach_and_forget(
     )
     run(teaching, progress=progress)
     taught = merge(teaching.output, str(folder / "taught"), measure=False)
-    say("Measuring the taught model, without and with the blocklist")
+    say("Measuring the taught model with the blocklist")
     unlearning = Config(
         model=str(taught), output=str(folder / "unlearned"), epochs=forget_epochs, learning_rate=3e-4, **common
     )
     session = setup(prepare(unlearning), progress=progress)
     matcher = blocklist.bind(session.job.tokenizer)
-    found = {"taught": recital(session), "masked": recital(session, matcher)}
-    say("Unlearning with PROD")
-    finish(session, fit(session, progress=progress))
-    say("Measuring the unlearned model, without and with the blocklist")
-    return {**found, "unlearned": recital(session), "both": recital(session, matcher)}
+    masked, speed = recital(session, matcher), _tokens_per_second(session)
+    say("Unlearning with PROD, measured before and after")
+    state = fit(session, progress=progress)
+    finish(session, state)
+    say("Measuring the unlearned model with the blocklist")
+    return {
+        "taught": _recital(session.before, speed),
+        "masked": masked,
+        "unlearned": _recital(state.history[-1], _tokens_per_second(session)),
+        "both": recital(session, matcher),
+    }

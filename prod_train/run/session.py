@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from prod_train.model.modeling import (
 from prod_train.run.job import ANCHORS, CONTINUED, Job
 from prod_train.run.output import resume_from
 from prod_train.targets.targets import ReferenceStore, model_digest
+
+if TYPE_CHECKING:
+    from prod_decode.match.matcher import Matcher
 
 _log = logging.getLogger(__name__)
 
@@ -210,8 +213,13 @@ def fill_stores(
         accelerator.wait_for_everyone()
 
 
-def evaluate(session: Session) -> dict[str, Any]:
-    """Metrics of the model as it is: {"forget": {name: metric}, "holdout": {name: metric} or None}."""
+def evaluate(session: Session, matcher: Matcher | None = None) -> dict[str, Any]:
+    """Metrics of the model as it is: {"forget": {name: metric}, "holdout": {name: metric} or None}.
+
+    Args:
+        session: with the model.
+        matcher: of a blocklist that is enforced at decode time.
+    """
     job, config, model = session.job, session.job.config, session.model
     forget = evaluate_forget(
         model,
@@ -220,12 +228,19 @@ def evaluate(session: Session) -> dict[str, Any]:
         job.forget,
         batch_size=config.eval_batch_size,
         limit=config.eval_rows,
+        matcher=matcher,
     )
     found: dict[str, Any] = {"forget": _plain(forget), "holdout": None}
     if "holdout" in session.stores:
         rows = job.holdout[: config.eval_rows]
         holdout = evaluate_holdout(
-            model, session.encoder, rows, session.stores["holdout"], pad=job.pad, batch_size=config.eval_batch_size
+            model,
+            session.encoder,
+            rows,
+            session.stores["holdout"],
+            pad=job.pad,
+            batch_size=config.eval_batch_size,
+            matcher=matcher,
         )
         found["holdout"] = _plain(holdout)
     return found

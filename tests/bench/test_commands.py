@@ -91,7 +91,10 @@ def test_walks_near_patterns_contain_none(tokenizer: str) -> None:
         (["overhead", "--patterns", "0"], "bench overhead: expected --patterns as numbers above 0, got '0'"),
         (["overhead", "--patterns", "1,x"], "bench overhead: expected --patterns as numbers above 0, got '1,x'"),
         (["overhead", "--tokenizer", "/no/such"], "bench overhead: cannot load the model '/no/such'"),
-        (["demo", "--functions", "-1"], "bench demo: expected --functions 0 or more"),
+        (["demo", "--functions", "-1"], "bench demo: --functions: expected 0 or more, got -1"),
+        (["demo", "--held-out", "0"], "bench demo: --held-out: expected at least 1, got 0"),
+        (["demo", "--longest", "500"], "bench demo: --longest: expected 150 to 450 characters, got 500"),
+        (["demo", "--max-new-tokens", "0"], "bench demo: --max-new-tokens: expected at least 1, got 0"),
         (["demo", "--model", "/no/such.gguf", "--out", "{tmp}"], "bench demo: cannot read the model /no/such.gguf"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 
 from prod_train.cli import build_parser, main
 from prod_train.config.config import Config, flag, make_config
+from prod_train.run import recipes
 from prod_train.run.check import check
 from prod_train.run.recipes import package_functions, stdlib_functions, teach_and_forget
 from tests.tiny import save_tiny_model, write_jsonl, write_snippets
@@ -198,6 +199,7 @@ def test_every_field_is_a_flag_of_run_and_check():
 @pytest.mark.slow
 def test_stdlib_functions_are_the_same_every_time_and_share_no_module():
     rows = stdlib_functions(24)
+    recipes._stdlib.cache_clear()
     assert rows == stdlib_functions(24)
     held = stdlib_functions(24, skip=24)
     modules = [row["prompt"].splitlines()[0] for row in rows + held]
@@ -209,8 +211,7 @@ def test_stdlib_functions_are_the_same_every_time_and_share_no_module():
 @pytest.mark.slow
 def test_package_functions_are_the_same_every_time_and_no_two_have_a_name():
     rows = package_functions(100)
-    assert rows == package_functions(100)
-    assert rows[:7] == package_functions(7)
+    assert rows[:70] == package_functions(70)
     modules, functions = zip(*(row["prompt"].split("\n", 1) for row in rows), strict=True)
     assert len({function.partition("(")[0] for function in functions}) == 100
     assert not {module.partition("/")[0] for module in modules} & {

@@ -10,6 +10,7 @@ import pytest
 from bench import demo
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.cli import main
+from prod_decode.storage.models import in_hub_format
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +23,17 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "block.prod")
 
 
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundled model in the hub's format, which loads in 1 s instead of 7."""
+    return in_hub_format("bundled", tmp_path_factory.mktemp("bundled") / "model", dtype="float32")
+
+
 PROMPT = 'import pickle\n\nwith open("data.pkl", "rb") as f:\n    data = pickle.'
 
 
-def test_generate_shows_where_it_stepped_in(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["generate", "--model", "bundled", "--blocklist", block, "--prompt", PROMPT, "--max-new-tokens", "12"]
+def test_generate_shows_where_it_stepped_in(block: str, bundled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["generate", "--model", bundled, "--blocklist", block, "--prompt", PROMPT, "--max-new-tokens", "4"]
     assert main([*base, "--json", "--compare"]) == 0
     runs = json.loads(capsys.readouterr().out)
     assert [match["entry_id"] for match in runs["unprotected"]["matches"]] == ["pickle.load("]
@@ -41,10 +48,12 @@ def test_generate_shows_where_it_stepped_in(block: str, capsys: pytest.CaptureFi
     assert "pickle.load(: stepped in" in printed.err
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("one_thread")
-def test_the_demo_shows_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--max-new-tokens", "20", "--functions", "2", "--out", str(tmp_path)]) == 0
+def test_the_demo_shows_what_it_promises(bundled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the real model, in small."""
+    small = {"max-new-tokens": 4, "functions": 1, "held-out": 2, "longest": 200}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    assert demo.main(["--model", bundled, *words, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "With:    0 prohibited places" in printed
     page = (tmp_path / "index.html").read_text()
