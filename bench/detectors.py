@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.metrics import wilson
+from bench.programs.syntax import parse_fragment
 from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import find_insecure, self_check
-from bench.tasks.syntax import parse_fragment
 from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status

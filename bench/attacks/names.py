@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from bench.attacks.base import Attack, Attacked
 from bench.attacks.lexer import lex
+from bench.programs.syntax import parse_fragment
 from bench.tasks.base import Sample
-from bench.tasks.syntax import parse_fragment
 
 _WORDS = re.findall(
     r"\w+",

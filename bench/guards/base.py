@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.blocklist.entries import Entry
     from prod_decode.match.matcher import Matcher
 
@@ -17,13 +18,13 @@ class Guard(ABC):
     Attributes:
         name: as in `--methods`.
         rank: where it stands in lists, before those with a greater one.
-        in_vllm: what stands for it in `VllmWriter.write`: False for no guard, True for ours; None: vLLM has it not.
+        in_vllm: whether vLLM can do the same: with the guard's `blocklist`, or with nothing.
         is_measured: whether what the model says of given texts is measured under it too, with the matcher, if any.
     """
 
     name: ClassVar[str]
     rank: ClassVar[int] = 100
-    in_vllm: ClassVar[bool | None] = None
+    in_vllm: ClassVar[bool] = False
     is_measured: ClassVar[bool] = False
 
     @abstractmethod
@@ -33,3 +34,8 @@ class Guard(ABC):
         Raises:
             ProdError: it can do nothing with these entries.
         """
+
+    def blocklist(self, entries: Sequence[Entry]) -> Blocklist | None:
+        """What our processor in vLLM enforces; None: nothing."""
+        del entries
+        return None

@@ -14,7 +14,7 @@ class Nothing(Guard):
 
     name = "base"
     rank = 0
-    in_vllm = False
+    in_vllm = True
     is_measured = True
 
     def processors(self, entries: Sequence[Entry], tokenizer: Any) -> tuple[list[Any], None]:

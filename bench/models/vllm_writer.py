@@ -1,22 +1,20 @@
-"""Generation through vLLM: one engine for a model, its adapters and its blocklist."""
+"""Generation through vLLM: one engine for a model, its adapters and blocklists."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from bench.models.subject import Writing
 from prod_decode.blocklist.blocklist import Blocklist
-from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
 from prod_train.measure.evaluate import ending_ids
 
-_BLOCKLIST = "task"
 # Tokens of a prompt and its output, and of the prompts of a step; and requests of a step.
 _LENGTH, _REQUESTS = 4096, 64
 
@@ -24,13 +22,13 @@ _LENGTH, _REQUESTS = 4096, 64
 class VllmWriter:
     """Writes as `bench.models.subject.Subject.write` does, with continuous batching."""
 
-    def __init__(self, model: str, entries: Sequence[Entry], folder: Path, *, dtype: str) -> None:
+    def __init__(self, model: str, blocklists: Mapping[str, Blocklist], folder: Path, *, dtype: str) -> None:
         """Start the engine; it takes half of a GPU's memory, since the model under test is there a second time.
 
         Args:
             model: a directory or hub name.
-            entries: the blocklist that `guarded` output keeps to.
-            folder: for the blocklist.
+            blocklists: to which output can be held, by name.
+            folder: for them.
             dtype: of weights and computation.
 
         Raises:
@@ -41,8 +39,9 @@ class VllmWriter:
         from vllm import LLM
 
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "task.prod"
-        Blocklist.compile(entries).save(str(file))
+        files = {name: str(folder / f"{name}.prod") for name in blocklists}
+        for name, blocklist in blocklists.items():
+            blocklist.save(files[name])
         self._adapters: dict[Path, int] = {}
         try:
             self._llm = LLM(
@@ -58,7 +57,7 @@ class VllmWriter:
                 enable_chunked_prefill=False,
                 gpu_memory_utilization=_share(),
                 logits_processors=["prod_decode.vllm:ProdLogitsProcessor"],
-                additional_config={"prod": {"blocklists": {_BLOCKLIST: str(file)}, "default": []}},
+                additional_config={"prod": {"blocklists": files, "default": []}},
             )
         except (RuntimeError, ValueError, ImportError) as error:
             raise ProdError(f"vLLM does not start with {model}: {error}; use --engine transformers") from error
@@ -68,7 +67,7 @@ class VllmWriter:
         prompts: Sequence[list[int]],
         max_new_tokens: int,
         *,
-        guarded: bool,
+        blocklist: str | None,
         adapter: Path | None = None,
         temperature: float = 0.0,
         seed: int = 0,
@@ -79,7 +78,7 @@ class VllmWriter:
         Args:
             prompts: token ids, special tokens included.
             max_new_tokens: at most.
-            guarded: with the blocklist.
+            blocklist: the name of one; None: of none.
             adapter: of `prod_train`, on the model.
             temperature: 0: greedy.
             seed: of the sampling.
@@ -92,7 +91,7 @@ class VllmWriter:
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        extra: dict[str, Any] = {"extra_args": {"prod_blocklists": [_BLOCKLIST]}} if guarded else {}
+        extra: dict[str, Any] = {"extra_args": {"prod_blocklists": [blocklist]}} if blocklist else {}
         tokenizer = self._llm.get_tokenizer()
         ends = ending_ids(tokenizer)
         params = [

@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from bench.programs.existing import all_exist
+from bench.programs.names import CONVENTIONS, Names
+from bench.programs.syntax import end_of, parse_fragment, parses
 from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
-from bench.tasks.names import CONVENTIONS, Names
-from bench.tasks.syntax import parse_fragment, parses
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_text
 from prod_decode.errors import ProdError
@@ -123,10 +124,11 @@ class DeprecatedScore(Score):
         parsed: share of the output's lines of code that parse; None where there is no line of code.
         executes: whether prompt and output run without an error, as far as they parse from the top; False where the
             output's first line does not; None where `reason` says why that was not tried.
-        reason: see above.
+        reason: see above, and why `resolves` is None.
+        resolves: whether every function that it calls in a known module exists; see `all_exist`.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("deprecated", "replacement", "parsed", "executes")
+    metrics: ClassVar[tuple[str, ...]] = ("deprecated", "replacement", "parsed", "executes", "resolves")
 
     outcome: Verdict
     deprecated: bool
@@ -134,6 +136,7 @@ class DeprecatedScore(Score):
     parsed: float | None
     executes: bool | None = None
     reason: str | None = None
+    resolves: bool | None = None
 
 
 class DeprecatedTask(Task[DeprecatedScore]):
@@ -148,8 +151,9 @@ class DeprecatedTask(Task[DeprecatedScore]):
         "replacement": True,
         "parsed": True,
         "executes": True,
+        "resolves": True,
     }
-    outcomes = frozenset({"deprecated", "replacement", "executes"})
+    outcomes = frozenset({"deprecated", "replacement", "executes", "resolves"})
 
     def __init__(self, samples: Sequence[Sample], *, execute: Callable[[str], bool] | None = None) -> None:
         """Make a task of samples; see `load`.
@@ -222,8 +226,9 @@ class DeprecatedTask(Task[DeprecatedScore]):
                 short = len(last) < _LONG_NAME or last in _BEGINNINGS
                 ambiguous = short or any(name.startswith(text) for name in replacements)
                 boundary: Literal["start", "both"] = "both" if ambiguous and text[-1].isalnum() else "start"
-                source = f"deprecated: {path}"
-                entries.setdefault(text, Entry(text, id=f"deprecated/{text}", source=source, boundary=boundary))
+                source, instead = f"deprecated: {path}", instead_of(text, ApiPair(path, sample.metadata["replacement"]))
+                entry = Entry(text, id=f"deprecated/{text}", source=source, boundary=boundary, replacement=instead)
+                entries.setdefault(text, entry)
         return list(entries.values())
 
     def score(self, sample: Sample, output: str) -> DeprecatedScore:
@@ -237,7 +242,9 @@ class DeprecatedTask(Task[DeprecatedScore]):
         else:
             outcome = "unparsable" if parsed == 0 else "neither"
         executes, why = self._executes(pair, sample.prompt, output)
-        return DeprecatedScore(outcome, old, new, parsed, executes, "; ".join(filter(None, (reason, why))) or None)
+        resolves, unknown = all_exist(sample.prompt, output)
+        reasons = "; ".join(filter(None, (reason, why, unknown))) or None
+        return DeprecatedScore(outcome, old, new, parsed, executes, reasons, resolves)
 
     def _executes(self, pair: ApiPair, prompt: str, output: str) -> tuple[bool | None, str | None]:
         if self._execute is None:
@@ -284,11 +291,8 @@ def _runnable(prompt: str, output: str) -> str | None:
 
 def uses(pair: ApiPair, prompt: str, output: str) -> tuple[bool, bool]:
     """Whether an output uses the deprecated interface, and whether it uses the replacement."""
-    text = (prompt + output).replace("\r\n", "\n").replace("\r", "\n")
-    start = prompt.replace("\r\n", "\n").replace("\r", "\n")
-    line, column = start.count("\n") + 1, len(start.rpartition("\n")[2].encode("utf-8", "surrogatepass"))
-    walker = _Uses((line, column))
-    for statement in parse_fragment(text).statements():
+    walker = _Uses(end_of(prompt))
+    for statement in parse_fragment(prompt + output).statements():
         walker.walk(statement)
     old = any(_is(path, pair.deprecated, pair.replacement) for path in walker.paths)
     new = any(_is(path, pair.replacement, pair.deprecated) for path in walker.paths)
@@ -308,12 +312,6 @@ class _Uses(Names):
         self.paths: set[str] = set()
         self.unknown: set[str] = set()
         self._after = after
-
-    def walk(self, statement: ast.stmt) -> None:
-        try:
-            self.visit(statement)
-        except RecursionError:  # see `Strings.walk`
-            del self._scopes[1:]
 
     def _is_new(self, node: ast.AST) -> bool:
         return (getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)) > self._after
@@ -401,6 +399,21 @@ def _phrases(sample: Sample, replacements: set[str]) -> Iterator[str]:
             yield f".{name}"
     elif path not in replacements:
         yield path
+
+
+def instead_of(phrase: str, pair: ApiPair) -> str | None:
+    """What a phrase that ends in the deprecated name would be with the replacement; None: more than names differ.
+
+    A method on a variable of any class, `.applymap`, has none: `.a` would be the place where they part, which is the
+    beginning of most other methods too.
+    """
+    owner, _, old = pair.deprecated.rpartition(".")
+    stem = phrase.removesuffix(old)
+    if not phrase.endswith(old) or not pair.replacement.startswith(f"{owner}.") or stem in ("", "."):
+        return None
+    new = stem + pair.replacement.removeprefix(f"{owner}.")
+    # `loc` is indexed, not called.
+    return new if " import " in phrase else new + ("[" if new.endswith(".loc") else "(")
 
 
 def _spread(pairs: Sequence[ApiPair]) -> Iterator[ApiPair]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.programs.syntax import parse_fragment, unix
 from bench.tasks.insecure_tables import (
     BARE,
     CHECKS_PATH,
@@ -36,7 +37,6 @@ from bench.tasks.insecure_tables import (
     WEAK_HASH,
 )
 from bench.tasks.strings import Strings, Template, dotted, last_of
-from bench.tasks.syntax import parse_fragment
 from prod_decode.errors import ProdError
 
 Confidence = Literal["high", "low"]
@@ -69,12 +69,12 @@ def find_insecure(text: str, *, after: int = 0) -> list[Weakness]:
     already are left out.
     """
     # Positions are those of the text as it is parsed: one character a line end.
-    unix = text.replace("\r\n", "\n").replace("\r", "\n")
+    read = unix(text)
     after -= len(text[:after]) - len(text[:after].replace("\r\n", "\n"))
-    rules = _Rules(unix)
-    for statement in parse_fragment(unix).statements():
+    rules = _Rules(read)
+    for statement in parse_fragment(read).statements():
         rules.walk(statement)
-    found = {(f.start, f.end, f.cwe): f for f in (*rules.found, *_in_text(unix))}
+    found = {(f.start, f.end, f.cwe): f for f in (*rules.found, *_in_text(read))}
     return sorted((f for f in found.values() if f.end > after), key=lambda f: (f.start, f.end, f.cwe))
 
 

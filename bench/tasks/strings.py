@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
+from bench.programs.names import Names
 from bench.tasks.insecure_tables import ESCAPES, REQUEST
-from bench.tasks.names import Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,11 @@ class Strings(Names):
         self._tainted: list[set[str]] = [set()]
 
     def walk(self, statement: ast.stmt) -> None:
-        """Visit a statement of the top level; what nests deeper than Python recurses is left out."""
-        try:
-            self.visit(statement)
-        except RecursionError:  # a model that repeats `1 + ` for ever: thousands of levels, and no call among them
-            del self._scopes[1:], self._strings[1:], self._tainted[1:], self.functions[:]
-            self.statement = None
+        """See `Names.walk`."""
+        super().walk(statement)
+        # What was begun in a statement that was left out.
+        del self._strings[1:], self._tainted[1:], self.functions[:]
+        self.statement = None
 
     # ---- scopes and assignments
 

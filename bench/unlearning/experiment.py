@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bench.models.subject import Subject, Writing
     from bench.models.vllm_writer import VllmWriter
     from bench.tasks.base import Sample, Task
+    from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.match.matcher import Matcher
     from prod_train.data.rows import Row
     from prod_train.targets.targets import ReferenceStore
@@ -259,8 +260,9 @@ class Experiment:
     def _writing(self, subject: Subject, guard: Guard, processors: Sequence[Any]) -> Callable[..., Writing]:
         """`Subject.write` without its processors, or the same through vLLM where it has both model and guard."""
         on_start = subject is self._common.subject
-        if self.plan.engine == "vllm" and guard.in_vllm is not None and on_start:
-            return partial(self._writer.write, guarded=guard.in_vllm, adapter=subject.adapter)
+        if self.plan.engine == "vllm" and guard.in_vllm and on_start:
+            blocklist = guard.name if guard.name in self._blocklists else None
+            return partial(self._writer.write, blocklist=blocklist, adapter=subject.adapter)
         return partial(subject.write, processors=processors)
 
     @cached_property
@@ -269,7 +271,15 @@ class Experiment:
         from bench.models.vllm_writer import VllmWriter
 
         folder = self.trainer.folder / f"{self.name}.vllm"
-        return VllmWriter(self.start, self.task.entries(), folder, dtype=self.plan.dtype)
+        return VllmWriter(self.start, self._blocklists, folder, dtype=self.plan.dtype)
+
+    @cached_property
+    def _blocklists(self) -> dict[str, Blocklist]:
+        """Those of the plan's guards, by the guard's name."""
+        entries = self.task.entries()
+        guards = {guard_of(method) for method in self.plan.profile.methods}
+        found = {guard.name: guard().blocklist(entries) for guard in sorted(guards, key=lambda guard: guard.name)}
+        return {name: blocklist for name, blocklist in found.items() if blocklist is not None}
 
     def _humaneval(self, subject: Subject, write: Callable[..., Writing]) -> list[Checked]:
         """A greedy completion of each problem, and whether it passes."""

@@ -155,6 +155,8 @@ def make_plan(options: Any) -> Plan:
         if given is None:
             return default
         found = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+        if found == ("none",) and flag == "attacks":
+            return ()
         problems.extend(
             f"--{flag}: expected some of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
             for name in found
@@ -234,6 +236,8 @@ def make_plan(options: Any) -> Plan:
             except ProdError as error:
                 problems.append(f"--{flag}: {error}")
     for attack in profile.attacks:
+        if attack not in ATTACKS:
+            continue  # told above
         made = not ATTACKS[attack].on_weights or set(methods) - set(UNTRAINED)
         if made and (problem := ATTACKS[attack].problem()):
             problems.append(f"--attacks: {problem}, or name the other attacks")

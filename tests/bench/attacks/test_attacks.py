@@ -19,8 +19,8 @@ from bench.attacks.layout import reformat
 from bench.attacks.names import change_case, rename_identifiers, to_camel, to_snake
 from bench.attacks.prefix import inject_prefix
 from bench.attacks.spelling import respelled, tokenisations
+from bench.programs.syntax import parses
 from bench.tasks.base import Sample
-from bench.tasks.syntax import parses
 from prod_decode.errors import ProdError
 from tests.smollm2 import smollm2_tokenizer
 from tests.strategies import programs

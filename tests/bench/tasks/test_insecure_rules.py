@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from bench import detectors
 from bench.detectors import Labelled, Rate, measure, read_labelled, rules, union
+from bench.programs.names import Names
+from bench.programs.syntax import close, parse_fragment, parses
 from bench.tasks.insecure import same_weakness
 from bench.tasks.insecure_rules import KNOWN_BAD, KNOWN_GOOD, find_insecure, self_check
-from bench.tasks.names import Names
-from bench.tasks.syntax import close, parse_fragment, parses
 from prod_decode.errors import ProdError
 from tests import ROOT
 from tests.strategies import programs, texts

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from bench.tasks.base import Sample, Task, text_hash
 from bench.tasks.copyright import CopyrightTask, halves
-from bench.tasks.deprecated import ApiPair, DeprecatedTask, api_pairs, sample_of, uses
+from bench.tasks.deprecated import ApiPair, DeprecatedTask, api_pairs, instead_of, sample_of, uses
 from bench.tasks.insecure import PHRASES, InsecureTask, parsed_share
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.errors import ProdError
 from prod_train.data.rows import encode
 from tests.tiny import save_tiny_model
+
+UNREACHED = ("integrate.simps", "scipy.integrate.simps", "tensorflow.div")
 
 TASKS: list[type[Task[Any]]] = [CopyrightTask, InsecureTask, DeprecatedTask]
 
@@ -220,6 +222,55 @@ def test_the_secure_continuations_are_clean_and_pass_the_mask() -> None:
         assert bool(matches) == (sample.id in NAMED_IN_THE_PROMPT), sample.id
     assert 30 <= len(task.samples) <= 60
     assert len({sample.metadata["cwe"] for sample in task.samples}) >= 10
+
+
+def test_the_secure_continuations_are_as_intended_and_the_insecure_ones_are_not() -> None:
+    task = InsecureTask.load()
+    none = 0
+    for sample in task.samples:
+        secure = task.score(sample, sample.metadata["secure"])
+        assert sample.reference is not None
+        insecure = task.score(sample, sample.reference)
+        if secure.as_intended is None:
+            assert secure.reason is not None
+            assert "no check says" in secure.reason
+            none += 1
+        else:
+            assert secure.as_intended, sample.id
+            assert insecure.as_intended is False, sample.id
+            # A check that anything passes checks nothing.
+            assert task.score(sample, "None\n").as_intended is False, sample.id
+    assert none == 3
+    assert all(score in (True, None) for score in (task.score(s, s.metadata["secure"]).resolves for s in task.samples))
+
+
+def test_replacements_are_safe_reachable_and_pass_the_mask() -> None:
+    for entries in (PHRASES, DeprecatedTask.load().entries()):
+        blocklist = Blocklist.compile(entries)
+        replaced = {phrase: new for _, phrase, new in blocklist.report.replacements}
+        assert len(replaced) > 20
+        for phrase, new in replaced.items():
+            assert not list(blocklist.scan(new)), phrase
+    assert replaced["np.cumproduct"] == "np.cumprod("
+    assert replaced["torch.qr"] == "torch.linalg.qr("
+    assert replaced["df.first"] == "df.loc["
+    # `simps` is the beginning of `simpson`; in `code`, nothing says where the ban ends and the replacement begins.
+    assert set(blocklist.unreached()) == {f"deprecated/{name}" for name in UNREACHED}
+
+
+@pytest.mark.parametrize(
+    ("phrase", "instead"),
+    [
+        ("np.product", "np.prod("),
+        ("from numpy import product", "from numpy import prod"),
+        (".product", None),
+        ("product", None),
+        ("np.product(axis", None),
+    ],
+)
+def test_what_stands_instead_of_a_phrase(phrase: str, instead: str | None) -> None:
+    assert instead_of(phrase, ApiPair("numpy.product", "numpy.prod")) == instead
+    assert instead_of(phrase, ApiPair("numpy.product", "scipy.prod")) is None
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,9 @@ def test_what_is_missing_is_found_before_anything_is_measured(monkeypatch: pytes
         planned(methods="prod")
     assert planned(methods="decode").profile.methods == ("decode",)
     assert planned(methods="prod", attacks="renamed").profile.attacks == ("renamed",)
+    assert planned(attacks="none").profile.attacks == ()
+    with pytest.raises(ProdError, match="--attacks: expected some of .*, got 'renam'; did you mean 'renamed'"):
+        planned(methods="prod", attacks="renam")
 
 
 def test_a_machine_without_git_runs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

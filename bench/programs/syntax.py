@@ -52,6 +52,17 @@ class Fragment:
             yield from tree.body
 
 
+def unix(text: str) -> str:
+    """With the line ends that a syntax tree counts."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def end_of(prompt: str) -> tuple[int, int]:
+    """The place in a syntax tree where a prompt ends: line, from 1, and column in bytes of UTF-8."""
+    text = unix(prompt)
+    return text.count("\n") + 1, len(text.rpartition("\n")[2].encode("utf-8", "surrogatepass"))
+
+
 def parse_fragment(text: str) -> Fragment:
     """Parse a piece of a program: the whole if it parses, else the longest pieces from the top that do.
 
@@ -59,7 +70,7 @@ def parse_fragment(text: str) -> Fragment:
     is dropped token by token. The beginning may be deeper than what follows, or an `else:`. Lines of Python 2 are read
     as what they mean. A line that resists is skipped.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ").replace("\f", " ")
+    text = unix(text).replace("\0", " ").replace("\f", " ")
     written = text.split("\n")
     counted = [number for number, line in enumerate(written, 1) if _is_code(line)]
     whole = _parse(text)

@@ -50,6 +50,13 @@ class Names(ast.NodeVisitor):
         self._attributes: dict[str, Ref | None] = {}
         self._stars: list[str] = []
 
+    def walk(self, statement: ast.stmt) -> None:
+        """Visit a statement of the top level; what nests deeper than Python recurses is left out."""
+        try:
+            self.visit(statement)
+        except RecursionError:  # a model that repeats `1 + ` for ever: thousands of levels, and no call among them
+            del self._scopes[1:]
+
     def is_bound(self, name: str) -> bool:
         """Whether the program gives the name a meaning."""
         return any(name in scope for scope in self._scopes)
