@@ -1,6 +1,6 @@
-"""One prompt, what a model wrote alone, and what it wrote with a blocklist: a picture for a page.
+"""One prompt, what a model wrote alone, and what it wrote with blocklists: a picture for a page.
 
-A page shows it in an `img`. So it needs nothing from outside, and has colours of its own for dark pages. The halves
+A page shows it in an `img`. So it needs nothing from outside, and has colours of its own for dark pages. The parts
 stand one above the other: side by side, letters were 7 pixels high on a phone, since a drawing cannot change its shape.
 """
 
@@ -29,22 +29,27 @@ class BeforeAfter(TypedDict):
         about: what it shows, in a sentence.
         without: prompt and output of the model alone.
         guarded: the same with the blocklist.
+        replaced: the same with a blocklist that also says what is to be written instead.
         rows: so many at most; a text that is longer ends in dots.
     """
 
     about: str
     without: list[list[str]]
     guarded: list[list[str]]
+    replaced: list[list[str]]
     rows: int
 
 
-def before_after(about: str, free: Generation, guarded: Generation, matches: Iterable[Match], rows: int) -> BeforeAfter:
+def before_after(
+    about: str, free: Generation, guarded: Generation, replaced: Generation, matches: Iterable[Match], rows: int
+) -> BeforeAfter:
     """What `draw` draws, as JSON-able types.
 
     Args:
         about: what it shows, in a sentence.
         free: what the model wrote alone.
         guarded: what it wrote behind the same prompt with the blocklist.
+        replaced: what it wrote there with commit points and replacements.
         matches: what `scan` finds in prompt and output of `free`.
         rows: see `BeforeAfter`.
     """
@@ -59,6 +64,7 @@ def before_after(about: str, free: Generation, guarded: Generation, matches: Ite
         "about": about,
         "without": _joined(without),
         "guarded": _joined([[guarded.prompt, "prompt"], *map(list, mark_bans(guarded))]),
+        "replaced": _joined([[replaced.prompt, "prompt"], *map(list, mark_bans(replaced))]),
         "rows": rows,
     }
 
@@ -76,15 +82,23 @@ def _joined(spans: Iterable[list[str]]) -> list[list[str]]:
 
 def draw(picture: BeforeAfter) -> str:
     """The picture as SVG, which is well-formed XML."""
-    without, guarded = (_cut(_rows(spans), picture["rows"]) for spans in (picture["without"], picture["guarded"]))
-    middle, height = _height(without), _height(without) + MARGIN // 2 + _height(guarded)
+    parts: list[Html] = []
+    y = 0
+    for name, title, spans in (
+        ("without", "the model alone", picture["without"]),
+        ("guarded", "banned", picture["guarded"]),
+        ("guarded", "banned, with a replacement", picture["replaced"]),
+    ):
+        rows = _cut(_rows(spans), picture["rows"])
+        parts.append(_part(y, name, title, rows))
+        y += _height(rows) + MARGIN // 2
+    height = y - MARGIN // 2
     drawn = element(
         "svg",
         Html("\n"),
         element("title", picture["about"]),
         Html(f"\n<style>{_STYLE}</style>\n"),
-        _half(0, "without", "the model alone", without),
-        _half(middle + MARGIN // 2, "guarded", "with the blocklist", guarded),
+        *parts,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {WIDTH} {height}",
         width=str(WIDTH),
@@ -128,7 +142,7 @@ def _height(rows: Sequence[object]) -> int:
     return HEADER + LEADING * len(rows) + MARGIN // 2
 
 
-def _half(y: int, name: str, title: str, rows: Sequence[Sequence[_Piece]]) -> Html:
+def _part(y: int, name: str, title: str, rows: Sequence[Sequence[_Piece]]) -> Html:
     frame = {"x": "1", "y": str(y + 1), "width": str(WIDTH - 2), "height": str(_height(rows) - 2), "rx": "8"}
     texts = [
         element("rect", class_="panel", **frame),

@@ -162,9 +162,11 @@ figcaption code { color: var(--ink); }
 ul { margin: .5rem 0; padding-left: 1.25rem; font-size: 14px; }
 figcaption ul { margin: 0; padding: 0; list-style: none; font-size: 13px; }
 .prompt { border-left: 3px solid var(--line); max-height: 14rem; overflow: auto; }
-.pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1rem; margin: .75rem 0; }
-.pair figure { margin: 0; }
-@media (max-width: 45rem) { .pair { grid-template-columns: minmax(0, 1fr); } }
+.pair, .triple { display: grid; gap: 1rem; margin: .75rem 0; }
+.pair { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.triple { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.pair figure, .triple figure { margin: 0; }
+@media (max-width: 45rem) { .pair, .triple { grid-template-columns: minmax(0, 1fr); } }
 mark { background: var(--marked); color: var(--on-marked); border-radius: 2px; }
 del { color: var(--red); }
 ins { color: var(--green); font-weight: 600; text-decoration: underline dotted; text-underline-offset: 3px; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from prod_decode.command.page import Html, element, join
@@ -55,17 +56,17 @@ def to_html(spans: Iterable[Span]) -> Html:
     return join(*(text if style == "plain" else element(_TAGS[style], text, class_=style) for text, style in spans))
 
 
-def side_by_side(left: Sequence[Span], right: Sequence[Span], *, width: int, color: bool) -> str:
-    """Two texts in columns, wrapped to a total of `width` characters."""
-    column = max(20, (width - 3) // 2)
-    rows = [list(_wrap(spans, column, color)) for spans in (left, right)]
-    height = max(len(rows[0]), len(rows[1]))
-    padded = [side + [[]] * (height - len(side)) for side in rows]
+def side_by_side(texts: Sequence[Sequence[Span]], *, width: int, color: bool) -> str:
+    """Texts in columns, wrapped to a total of `width` characters, but each to 20 at least."""
+    column = max(20, (width - 3 * (len(texts) - 1)) // len(texts))
+    columns = [list(_wrap(spans, column, color)) for spans in texts]
     lines = []
-    for ours, theirs in zip(*padded, strict=True):
-        used = sum(len(text) for text, _ in ours)
-        lines.append(f"{to_terminal(ours, color=color)}{' ' * (column - used)} | {to_terminal(theirs, color=color)}")
-    return "\n".join(line.rstrip() for line in lines)
+    for row in zip_longest(*columns, fillvalue=[]):
+        shown = [
+            to_terminal(spans, color=color) + " " * (column - sum(len(text) for text, _ in spans)) for spans in row
+        ]
+        lines.append(" | ".join(shown).rstrip())
+    return "\n".join(lines)
 
 
 def _paint(text: str, style: Style, color: bool) -> str:

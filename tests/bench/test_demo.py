@@ -17,7 +17,8 @@ from tests.pages import cells, parse, text_of
 ENTRY = Entry("os.system(", id="<os.system(>", source="CWE-78 <&>")
 FREE = Generation("\nos.", ["system(", "'</pre><script>'"], [None, None], Counter(), 2.0)
 GUARDED = Generation("\nos.", ["popen("], [("system(\n", ("<os.system(>",))], Counter({"<os.system(>": 1}), 1.0)
-OUTCOME = DemoResult(Case(DRAWN, "\nos."), FREE, GUARDED, [Match(-3, 7, "<os.system(>")], [])
+REPLACED = Generation("\nos.", ["walk("], [("system(\n", ("<os.system(>",))], Counter({"<os.system(>": 1}), 0.5)
+OUTCOME = DemoResult(Case(DRAWN, "\nos."), FREE, GUARDED, REPLACED, [Match(-3, 7, "<os.system(>")], [], [])
 
 
 def test_the_page_shows_both_outputs_and_says_why() -> None:
@@ -25,13 +26,19 @@ def test_the_page_shows_both_outputs_and_says_why() -> None:
     root = parse(made)
     assert text_of(next(root.iter("p"))).startswith("1 prohibited places without, 0 with it. The blocklist holds 1 phr")
     case, unlearning = root.iter("section")
-    assert [text_of(part) for part in case.iter("pre")] == ["\n\nos.", "system('</pre><script>'", "system(\\npopen("]
+    assert [text_of(part) for part in case.iter("pre")] == [
+        "\n\nos.",
+        "system('</pre><script>'",
+        "system(\\npopen(",
+        "system(\\nwalk(",
+    ]
     assert [text_of(part) for part in case.iter("figcaption")] == [
         "without · 1 prohibited · 1.0 tokens/s",
-        "with the blocklist · 0 prohibited · 1.0 tokens/s",
+        "banned · 0 prohibited · 1.0 tokens/s",
+        "with replacement · 0 prohibited · 2.0 tokens/s",
     ]
     assert [text_of(part) for part in case.iter("mark")] == ["system("]
-    assert [text_of(part) for part in case.iter("del")] == ["system(\\n"]
+    assert [text_of(part) for part in case.iter("del")] == ["system(\\n"] * 2
     assert [text_of(part) for part in case.iter("li")] == ["<os.system(> CWE-78 <&>"]
     assert cells(unlearning)[1] == ["taught (base)", "0.50", "0.25", "40", "1.50", "0.00", "1.00"]
     assert len(list(parse(to_page([OUTCOME], Blocklist.compile([ENTRY]), {})).iter("section"))) == 1

@@ -20,7 +20,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(without: list[list[str]], guarded: list[list[str]], rows: int = 99) -> Element:
-    made = draw({"about": "<what> it shows", "without": without, "guarded": guarded, "rows": rows})
+    made = draw(
+        {"about": "<what> it shows", "without": without, "guarded": guarded, "replaced": guarded[:1], "rows": rows}
+    )
     root = ET.fromstring(made)
     assert root.findtext(f"{SVG}title") == "<what> it shows"
     assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
@@ -36,7 +38,7 @@ def drawn(without: list[list[str]], guarded: list[list[str]], rows: int = 99) ->
 
 
 def lines(root: Element, side: int) -> list[list[tuple[int, str, str]]]:
-    """(column, text, style) of each line of a half, whose title stands above it."""
+    """(column, text, style) of each line of a part, whose title stands above it."""
     found: dict[int, list[tuple[int, str, str]]] = {}
     half = -1
     for text in root.iter(f"{SVG}text"):
@@ -76,6 +78,7 @@ def test_halves_are_marked_and_cut() -> None:
     assert lines(root, 1) == [
         [(0, "os.", "prompt"), (3, "system", "refused"), (9, "popen", "instead"), (14, "(", "plain")]
     ]
+    assert lines(root, 2) == [[(0, "os.", "prompt")]]
     marked = [rect for rect in root.iter(f"{SVG}rect") if rect.get("class") == "marked"]
     assert [(rect.get("x"), rect.get("width")) for rect in marked] == [
         (f"{MARGIN + 7 * ADVANCE:.1f}", f"{7 * ADVANCE:.1f}")
@@ -85,12 +88,14 @@ def test_halves_are_marked_and_cut() -> None:
 def test_a_place_that_begins_in_the_prompt_is_marked_whole() -> None:
     free = Generation("import os\nos.", ["sys", "tem(", "c)"], [None] * 3, Counter(), 1.0)
     guarded = Generation("import os\nos.", ["popen", "(", "c)"], [("system", ("x",)), None, None], Counter(), 1.0)
+    replaced = Generation("import os\nos.", ["walk", "(", "c)"], [("system", ("x",)), None, None], Counter(), 1.0)
     matches = [Match(0, 6, "import"), Match(10, 20, "os.system(")]
-    made = before_after("about", free, guarded, matches, 8)
+    made = before_after("about", free, guarded, replaced, matches, 8)
     assert made == {
         "about": "about",
         "without": [["import os\n", "prompt"], ["os.system(", "prohibited"], ["c)", "plain"]],
         "guarded": [["import os\nos.", "prompt"], ["system", "refused"], ["popen", "instead"], ["(c)", "plain"]],
+        "replaced": [["import os\nos.", "prompt"], ["system", "refused"], ["walk", "instead"], ["(c)", "plain"]],
         "rows": 8,
     }
 
@@ -99,7 +104,8 @@ def test_the_picture_of_the_pages_is_drawn_from_what_a_model_wrote() -> None:
     images = ROOT / "docs" / "images"
     picture = json.loads((images / "before-after.json").read_text())
     assert draw(picture) == (images / "before-after.svg").read_text()
-    styles = [{style for _, style in picture[side]} for side in ("without", "guarded")]
+    styles = [{style for _, style in picture[side]} for side in ("without", "guarded", "replaced")]
     assert "prohibited" in styles[0]
-    assert {"refused", "instead"} <= styles[1]
-    assert "prohibited" not in styles[1]
+    for guarded in styles[1:]:
+        assert {"refused", "instead"} <= guarded
+        assert "prohibited" not in guarded

@@ -340,7 +340,7 @@ def test_what_is_missing_is_found_before_anything_is_measured(monkeypatch: pytes
     assert planned(methods="decode").profile.methods == ("decode",)
     assert planned(methods="prod", attacks="renamed").profile.attacks == ("renamed",)
     assert planned(attacks="none").profile.attacks == ()
-    with pytest.raises(ProdError, match="--attacks: expected some of .*, got 'renam'; did you mean 'renamed'"):
+    with pytest.raises(ProdError, match=r"--attacks: expected some of .*, got 'renam'; did you mean 'renamed'"):
         planned(methods="prod", attacks="renam")
 
 

@@ -55,7 +55,8 @@ def test_the_demo_shows_what_it_promises(bundled: str, tmp_path: Path, capsys: p
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     assert demo.main(["--model", bundled, *words, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "With:    0 prohibited places" in printed
+    for column in ("Banned:", "With replacement:"):
+        assert f"{column:18}0 prohibited places" in printed
     page = (tmp_path / "index.html").read_text()
     assert page.count("<section>") == len(demo.cases()) + 1
     table = {line[:28].strip(): line[28:].split() for line in printed.splitlines()}
@@ -63,6 +64,7 @@ def test_the_demo_shows_what_it_promises(bundled: str, tmp_path: Path, capsys: p
     assert float(table["taught (base)"][1]) > 0.8
     assert float(table["unlearned with prod-train"][1]) < 0.5
     assert '<mark class="prohibited">load(</mark>' in page
-    assert '<del class="refused">' in page
-    assert ">verify=False</text>" in (tmp_path / "before-after.svg").read_text()
+    assert '<del class="refused">load</del><ins class="instead">safe</ins>_load(' in page
+    assert '<ins class="instead">sha</ins>256(' in page
+    assert ">yaml.load(</text>" in (tmp_path / "before-after.svg").read_text()
     assert Blocklist.load(tmp_path / "demo.prod").report.phrases == len(demo.PHRASES)

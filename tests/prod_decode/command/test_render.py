@@ -44,7 +44,7 @@ def test_html_escapes_everything() -> None:
 
 @given(texts, texts, st.booleans())
 def test_columns_hold_both_texts_within_the_width(left: str, right: str, color: bool) -> None:
-    page = side_by_side([(left, "prohibited")], [(right, "refused")], width=43, color=color)
+    page = side_by_side([[(left, "prohibited")], [(right, "refused")]], width=43, color=color)
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in page.split("\n")]
     if not (left or right):
         return
