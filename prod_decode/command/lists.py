@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.blocklist.entries import Entry
     from prod_decode.blocklist.portions import Costs
-    from prod_decode.blocklist.ready import ReadyEntry
     from prod_decode.command.options import Commands
 
 
@@ -318,7 +317,8 @@ def _lists(options: argparse.Namespace) -> int:
     else:
         entries = [entry for entry in ready_entries(options.name) if targets.keeps(entry)]
         records = [{key: value for key, value in asdict(entry).items() if value is not None} for entry in entries]
-        rows = [["phrase", "instead", "library", "since", "gone", "cwe", "source"], *map(_row, entries)]
+        columns = ("text", "replacement", "instead", "library", "since", "gone", "cwe", "source")
+        rows = [list(columns), *([str(record.get(column, "-")) for column in columns] for record in records)]
     if options.json:
         for record in records:
             print(to_json(record))
@@ -328,13 +328,6 @@ def _lists(options: argparse.Namespace) -> int:
             print(one_line("  ".join(map(str.ljust, row, widths))))
     tell_targets(targets, options.name is not None)
     return 0
-
-
-def _row(entry: ReadyEntry) -> list[str]:
-    """A line of the table; in brackets what no model can be led to, because more than the last word differs."""
-    instead = entry.replacement or (f"({entry.instead})" if entry.instead else None)
-    cells = (entry.text, instead, entry.library, entry.since, entry.gone, entry.cwe, entry.source)
-    return [cell or "-" for cell in cells]
 
 
 def _info(options: argparse.Namespace) -> int:
