@@ -71,7 +71,7 @@ def test_what_else_is_proposed_is_free(both: Blocklist) -> None:
     assert [entry.text for _, entry in ENTRIES if entry.instead and found(both, f"x = {entry.instead}\n")] == []
 
 
-def test_every_phrase_is_found_and_is_no_part_of_another_that_is(both: Blocklist) -> None:
+def test_every_phrase_is_found(both: Blocklist) -> None:
     for _, entry in ENTRIES:
         assert entry.text in found(both, f"x\n{entry.text}\n"), entry
 
