@@ -107,7 +107,9 @@ def add_to(commands: Commands) -> None:
     add.set_defaults(run=_compile)
 
     add = commands.add_parser("merge", help="make one blocklist of several")
-    add.add_argument("files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike")
+    add.add_argument(
+        "files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike, or `list:NAME`"
+    )
     add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add_coverage(add, "refuse documents of which nothing is prohibited, and write nothing")
     add.set_defaults(run=_merge)
