@@ -18,12 +18,23 @@ from prod_decode.version import __version__
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist, Match
     from prod_decode.blocklist.entries import Entry
+    from prod_decode.blocklist.ready import read_list
     from prod_decode.errors import ProdError
     from prod_decode.hf import ProdLogitsProcessor
     from prod_decode.match.matcher import Matcher
     from prod_decode.tokens.vocabulary import Vocabulary
 
-__all__ = ["Blocklist", "Entry", "Match", "Matcher", "ProdError", "ProdLogitsProcessor", "Vocabulary", "__version__"]
+__all__ = [
+    "Blocklist",
+    "Entry",
+    "Match",
+    "Matcher",
+    "ProdError",
+    "ProdLogitsProcessor",
+    "Vocabulary",
+    "__version__",
+    "read_list",
+]
 
 _HOMES = {
     "Blocklist": "blocklist.blocklist",
@@ -33,6 +44,7 @@ _HOMES = {
     "ProdError": "errors",
     "ProdLogitsProcessor": "hf",
     "Vocabulary": "tokens.vocabulary",
+    "read_list": "blocklist.ready",
 }
 
 

@@ -6,7 +6,7 @@ import json
 import reprlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +116,43 @@ class Entry:
 
 # What `dataclass` makes names itself: "Entry.__init__() got an unexpected keyword argument".
 Entry.__init__ = clear_keywords(Entry.__init__)  # type: ignore[method-assign]
+
+_KEYS = {field.name for field in fields(Entry)} - {"cost"}
+# What `prod-decode lists NAME --json` prints beside them: for people.
+_FACTS = {"instead", "library", "since", "gone", "cwe"}
+
+
+def entry_from(record: dict[str, Any], place: str, max_quote: int | None, boundary: Boundary | None) -> Entry:
+    """The entry that a JSON object describes; `place` is its source, and begins messages.
+
+    Args:
+        record: the object.
+        place: `file:line`.
+        max_quote: for a `quote` that names none.
+        boundary: for a `phrase` that names none.
+
+    Raises:
+        ProdError: it describes none.
+    """
+    if unknown := sorted(set(record) - _KEYS - _FACTS):
+        known = sorted(_KEYS)
+        raise ProdError(
+            *(
+                f"{place}: unknown key {key!r}, expected some of {', '.join(known)}{did_you_mean(key, known)}"
+                for key in unknown
+            )
+        )
+    if "text" not in record:
+        raise ProdError(f"{place}: expected a key 'text', got {', '.join(sorted(record)) or 'an empty object'}")
+    for key in ("id", "source", "replacement", *sorted(_FACTS)):
+        if not isinstance(record.get(key), (str, type(None))):
+            raise ProdError(f"{place}: expected {key!r} to be a string, got {reprlib.repr(record[key])}")
+    if not isinstance(record["text"], str):
+        raise ProdError(f"{place}: expected 'text' to be a string, got {reprlib.repr(record['text'])}")
+    policy = record.get("policy") or "phrase"
+    defaults = {"max_quote": max_quote} if policy == "quote" else {"boundary": boundary}
+    given = {key: value for key, value in record.items() if value is not None and key in _KEYS}
+    return Entry(**{"source": place, **defaults, **given})
 
 
 def _meant(value: object, known: tuple[str, ...]) -> str:

@@ -7,22 +7,19 @@ import json
 import logging
 import os
 import re
-import reprlib
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prod_decode.blocklist.entries import Boundary, Entry
+from prod_decode.blocklist.entries import Boundary, Entry, entry_from
+from prod_decode.blocklist.ready import LIST, READY, Targets, list_named, read_list, require_list
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
-from prod_decode.errors import Mistakes, ProdError, did_you_mean
+from prod_decode.errors import Mistakes, ProdError
 from prod_decode.storage.files import as_path, kind_of, mode_of, stat_of
 
 JSON_LISTS = (".jsonl", ".ndjson")
 PHRASE_LISTS = (".txt",)
-
-_KEYS = {field.name for field in fields(Entry)} - {"cost"}
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _MARKS = {
@@ -39,6 +36,7 @@ _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1
 
 _log = logging.getLogger(__name__)
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -49,34 +47,42 @@ def read_entries(
     boundary: Boundary | None = None,
     skipped: Skipped | None = None,
     leave_out: Collection[str | os.PathLike[str]] = (),
+    targets: Targets | None = None,
 ) -> Iterator[Entry]:
     """The entries in files and directories, in the order of `paths`, directories sorted.
 
+    `list:NAME` is a list that comes with the package, see `read_list`.
+
     A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
-    max_quote boundary replacement`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones
-    are left out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote`
-    entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but
-    lists is refused, and so is a named `.json` file with entries in it.
+    max_quote boundary replacement`, and what only people read, `instead library since gone cwe`. A named `.txt` file
+    has one phrase per line; lines end with LF or CRLF, blank ones are left out, and nothing is stripped. Capitals in a
+    suffix make no difference. Any other file is one `quote` entry, and so is every file in a directory, a `.txt` file
+    too: `LICENSE.txt` is no list. A directory of nothing but lists is refused, and so is a named `.json` file with
+    entries in it.
 
     Args:
-        paths: files and directories.
+        paths: files and directories, or `list:NAME`.
         max_quote: for `quote` entries that name none.
         boundary: for `phrase` entries that name none.
         skipped: told of what is in a directory and cannot be read as text, and why; without, it is an error. A path
             that is named is never skipped.
         leave_out: files that are no sources, wherever they lie.
+        targets: which entries of lists that come with the package are left out; told of all of them.
 
     Raises:
         ProdError: paths that cannot be read as text, lists without entries, directories of lists, and lines that are
             no entries: all of them, once everything is read, with file and line. Behind the first nothing is given.
     """
 
-    def entries_of(path: Path) -> Iterator[Entry]:
+    def entries_of(path: Path | str) -> Iterator[Entry]:
+        if isinstance(path, str):
+            yield from read_list(path, targets=targets or ())
+            return
         kind = path.suffix.lower()
         if mode_of(path) == stat.S_IFDIR:
             yield from _documents(path, max_quote, skipped or mistakes.add, leave_out)
         elif kind in JSON_LISTS:
-            yield from _listed(path, mistakes, lambda at, line: _entry(_object(at, line), at, max_quote, boundary))
+            yield from _listed(path, mistakes, lambda at, line: entry_from(_object(at, line), at, max_quote, boundary))
         elif kind in PHRASE_LISTS:
             yield from _listed(path, mistakes, lambda at, line: _phrase(at, line, boundary))
         else:
@@ -86,14 +92,17 @@ def read_entries(
             yield _document(path, text, max_quote)
 
     mistakes = Mistakes()
-    yield from _from_each(paths, mistakes, entries_of)
+    yield from _from_each(paths, mistakes, entries_of, _source)
 
 
 def _from_each(
-    paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes, read: Callable[[Path], Iterator[_T]]
+    paths: Iterable[str | os.PathLike[str]],
+    mistakes: Mistakes,
+    read: Callable[[_S], Iterator[_T]],
+    find: Callable[[str | os.PathLike[str]], _S],
 ) -> Iterator[_T]:
     """What is read from each path, up to the first mistake; all of them are raised at the end."""
-    for path in _found(paths, mistakes):
+    for path in _found(paths, mistakes, find):
         with mistakes.caught():
             for item in read(path):
                 if not mistakes:
@@ -101,25 +110,50 @@ def _from_each(
     mistakes.refuse()
 
 
-def require_sources(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse paths that are not there, before any of them is read.
+def require_sources(paths: Iterable[str | os.PathLike[str]], texts: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Refuse what is not there, before any of it is read.
+
+    Args:
+        paths: as `read_entries` takes them.
+        texts: as `read_texts` takes them.
 
     Raises:
         ProdError: with all of them.
     """
     mistakes = Mistakes()
-    _found(paths, mistakes)
+    _found(paths, mistakes, _source)
+    _found(texts, mistakes, _file)
     mistakes.refuse()
 
 
-def _found(paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes) -> list[Path]:
+def _found(
+    paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes, find: Callable[[str | os.PathLike[str]], _S]
+) -> list[_S]:
     """Those that are there."""
     found = []
     for path in paths:
         with mistakes.caught():
-            stat_of(as_path(path))
-            found.append(as_path(path))
+            found.append(find(path))
     return found
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    found = as_path(path)
+    stat_of(found)
+    return found
+
+
+def _source(path: str | os.PathLike[str]) -> Path | str:
+    """A file or directory, or the name of a list that comes with the package."""
+    if (name := list_named(path)) is not None:
+        require_list(name)
+        return name
+    try:
+        return _file(path)
+    except ProdError as error:
+        if path in READY:
+            raise ProdError(f"{error}; did you mean '{LIST}{path}'?") from None
+        raise
 
 
 def _has_entries(text: str) -> bool:
@@ -214,7 +248,7 @@ def read_texts(
 
     mistakes = Mistakes()
     told = skipped or mistakes.add
-    yield from _from_each(paths, mistakes, texts_of)
+    yield from _from_each(paths, mistakes, texts_of, _file)
 
 
 def _texts(files: Iterable[Path], skipped: Skipped, *, binary: bool) -> Iterator[tuple[Path, str]]:
@@ -358,25 +392,3 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
     return found
-
-
-def _entry(record: dict[str, Any], place: str, max_quote: int | None, boundary: Boundary | None) -> Entry:
-    if unknown := sorted(set(record) - _KEYS):
-        known = sorted(_KEYS)
-        raise ProdError(
-            *(
-                f"{place}: unknown key {key!r}, expected some of {', '.join(known)}{did_you_mean(key, known)}"
-                for key in unknown
-            )
-        )
-    if "text" not in record:
-        raise ProdError(f"{place}: expected a key 'text', got {', '.join(sorted(record)) or 'an empty object'}")
-    for key in ("id", "source", "replacement"):
-        if not isinstance(record.get(key), (str, type(None))):
-            raise ProdError(f"{place}: expected {key!r} to be a string, got {reprlib.repr(record[key])}")
-    if not isinstance(record["text"], str):
-        raise ProdError(f"{place}: expected 'text' to be a string, got {reprlib.repr(record['text'])}")
-    policy = record.get("policy") or "phrase"
-    defaults = {"max_quote": max_quote} if policy == "quote" else {"boundary": boundary}
-    given = {key: value for key, value in record.items() if value is not None}
-    return Entry(**{"source": place, **defaults, **given})

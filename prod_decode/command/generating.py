@@ -21,7 +21,7 @@ def add_to(commands: Commands) -> None:
     """Add the sub-commands of this module."""
     add = commands.add_parser("generate", help="continue a prompt and show where the blocklist stepped in")
     add.add_argument("--model", required=True, metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`")
-    add.add_argument("--blocklist", required=True, metavar="FILE", help="a compiled blocklist")
+    add.add_argument("--blocklist", required=True, metavar="FILE", help="a compiled blocklist, or `list:NAME`")
     add.add_argument(
         "--prompt", required=True, metavar="P", help="text to continue; `-` reads standard input, `@FILE` a file"
     )

@@ -1,4 +1,4 @@
-"""`compile`, `merge` and `info`: blocklists as files."""
+"""`compile`, `merge`, `info` and `lists`: blocklists as files, and the lists that come with the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from prod_decode.command.options import READ, Uncovered, add_coverage, load, load_all, positive
+from prod_decode.command.options import (
+    READ,
+    Uncovered,
+    add_coverage,
+    add_target,
+    load,
+    load_all,
+    positive,
+    tell_targets,
+)
 from prod_decode.command.terminal import note, to_json
 from prod_decode.errors import ProdError, one_line
 
@@ -32,7 +41,8 @@ def add_to(commands: Commands) -> None:
         nargs="+",
         metavar="SRC",
         help="a .jsonl or .ndjson file (one entry per line), a .txt file (one phrase per line), any other file (a "
-        f"document that may not be quoted) or a directory (each file in it such a document). {READ}",
+        "document that may not be quoted), a directory (each file in it such a document), or `list:NAME`, one of those "
+        f"that `prod-decode lists` shows. {READ}",
     )
     add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add.add_argument(
@@ -89,6 +99,7 @@ def add_to(commands: Commands) -> None:
         help="keep in DIR what is finished of every two megabytes of entries, and use what is there: run the same "
         "command again, and a compile that was stopped goes on",
     )
+    add_target(add)
     add_coverage(
         add,
         "refuse what cannot be guarded or read, and documents of which nothing is prohibited, and write nothing",
@@ -96,7 +107,9 @@ def add_to(commands: Commands) -> None:
     add.set_defaults(run=_compile)
 
     add = commands.add_parser("merge", help="make one blocklist of several")
-    add.add_argument("files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike")
+    add.add_argument(
+        "files", nargs="+", metavar="FILE", help="compiled blocklists that normalise alike, or `list:NAME`"
+    )
     add.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add_coverage(add, "refuse documents of which nothing is prohibited, and write nothing")
     add.set_defaults(run=_merge)
@@ -107,10 +120,17 @@ def add_to(commands: Commands) -> None:
     add.add_argument("--json", action="store_true", help="as one JSON object")
     add.set_defaults(run=_info)
 
+    add = commands.add_parser("lists", help="the lists that come with this package, or the entries of one")
+    add.add_argument("name", nargs="?", metavar="NAME", help="one of them: show its entries")
+    add_target(add)
+    add.add_argument("--json", action="store_true", help="one JSON object a line; of entries, what `compile` reads")
+    add.set_defaults(run=_lists)
+
 
 def _compile(options: argparse.Namespace) -> int:
     from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.blocklist.entries import SHORTEST_QUOTE
+    from prod_decode.blocklist.ready import Targets, list_named
     from prod_decode.blocklist.sources import read_entries, read_texts, require_sources
     from prod_decode.storage.artifact import require_output
     from prod_decode.storage.models import require_name
@@ -118,7 +138,9 @@ def _compile(options: argparse.Namespace) -> int:
     if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
         raise ProdError(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
     require_output(options.output, [*options.sources, *options.allow])
-    require_sources([*options.sources, *options.allow])
+    require_sources(options.sources, options.allow)
+    targets = Targets(options.target)
+    files = [source for source in options.sources if list_named(source) is None]
     if options.model is not None:
         require_name(options.model)
     uncovered = Uncovered(options)
@@ -129,10 +151,11 @@ def _compile(options: argparse.Namespace) -> int:
         max_quote=options.max_quote,
         boundary=options.boundary,
         skipped=skipped,
-        leave_out=[options.output, *_kept_parts(options.parts, [*options.sources, *options.allow])],
+        leave_out=[options.output, *_kept_parts(options.parts, [*files, *options.allow])],
+        targets=targets,
     )
     unfolded: list[str] = []
-    documents = _tell_documents(options.sources)
+    documents = _tell_documents(files)
     blocklist = Blocklist.compile(
         _progress(_watch_case(entries, unfolded) if options.ignore_case else entries, "entries"),
         normalize=options.normalize,
@@ -147,6 +170,7 @@ def _compile(options: argparse.Namespace) -> int:
     )
     uncovered.add_ineffective(blocklist, documents)
     _tell_unused(options, blocklist)
+    tell_targets(targets, len(files) < len(options.sources))
     _save(blocklist, options.output)
     if unfolded:
         shown = _first(unfolded, 1)
@@ -283,9 +307,40 @@ def _merge(options: argparse.Namespace) -> int:
     return uncovered.status
 
 
+def _lists(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from prod_decode.blocklist.ready import READY, Targets, ready_entries
+
+    targets = Targets(options.target)
+    if options.name is None:
+        records = [{"list": name, "entries": len(list(ready_entries(name))), "about": READY[name]} for name in READY]
+        rows = [list(map(str, record.values())) for record in records]
+    else:
+        entries = [entry for entry in ready_entries(options.name) if targets.keeps(entry)]
+        records = [{key: value for key, value in asdict(entry).items() if value is not None} for entry in entries]
+        columns = ("text", "replacement", "instead", "library", "since", "gone", "cwe", "source")
+        rows = [list(columns), *([str(record.get(column, "-")) for column in columns] for record in records)]
+    if options.json:
+        for record in records:
+            print(to_json(record))
+    else:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print(one_line("  ".join(map(str.ljust, row, widths))))
+    tell_targets(targets, options.name is not None)
+    return 0
+
+
 def _info(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from prod_decode.blocklist.ready import list_named
+
+    if name := list_named(options.file):
+        raise ProdError(
+            f"expected a compiled blocklist, got {options.file}: compile it, or see `prod-decode lists {name}`"
+        )
     blocklist = load(options.file)
     automaton, report = blocklist.automaton, blocklist.report
     facts = {

@@ -14,6 +14,7 @@ from prod_decode.errors import Mistakes, ProdError, brief, did_you_mean, one_lin
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.blocklist.ready import Targets
 
 READ = (
     "Below a directory, hidden files are read too and links are followed; left out are directories named `.git`, "
@@ -106,6 +107,34 @@ def add_coverage(parser: argparse.ArgumentParser, strict: str) -> None:
     )
 
 
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add `--target`."""
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="LIBRARY==VERSION",
+        help="of `list:NAME`, leave out what this version, such as numpy==2.1, does not deprecate; `python` is the "
+        "standard library. Give it again for another library",
+    )
+
+
+def tell_targets(targets: Targets, lists: bool) -> None:
+    """What versions left out, and which of them had no effect; `lists`: whether there was a list to leave it out of."""
+    from prod_decode.blocklist.ready import libraries
+
+    for line in targets.told():
+        note(line)
+    unused = targets.unused()
+    if unused and not lists:
+        note(
+            "no effect: --target: for lists that come with the package, and there is none among the sources: list:NAME"
+        )
+        return
+    for name in unused:
+        note(f"no effect: --target {name}: the lists have no entries of it{did_you_mean(name, libraries())}")
+
+
 def positive(kind: type[int] | type[float], *, zero: bool = False, most: float = math.inf) -> type[int] | type[float]:
     """The type of an option for argparse: a number above 0, or from 0 with `zero`, to `most`."""
 
@@ -196,13 +225,16 @@ def load_all(files: Sequence[str]) -> list[Blocklist]:
 
 
 def load(file: str) -> Blocklist:
-    """A compiled blocklist.
+    """A compiled blocklist, or one compiled of the list that comes with the package as `list:NAME`.
 
     Raises:
-        ProdError: there is no such file, or it is none.
+        ProdError: there is no such file or list, or it is none.
     """
     from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.blocklist.ready import list_named, read_list
     from prod_decode.storage.files import require_file
 
+    if (name := list_named(file)) is not None:
+        return Blocklist.compile(read_list(name))
     require_file(file, "a compiled blocklist")
     return Blocklist.load(file)

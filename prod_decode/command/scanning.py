@@ -37,7 +37,7 @@ AROUND, MOST_LINES, WIDEST, PART = 2, 40, 400, 120
 def add_to(commands: Commands) -> None:
     """Add the sub-commands of this module."""
     add = commands.add_parser("scan", help="find prohibited code in files; exit status 1 if there is any")
-    add.add_argument("file", metavar="FILE", help="a compiled blocklist")
+    add.add_argument("file", metavar="FILE", help="a compiled blocklist, or `list:NAME`")
     add.add_argument(
         "paths",
         nargs="+",

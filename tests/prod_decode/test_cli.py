@@ -53,7 +53,7 @@ def test_compile_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(Blocklist.load(block)) == 2
 
 
-@pytest.mark.parametrize("command", [[], ["compile"], ["merge"], ["info"], ["scan"], ["generate"]])
+@pytest.mark.parametrize("command", [[], ["compile"], ["merge"], ["info"], ["lists"], ["scan"], ["generate"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -173,7 +173,7 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
     [
         (
             ["complie"],
-            "compile, merge, info, scan, generate, check-server, got 'complie'; did you mean 'compile'? See `prod",
+            "info, lists, scan, generate, check-server, got 'complie'; did you mean 'compile'? See `prod",
         ),
         (["--verson"], "prod-decode: unknown option --verson; did you mean '--version'? See `prod-decode --help`"),
         (

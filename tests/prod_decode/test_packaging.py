@@ -36,7 +36,9 @@ def test_the_wheel_has_the_two_packages_and_nothing_else(tmp_path: Path) -> None
         for path in (ROOT / name).rglob("*.py")
     ]
     assert "prod_train/methods/__init__.py" in sources
-    assert sorted(names) == sorted([*sources, "prod_decode/py.typed", "prod_train/py.typed"])
+    data = [path.relative_to(ROOT).as_posix() for path in (ROOT / "prod_decode").rglob("*.jsonl")]
+    assert len(data) == 2
+    assert sorted(names) == sorted([*sources, *data, "prod_decode/py.typed", "prod_train/py.typed"])
 
 
 def test_everything_says_the_same_version() -> None:
