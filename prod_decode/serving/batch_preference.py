@@ -42,6 +42,9 @@ class BatchPreference:
         """Of all blocklists, in the order in which a request's lists are preferred."""
         found = [(matcher, Preference.of(matcher)) for matcher in matchers]
         self._of = {matcher: preference for matcher, preference in found if preference}
+        for matcher in self._of:
+            # Compiled here: at a step it would hold up every request.
+            matcher.normalization.run(np.frombuffer(b"a", np.uint8))
         self._started: dict[Request, _Started] = {}
         self._left: OrderedDict[_Key, _Started] = OrderedDict()
 

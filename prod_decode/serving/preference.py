@@ -83,6 +83,12 @@ class Preference:
         """Forks of one or more blocklists that normalise alike; of those of one phrase the first counts."""
         first = {fork.phrase: fork for fork in reversed(forks)}
         self._forks = list(first.values())
+        # By every beginning that a fork shares: which forks.
+        self._sharing: dict[bytes, list[int]] = {}
+        for number, fork in enumerate(self._forks):
+            for size in range(1, fork.shared + 1):
+                self._sharing.setdefault(fork.phrase[:size], []).append(number)
+        self._longest = max((fork.shared for fork in self._forks), default=0)
         patterns = sorted(set(map(_parting, self._forks)))
         self._normalization = normalization
         self._vocabulary = vocabulary
@@ -206,20 +212,24 @@ class Preference:
             row = int(rows[place])
             written = self._end_of(text_of(row), 2 * self.matcher.automaton.longest + _BLANKS)
             symbols = self._normalization.fold(np.frombuffer(written, np.uint8))[0].tobytes()
-            for fork in self._forks:
-                begun = self._begun_of(fork, symbols)
-                if begun:
-                    blank = written[-1:].isspace()
-                    on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
-                    sources = np.intersect1d(tokens[places == place], on)
-                    rest = self._rest_of(fork.replacement.encode(), begun, blank)
-                    if len(sources):
-                        moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
+            blank = written[-1:].isspace()
+            for fork, begun in self._parted_at(symbols):
+                on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
+                sources = np.intersect1d(tokens[places == place], on)
+                rest = self._rest_of(fork.replacement.encode(), begun, blank)
+                if len(sources):
+                    moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
         return moves
 
-    def _begun_of(self, fork: Fork, symbols: bytes) -> int:
-        """With how many of the symbols that a fork shares a text ends; at most all but the last of either side."""
-        return next((n for n in range(fork.shared, 0, -1) if self._ends(symbols, fork.phrase[:n])), 0)
+    def _parted_at(self, symbols: bytes) -> list[tuple[Fork, int]]:
+        """The forks whose beginning a text ends with, in order, and with how many of the symbols that they share."""
+        found: dict[int, int] = {}
+        for size in range(min(self._longest, len(symbols)), 0, -1):
+            beginning = symbols[-size:]
+            if beginning in self._sharing and self._ends(symbols, beginning):
+                for number in self._sharing[beginning]:
+                    found.setdefault(number, size)
+        return [(self._forks[number], found[number]) for number in sorted(found)]
 
     def _rest_of(self, text: bytes, begun: int, blank: bool) -> bytes:
         """What is left of a text behind so many symbols, without whitespace that already stands there."""

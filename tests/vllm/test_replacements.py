@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from tests.examples.taught import save_taught_model
 from tests.tiny import write_jsonl
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR
 from tests.vllm.stubs import TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, use_vocabulary
+from tests.vllm.test_processor import request_states
 
 MOST_ROWS, MOST_TOKENS = 4, 64
 
@@ -209,6 +212,27 @@ class Serving(RuleBasedStateMachine):
 Serving.TestCase.settings = settings(max_examples=30, stateful_step_count=30)
 TestServing = Serving.TestCase
 TestServing.pytestmark = [pytest.mark.slow]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("on_v2", [False, True])
+def test_the_runner_that_writes_none_says_so(
+    on_v2: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_vocabulary(monkeypatch)
+    files = {name: str(tmp_path / f"{name}.prod") for name in LISTS}
+    for name, blocklist in LISTS.items():
+        blocklist.save(files[name])
+    logger = logging.getLogger("vllm.prod_decode")
+    logger.addHandler(caplog.handler)
+    try:
+        settings = config({"blocklists": files})
+        settings.speculative_config = None
+        runner = (request_states(2),) if on_v2 else (torch.device("cpu"), False)
+        ProdLogitsProcessor(settings, *runner)
+    finally:
+        logger.removeHandler(caplog.handler)
+    said = "the lists calls, spaces, others name replacements, which the V2 model runner does not write: phrases are"
+    assert (said in caplog.text) == on_v2
 
 
 # ---- a real engine --------------------------------------------------------------------------------------------------
