@@ -120,6 +120,7 @@ class Serving(RuleBasedStateMachine):
         # Of each request, what it has written, and whether its text is not yet read to its end.
         self.truth: dict[str, list[int]] = {}
         self.pieces: set[str] = set()
+        self.ended: set[str] = set()
 
     @precondition(lambda self: len(self.batch.req_ids) + len(self.joining) < MOST_ROWS)
     @rule(
@@ -161,7 +162,7 @@ class Serving(RuleBasedStateMachine):
 
     def waiting(self) -> list[str]:
         known = {*self.batch.req_ids, *self.joining}
-        return [name for name in self.requests if name not in known]
+        return [name for name in self.requests if name not in known | self.ended]
 
     @rule(data=st.data(), asynchronous=st.booleans(), swaps=st.integers(0, 1), count=st.integers(1, 4))
     def steps(self, data: st.DataObject, asynchronous: bool, swaps: int, count: int) -> None:
@@ -190,7 +191,7 @@ class Serving(RuleBasedStateMachine):
         logits = [logits_after(text, seed) for text, seed in zip(texts, seeds, strict=True)]
         masked = self.processor.apply(torch.stack(logits))
         for name, part, before, row in zip(names, parts, logits, masked, strict=True):
-            if part:
+            if part or name in self.ended:
                 continue
             self.pieces.discard(name)
             want = self.alone[name].masked(self.truth[name], before)
@@ -200,6 +201,9 @@ class Serving(RuleBasedStateMachine):
     def write(self, name: str, row: torch.Tensor, data: st.DataObject, asynchronous: bool) -> None:
         options = [token for token in TEXT_IDS if row[token] > -math.inf]
         if not options or len(self.truth[name]) > 40:
+            # No request has one text at two steps, unless it is read in pieces.
+            self.ended.add(name)
+            self.leaving.append(name)
             return
         likeliest = max(options, key=lambda token: float(row[token]))
         openings = [token for token in options if TOKENS[token] in (b"b.", b".")]
