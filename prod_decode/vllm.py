@@ -33,6 +33,7 @@ from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.batch import Request, RequestBatch
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import UnescapedMatcher, unescaped
+from prod_decode.serving.batch_preference import BatchPreference
 from prod_decode.serving.settings import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
 from prod_decode.serving.vllm_plugin import (
     PROCESSOR,
@@ -66,7 +67,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
     whatever else the request asks for. Rows of requests without a blocklist keep their bits,
     but for one without any score above -inf, which ends like a row whose every token is banned.
 
-    On V1 `batch.Batch` follows the requests, on V2 the device does.
+    On V1 `RequestBatch` follows the requests, and the probability of going on in a phrase that has a replacement is
+    moved to going on in that (`masking.move_mass_`), before the mask. On V2 the device follows them, and nothing is
+    moved.
 
     What cannot be checked is not let through, and ends no one else's request: a row whose text is not known (tokens
     that vLLM has not filled in, embeddings, ids that the tokenizer does not have) ends with EOS at once. Raising
@@ -116,11 +119,14 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
             for matcher in {matcher.normalization: matcher for matcher in self.matchers}.values():
                 unescaped(matcher)
         self._batch = RequestBatch()
+        self._preference = BatchPreference([] if on_v2 else self.matchers)
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
-        if preferring := [name for name, matcher in zip(loaded, self.matchers, strict=True) if matcher.forks]:
+        preferring = [name for name, matcher in zip(loaded, self.matchers, strict=True) if matcher.forks]
+        if on_v2 and preferring:
             _START_LOG.warning(
-                "the lists %s name replacements, which are not written here: phrases are banned, and no more",
+                "the lists %s name replacements, which the V2 model runner does not write: phrases are banned, and no "
+                "more; for replacements set VLLM_USE_V2_MODEL_RUNNER=0",
                 ", ".join(preferring),
             )
         if on_v2 and samples:
@@ -190,7 +196,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
 
         def arrive(params: Any, prompt: list[int] | None, output: list[int]) -> int:
             tokens = None if prompt is None else np.array(prompt, np.int64)
-            requests.append(Request(tokens, output, self._matchers_of(params), _is_endless(params)))
+            matchers, beside = self._matchers_of(params)
+            requests.append(Request(tokens, output, matchers, _is_endless(params), beside))
             return len(requests) - 1
 
         process_dict_updates(place, batch_update, arrive)
@@ -234,9 +241,11 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
             ending = self._ending[self._ending < width]
             rows = np.concatenate([rows, np.repeat(batch.endless, len(ending))])
             tokens = np.concatenate([tokens, np.tile(ending, len(batch.endless))])
-        if not len(rows) and width <= self._known:
+        moves = self._preference.moves(batch, (rows, tokens))
+        if not len(rows) and width <= self._known and not moves:
             return logits
         mask_padding_(logits, self._known, None if len(batch.guarded) == len(logits) else batch.guarded)
+        self._preference.apply_(logits, batch, moves)
         return mask_prohibited_(logits, rows, tokens, fallback=self.eos_ids)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
@@ -272,16 +281,16 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
             return None
         return tuple(self.names.index(name) for name in names)
 
-    def _matchers_of(self, params: Any) -> tuple[Matcher | UnescapedMatcher, ...] | None:
-        """What is enforced on a request, by a rank that samples; None if it cannot have been validated."""
+    def _matchers_of(self, params: Any) -> tuple[tuple[Matcher | UnescapedMatcher, ...] | None, tuple[Matcher, ...]]:
+        """What a rank that samples enforces on a request, None if it cannot have been validated; what it prefers."""
         names = self._names_of(params) if self.matchers else ()
         if names is None:
-            return None
+            return None, ()
         matchers, stops = [self.matchers[name] for name in names], _stops(params)
         found: list[Matcher | UnescapedMatcher] = [matcher.cut_by(stops) for matcher in matchers]
         if self.settings.unescapes(params.extra_args, is_structured=params.structured_outputs is not None):
             found += [unescaped(matcher, stops) for matcher in matchers]
-        return tuple(found)
+        return tuple(found), self._preference.beside(matchers)
 
 
 def _check_features(vllm_config: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import TextTracker
 from prod_decode.match.unescaped import UnescapedMatcher, UnescapedTracker
 from prod_decode.tokens.vocabulary import UNKNOWN
+
+_M = TypeVar("_M", Matcher, Matcher | UnescapedMatcher)
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class Request:
         output: the engine's own list of tokens, which grows.
         matchers: of its blocklists, for each kind of reading; None where the request cannot have been validated.
         endless: it asked for `ignore_eos`.
+        beside: matchers that follow its text and ban nothing.
         is_told: the log says that its text cannot be read.
     """
 
@@ -40,6 +43,7 @@ class Request:
     output: list[int]
     matchers: tuple[Matcher | UnescapedMatcher, ...] | None
     endless: bool = False
+    beside: tuple[Matcher, ...] = ()
     is_told: bool = False
 
     @property
@@ -59,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Followed:
+class Followed:
     """A matcher's tracker, and the rows of the batch that its rows are, int64 [n], ascending."""
 
     tracker: TextTracker | UnescapedTracker
@@ -76,10 +80,13 @@ class RequestBatch:
         requests: in the order of the rows.
         guarded: rows on which anything is enforced, int64 [n], ascending.
         endless: those among them that asked for `ignore_eos`.
+        beside: what follows texts and bans nothing, where a request has it.
     """
 
     def __init__(self) -> None:
-        self._followed: dict[Matcher | UnescapedMatcher, _Followed] = {}
+        self._followed: dict[Matcher | UnescapedMatcher, Followed] = {}
+        self.beside: dict[Matcher, Followed] = {}
+        self._again: NDArray[np.bool_] | None = None
         # Lists: to compare two of them takes a fraction of what it takes to make an array.
         self._expected: list[int] = []
         self._newest: list[int] = []
@@ -92,14 +99,10 @@ class RequestBatch:
         # No text has this length.
         expected = [self._expected[source] if source < count else -1 for source in sources]
         newest = [self._newest[source] if source < count else _NO_TOKEN for source in sources]
-        rows_of: dict[Matcher | UnescapedMatcher, list[int]] = {}
-        for row, request in enumerate(requests):
-            for matcher in () if request.is_hidden else request.matchers or ():
-                rows_of.setdefault(matcher, []).append(row)
-        self._followed = {
-            matcher: _taken(self._followed.get(matcher), matcher, np.array(rows, np.int64), before)
-            for matcher, rows in rows_of.items()
-        }
+        bans = [() if request.is_hidden else request.matchers or () for request in requests]
+        self._followed = _arranged(self._followed, bans, before)
+        beside = [() if request.is_hidden else request.beside for request in requests]
+        self.beside = _arranged(self.beside, beside, before)
         self._known = max(map(len, self._followed), default=0)
         self.requests, self._outputs = requests, [request.output for request in requests]
         self._expected, self._newest = expected, newest
@@ -115,14 +118,16 @@ class RequestBatch:
         self._expected = [length + 1 for length in lengths]
         self._newest = [output[-1] if output else _NO_TOKEN for output in outputs]
         all_grew = lengths == expected and before == known
+        self._again = None if all_grew else np.not_equal(lengths, expected) | np.not_equal(before, known)
         newest = np.array(self._newest, np.int64)
         for followed in self._followed.values():
-            tracker, rows = followed.tracker, followed.rows
-            tracker.advance(newest if len(rows) == len(outputs) else newest[rows])
-            if all_grew and not tracker.any_closed:
-                continue
-            again = np.not_equal(lengths, expected) | np.not_equal(before, known)
-            self._read(followed, np.flatnonzero(again[rows] | tracker.closed))
+            self._advance(followed, newest, bans=True)
+        for followed in self.beside.values():
+            self._advance(followed, newest, bans=False)
+
+    def grew(self, row: int) -> bool:
+        """Whether a row had, at the last `follow`, its text of the one before and one token more."""
+        return self._again is None or not self._again[row]
 
     def banned(self, width: int) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
         """The banned tokens below `width` as pairs (rows, tokens), both [n], in any order, some perhaps twice."""
@@ -141,13 +146,21 @@ class RequestBatch:
         inside = token < width
         return row[inside], token[inside]
 
-    def _read(self, followed: _Followed, places: NDArray[np.int64]) -> None:
+    def _advance(self, followed: Followed, newest: NDArray[np.int64], *, bans: bool) -> None:
+        tracker, rows = followed.tracker, followed.rows
+        tracker.advance(newest if len(rows) == len(newest) else newest[rows])
+        if self._again is None and not tracker.any_closed:
+            return
+        again = tracker.closed if self._again is None else self._again[rows] | tracker.closed
+        self._read(followed, np.flatnonzero(again), bans=bans)
+
+    def _read(self, followed: Followed, places: NDArray[np.int64], *, bans: bool) -> None:
         requests = [self.requests[row] for row in followed.rows[places].tolist()]
         prompts = np.array([0 if request.prompt is None else len(request.prompt) for request in requests], np.int64)
         texts = [request.text() for request in requests]
         followed.tracker.read(places, texts, prompts)
         for request, text, is_closed in zip(requests, texts, followed.tracker.closed[places].tolist(), strict=True):
-            if is_closed and not request.is_told:
+            if bans and is_closed and not request.is_told:
                 request.is_told = True
                 _LOG.warning("a request ends, since its text cannot be checked: %s", _reason(request, text))
 
@@ -168,12 +181,26 @@ def _joined(arrays: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
     return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
+def _arranged(
+    before: dict[_M, Followed], wanted: Sequence[Sequence[_M]], sources: NDArray[np.int64]
+) -> dict[_M, Followed]:
+    """What follows the rows that now want each matcher; `sources`: the rows that they were."""
+    rows_of: dict[_M, list[int]] = {}
+    for row, matchers in enumerate(wanted):
+        for matcher in matchers:
+            rows_of.setdefault(matcher, []).append(row)
+    return {
+        matcher: _taken(before.get(matcher), matcher, np.array(rows, np.int64), sources)
+        for matcher, rows in rows_of.items()
+    }
+
+
 def _taken(
-    followed: _Followed | None,
+    followed: Followed | None,
     matcher: Matcher | UnescapedMatcher,
     rows: NDArray[np.int64],
     before: NDArray[np.int64],
-) -> _Followed:
+) -> Followed:
     """The tracker for `rows`, with what it knew of those that came from a row `before`."""
     sources = np.full(len(rows), -1, np.int64)
     if followed is None:
@@ -184,4 +211,4 @@ def _taken(
         is_there = followed.rows[places] == old
         sources[is_there] = places[is_there]
     tracker.take(sources)
-    return _Followed(tracker, rows)
+    return Followed(tracker, rows)

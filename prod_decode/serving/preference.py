@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -28,6 +29,7 @@ from prod_decode.masking import move_mass_, prod_distribution
 from prod_decode.match.automaton import Automaton
 from prod_decode.match.matcher import Fork, Matcher
 from prod_decode.match.tracker import TextTracker
+from prod_decode.match.unescaped import UnescapedTracker
 from prod_decode.text.normalize import CLASSES, WORD, Normalization
 from prod_decode.text.patterns import Pattern
 from prod_decode.tokens.vocabulary import TEXT, Vocabulary
@@ -39,7 +41,7 @@ _REMEMBERED = 64
 # Bytes at the end of a text in which a beginning is looked for, beyond twice its length: whitespace between its words.
 _BLANKS = 64
 
-Banned = tuple[NDArray[np.int32], NDArray[np.int32]]
+Banned = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +63,42 @@ class Move:
     fork: Fork
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A replacement that is begun with the token that comes: what is to be written, and whose it is."""
+
+    rest: bytes
+    fork: Fork
+
+
 class Preference:
-    """Follows the texts of a batch, like a tracker, and finds where a replacement can be written."""
+    """Follows the texts of a batch, like a tracker, and finds where a replacement can be written.
+
+    Attributes:
+        matcher: of the beginnings of phrases, as far as one symbol past what their replacements share.
+        tracker: of that, for `moves`.
+    """
 
     def __init__(self, forks: Sequence[Fork], normalization: Normalization, vocabulary: Vocabulary) -> None:
         """Forks of one or more blocklists that normalise alike; of those of one phrase the first counts."""
         first = {fork.phrase: fork for fork in reversed(forks)}
         self._forks = list(first.values())
+        # By every beginning that a fork shares: which forks.
+        self._sharing: dict[bytes, list[int]] = {}
+        for number, fork in enumerate(self._forks):
+            for size in range(1, fork.shared + 1):
+                self._sharing.setdefault(fork.phrase[:size], []).append(number)
+        self._longest = max((fork.shared for fork in self._forks), default=0)
         patterns = sorted(set(map(_parting, self._forks)))
         self._normalization = normalization
         self._vocabulary = vocabulary
-        self._matcher = Matcher(Automaton.build(patterns), normalization, vocabulary, _no_entries)
+        self.matcher = Matcher(Automaton.build(patterns), normalization, vocabulary, _no_entries)
         self._spellings = Spellings(vocabulary)
         # Tokens that hold a whole pattern are found at every step; where nothing is begun, nothing can go on.
         self._whole = np.zeros(len(vocabulary), np.bool_)
-        self._whole[self._matcher.fixed[0]] = True
-        self.tracker: TextTracker = self._matcher.track()
-        self._begun: OrderedDict[bytes, tuple[int, list[tuple[bytes, Fork]]]] = OrderedDict()
+        self._whole[self.matcher.fixed[0]] = True
+        self.tracker: TextTracker = self.matcher.track()
+        self._begun: OrderedDict[bytes, tuple[int, list[Begun]]] = OrderedDict()
 
     @classmethod
     def of(cls, matcher: Matcher) -> Preference | None:
@@ -85,18 +106,37 @@ class Preference:
         return cls(matcher.forks, matcher.normalization, matcher.vocabulary) if matcher.forks else None
 
     def moves(self, text_of: Callable[[int], NDArray[np.int64]], lengths: Sequence[int], banned: Banned) -> list[Move]:
-        """What is preferred after the texts that the tracker has, in the order in which it is to be applied.
-
-        A row in which a replacement is begun has the moves that finish it and no others.
+        """What is preferred after the texts that `tracker` has.
 
         Args:
             text_of: all tokens of a row, int64 [T].
             lengths: of the text of every row, in tokens.
+            banned: as for `find`.
+        """
+        return self.find(self.tracker, np.arange(len(lengths)), text_of, self._begun_before(text_of, lengths), banned)
+
+    def find(
+        self,
+        tracker: TextTracker | UnescapedTracker,
+        rows: NDArray[np.int64],
+        text_of: Callable[[int], NDArray[np.int64]],
+        begun: Mapping[int, tuple[int, Sequence[Begun]]],
+        banned: Banned,
+    ) -> list[Move]:
+        """What is preferred in some rows of the scores, in the order in which it is to be applied.
+
+        A row in which a replacement is begun has the moves that finish it and no others.
+
+        Args:
+            tracker: of `matcher`.
+            rows: int64 [n], ascending: which rows those of the tracker are.
+            text_of: all tokens of a row, int64 [T].
+            begun: by row, its newest token, and what was begun before that.
             banned: the prohibited tokens of the step, as pairs, which get nothing.
         """
-        going_on = self._going_on(text_of, lengths)
-        busy = {move.row for move in going_on}
-        found = [*going_on, *(move for move in self._arriving(text_of) if move.row not in busy)]
+        found = [move for row, (token, all_begun) in begun.items() if (move := self._going_on(row, token, all_begun))]
+        busy = {move.row for move in found}
+        found += [move for move in self._arriving(tracker, rows, text_of) if move.row not in busy]
         moves = []
         for move in found:
             targets = np.setdiff1d(move.targets, banned[1][banned[0] == move.row])
@@ -104,30 +144,18 @@ class Preference:
                 moves.append(replace(move, targets=targets))
         return moves
 
-    def apply_(self, scores: Tensor, move: Move, text: NDArray[np.int64]) -> bool:
-        """Move the probability of one row of `scores`, floats [B, V], in place; False if nothing can take it."""
-        row = scores[move.row]
-        sources = move.sources
-        width = row.shape[0]
-        targets = move.targets[move.targets < width]
-        if sources is not None:
-            sources = np.setdiff1d(sources[sources < width], targets)
-            probs = prod_distribution(row, (np.zeros(0, np.int64), np.zeros(0, np.int64)))
-            begins = bool(probs[sources].sum() > probs[targets].sum())
-        else:
-            begins = True
-        if not len(targets) or not move_mass_(row, sources, targets):
-            return False
-        if begins:
+    def apply_(self, scores: Tensor, move: Move, text: NDArray[np.int64]) -> None:
+        """Move the probability of one row of `scores`, floats [B, V], in place, and remember what is begun by it."""
+        begun = prefer_(scores[move.row], move)
+        if begun is not None:
             # Of several that are begun here, the token that comes says which it is.
-            self._begun.setdefault(_key(text), (len(text), []))[1].append((move.rest, move.fork))
+            self._begun.setdefault(_key(text), (len(text), []))[1].append(begun)
             if len(self._begun) > _MOST_BEGUN:
                 self._begun.popitem(last=False)
-        return True
 
     def restart(self) -> None:
         """The tracker has no rows; what is begun is not forgotten."""
-        self.tracker = self._matcher.track()
+        self.tracker = self.matcher.track()
 
     def forget(self) -> None:
         """The next texts are others."""
@@ -141,51 +169,67 @@ class Preference:
         twin.restart()
         return twin
 
-    def _going_on(self, text_of: Callable[[int], NDArray[np.int64]], lengths: Sequence[int]) -> list[Move]:
-        """The rows in which a replacement is begun and not finished."""
+    def _begun_before(
+        self, text_of: Callable[[int], NDArray[np.int64]], lengths: Sequence[int]
+    ) -> dict[int, tuple[int, list[Begun]]]:
+        """For `find`, from the texts."""
         shortest = min(lengths, default=0)
         while self._begun and next(iter(self._begun.values()))[0] < shortest - _REMEMBERED:
             self._begun.popitem(last=False)
-        moves = []
+        found = {}
         for row in range(len(lengths)) if self._begun else ():
             text = text_of(row)
-            _, begun = self._begun.get(_key(text[:-1]), (0, []))
-            token = self._vocabulary.token_bytes(int(text[-1])) if begun else b""
-            for rest, fork in begun:
-                left = rest[len(token) :]
-                if token and left and rest.startswith(token) and not self._is_shared(left, fork):
-                    moves.append(Move(row, None, self._spellings.of(left), left, fork))
-                    break
-        return moves
+            if begun := self._begun.get(_key(text[:-1])):
+                found[row] = int(text[-1]), begun[1]
+        return found
+
+    def _going_on(self, row: int, newest: int, begun: Sequence[Begun]) -> Move | None:
+        """How a row finishes a replacement that is begun in it, if its newest token did go on in one."""
+        token = self._vocabulary.token_bytes(newest) if 0 <= newest < len(self._vocabulary) else b""
+        for before in begun:
+            left = before.rest[len(token) :]
+            if token and left and before.rest.startswith(token) and not self._is_shared(left, before.fork):
+                return Move(row, None, self._spellings.of(left), left, before.fork)
+        return None
 
     def _is_shared(self, left: bytes, fork: Fork) -> bool:
         """Whether what is written of a replacement is the beginning of the phrase as well."""
         replacement = np.frombuffer(fork.replacement.encode(), np.uint8)
         return len(self._normalization.fold(replacement[: len(replacement) - len(left)])[0]) <= fork.shared
 
-    def _arriving(self, text_of: Callable[[int], NDArray[np.int64]]) -> list[Move]:
+    def _arriving(
+        self,
+        tracker: TextTracker | UnescapedTracker,
+        rows: NDArray[np.int64],
+        text_of: Callable[[int], NDArray[np.int64]],
+    ) -> list[Move]:
         """The rows in which a token goes on in a phrase, past what it shares with its replacement."""
-        rows, tokens = self.tracker.banned()
-        here = ~(self._whole[tokens] | self.tracker.closed[rows])
-        rows, tokens = rows[here], tokens[here]
+        places, tokens = tracker.banned()
+        here = ~(self._whole[tokens] | tracker.closed[places])
+        places, tokens = places[here], tokens[here]
         moves = []
-        for row in np.unique(rows).tolist():
-            written = self._end_of(text_of(row), 2 * self._matcher.automaton.longest + _BLANKS)
+        for place in np.unique(places).tolist():
+            row = int(rows[place])
+            written = self._end_of(text_of(row), 2 * self.matcher.automaton.longest + _BLANKS)
             symbols = self._normalization.fold(np.frombuffer(written, np.uint8))[0].tobytes()
-            for fork in self._forks:
-                begun = self._begun_of(fork, symbols)
-                if begun:
-                    blank = written[-1:].isspace()
-                    on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
-                    sources = np.intersect1d(tokens[rows == row], on)
-                    rest = self._rest_of(fork.replacement.encode(), begun, blank)
-                    if len(sources):
-                        moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
+            blank = written[-1:].isspace()
+            for fork, begun in self._parted_at(symbols):
+                on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
+                sources = np.intersect1d(tokens[places == place], on)
+                rest = self._rest_of(fork.replacement.encode(), begun, blank)
+                if len(sources):
+                    moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
         return moves
 
-    def _begun_of(self, fork: Fork, symbols: bytes) -> int:
-        """With how many of the symbols that a fork shares a text ends; at most all but the last of either side."""
-        return next((n for n in range(fork.shared, 0, -1) if self._ends(symbols, fork.phrase[:n])), 0)
+    def _parted_at(self, symbols: bytes) -> list[tuple[Fork, int]]:
+        """The forks whose beginning a text ends with, in order, and with how many of the symbols that they share."""
+        found: dict[int, int] = {}
+        for size in range(min(self._longest, len(symbols)), 0, -1):
+            beginning = symbols[-size:]
+            if beginning in self._sharing and self._ends(symbols, beginning):
+                for number in self._sharing[beginning]:
+                    found.setdefault(number, size)
+        return [(self._forks[number], found[number]) for number in sorted(found)]
 
     def _rest_of(self, text: bytes, begun: int, blank: bool) -> bytes:
         """What is left of a text behind so many symbols, without whitespace that already stands there."""
@@ -208,6 +252,20 @@ class Preference:
             parts.append(self._vocabulary.token_bytes(token))
             size -= len(parts[-1])
         return b"".join(reversed(parts))
+
+
+def prefer_(row: Tensor, move: Move) -> Begun | None:
+    """Move the probability of one row of scores, floats [V], in place; what is begun by it, if anything is."""
+    width = row.shape[0]
+    sources, targets = move.sources, move.targets[move.targets < width]
+    begins = True
+    if sources is not None:
+        sources = np.setdiff1d(sources[sources < width], targets)
+        probs = prod_distribution(row, (np.zeros(0, np.int64), np.zeros(0, np.int64)))
+        begins = bool(probs[sources].sum() > probs[targets].sum())
+    if not len(targets) or not move_mass_(row, sources, targets):
+        return None
+    return Begun(move.rest, move.fork) if begins else None
 
 
 class Spellings:

@@ -25,6 +25,8 @@ MATCHERS: list[Matcher | UnescapedMatcher] = [
     Blocklist.compile([Entry("a b.", boundary="none"), Entry("...")]).bind(VOCABULARY),
 ]
 MATCHERS += [unescaped(matcher) for matcher in MATCHERS if isinstance(matcher, Matcher)]
+# What follows some texts and bans nothing.
+BESIDE = Blocklist.compile([Entry("abb", boundary="none"), Entry("b<s>b.", boundary="none")]).bind(VOCABULARY)
 # A token that nobody knows: vLLM writes -1 where one is not known yet.
 UNKNOWN = -1
 
@@ -48,12 +50,14 @@ class Schedule(RuleBasedStateMachine):
     def begin(self) -> None:
         self.batch = RequestBatch()
         self.width = len(TOKENS)
+        self.outputs: dict[Request, list[int]] = {}
 
     @rule(
         order=st.permutations(range(6)),
         keep=st.integers(0, 6),
         prompts=st.lists(tokens | st.none(), max_size=3),
         lists=st.lists(st.sampled_from([(), (0,), (1,), (0, 1), (0, 1, 2, 3), (2,), None]), min_size=3, max_size=3),
+        beside=st.booleans(),
     )
     def come_and_go(
         self,
@@ -61,6 +65,7 @@ class Schedule(RuleBasedStateMachine):
         keep: int,
         prompts: list[list[int] | None],
         lists: list[tuple[int, ...] | None],
+        beside: bool,
     ) -> None:
         sources = [row for row in order if row < len(self.batch.requests)][:keep]
         requests = [self.batch.requests[row] for row in sources]
@@ -68,7 +73,8 @@ class Schedule(RuleBasedStateMachine):
             matchers = None if names is None else tuple(MATCHERS[name] for name in names)
             if len(requests) < 6:
                 sources.append(len(self.batch.requests) + len(requests))
-                requests.append(Request(None if prompt is None else np.array(prompt, np.int64), [], matchers))
+                text = None if prompt is None else np.array(prompt, np.int64)
+                requests.append(Request(text, [], matchers, beside=(BESIDE,) if beside and matchers else ()))
         self.batch.arrange(requests, sources)
 
     @rule(news=st.lists(st.integers(0, len(TOKENS) - 1), min_size=6, max_size=6))
@@ -93,7 +99,21 @@ class Schedule(RuleBasedStateMachine):
         rows, banned = self.batch.banned(self.width)
         for row, request in enumerate(self.batch.requests):
             assert set(banned[rows == row].tolist()) == banned_anew(request, self.width)
+            before = self.outputs.get(request)
+            if before is None or len(request.output) != len(before) + 1:
+                assert not self.batch.grew(row)
+            elif request.output[:-1] == before:
+                assert self.batch.grew(row)
+        self.outputs = {request: list(request.output) for request in self.batch.requests}
         assert self.batch.guarded.tolist() == [i for i, r in enumerate(self.batch.requests) if r.matchers != ()]
+        followed = [row for row, request in enumerate(self.batch.requests) if request.beside and not request.is_hidden]
+        beside = self.batch.beside.get(BESIDE)
+        assert ([] if beside is None else beside.rows.tolist()) == followed
+        for place, row in enumerate(followed if beside else ()):
+            request = self.batch.requests[row]
+            alone = Request(request.prompt, request.output, (BESIDE,))
+            rows, banned = beside.tracker.banned()
+            assert set(banned[rows == place].tolist()) == banned_anew(alone, len(TOKENS))
 
 
 TestSchedule = Schedule.TestCase
