@@ -368,8 +368,9 @@ class Blocklist:
         from prod_decode.match.matcher import Fork, Matcher
         from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
+        commits = {entry_id: len(left.encode()) for entry_id, left in self.report.commit_points}
         forks = [
-            Fork(entry_id, phrase.encode(), shared, text)
+            Fork(entry_id, phrase.encode(), shared, max(shared + 1, commits.get(entry_id, 0)), text)
             for entry_id, phrase, shared, text in self._replaced()
             if shared
         ]

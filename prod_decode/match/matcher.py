@@ -50,12 +50,15 @@ class Fork(NamedTuple):
         entry_id: whose phrase it is.
         phrase: normalised.
         shared: how many symbols the replacement, normalised, begins with alike; at least 1 and not all of either.
+        parting: with how many symbols a text is on its way to the phrase: more than `shared`; where the phrase has a
+            commit point, at least up to that, since a name that begins like it may be meant before.
         replacement: the text to write, as it was given.
     """
 
     entry_id: str
     phrase: bytes
     shared: int
+    parting: int
     replacement: str
 
 

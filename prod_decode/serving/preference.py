@@ -215,7 +215,9 @@ class Preference:
             blank = written[-1:].isspace()
             for fork, begun in self._parted_at(symbols):
                 on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
-                sources = np.intersect1d(tokens[places == place], on)
+                # What other forks part at is no way into this phrase: `np.ma` is the beginning of `np.matmul` too.
+                far = self._vocabulary.lengths[on] >= fork.parting - begun
+                sources = np.intersect1d(tokens[places == place], on[far])
                 rest = self._rest_of(fork.replacement.encode(), begun, blank)
                 if len(sources):
                     moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
@@ -306,8 +308,8 @@ def _no_entries(_pattern: int) -> list[str]:
 
 
 def _parting(fork: Fork) -> Pattern:
-    """The beginning of a phrase that its replacement does not share."""
-    return Pattern(bool(CLASSES[fork.phrase[0]] == WORD), fork.phrase[: fork.shared + 1], False)
+    """The beginning of a phrase by which a text is on its way to it, and not to the replacement."""
+    return Pattern(bool(CLASSES[fork.phrase[0]] == WORD), fork.phrase[: fork.parting], False)
 
 
 def _key(text: NDArray[np.int64]) -> bytes:

@@ -22,7 +22,7 @@ from prod_decode.tokens.vocabulary import Vocabulary
 TOKENS = [
     *(bytes([c]) for c in b"abcdefghijklmnopqrstuvwxyz_.()= \n"),
     *(b"yaml", b"yaml.", b".load", b" load", b"load", b"load(", b"_all", b"safe", b"safe_", b"_load", b"safe_load(f"),
-    *(b"np", b"np.", b"trap", b"trapz", b"ez", b"oid", b"rule", b"import ", b"import", b"from"),
+    *(b"popen", b"path", b"np", b"np.", b"trap", b"trapz", b"ez", b"oid", b"rule", b"import ", b"import", b"from"),
 ]
 EOS = len(TOKENS)
 VOCABULARY = Vocabulary.from_bytes([*TOKENS, b""], eos_ids=[EOS])
@@ -89,6 +89,30 @@ def greedy(score: Scorer, prompt: list[int], blocklist: Blocklist, steps: int = 
 def test_the_replacement_is_written(prompt: list[str], wanted: bytes, written: str) -> None:
     found = greedy(wants(wanted), ids(*(word.encode() for word in prompt)), LIST)
     assert found.startswith(written)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "written"),
+    [
+        ((), b"os.path.join(f)", "walk("),  # nobody knows that `os` has a `path`
+        (("os",), b"os.path.join(f)", "path.join(f)"),
+        (("os",), b"os.popen(f)", "walk("),  # in one token, `popen`
+        ((), b"os.popen(f)", "walk("),
+    ],
+)
+def test_what_another_name_begins_with_is_not_moved(names: tuple[str, ...], wanted: bytes, written: str) -> None:
+    early = Blocklist.compile([Entry("os.popen(", replacement="os.walk(")], allow_names=names)
+    assert early.bind(VOCABULARY).forks[0].parting == len(b"os.pop" if names else b"os.p")
+    assert greedy(wants(wanted), ids(b"o", b"s", b"."), early).startswith(written)
+
+
+def test_another_replacement_parts_at_its_own_place() -> None:
+    """`m` is the way into `np.mat`, and not into `np.median_of`, which is known to be the only name with `med`."""
+    early = Blocklist.compile([Entry("os.popen(", replacement="os.walk(")], allow_names=["os"])
+    other = Blocklist.compile([Entry("os.pipe_of(", replacement="os.pad(")])
+    both = Blocklist.merge([early, other])
+    assert [fork.parting for fork in both.bind(VOCABULARY).forks] == [len(b"os.pop"), len(b"os.pi")]
+    assert greedy(wants(b"os.pi(f)"), ids(b"o", b"s", b"."), both).startswith("pad(")
 
 
 def test_without_a_replacement_the_ban_alone_decides() -> None:
