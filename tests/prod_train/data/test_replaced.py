@@ -158,6 +158,6 @@ def test_the_file_is_a_data_set(tokenizer: Any, tmp_path: Path) -> None:
 def test_places_of_a_list_with_commit_points_and_folded_letters(tokenizer: Any) -> None:
     entries = [Entry("wave.open(", replacement="wave.read(")]
     listed = Blocklist.compile(entries, allow_names=["wave"], ignore_case=True)
-    assert list(listed.scan("wave.opened(c)"))
-    found = places_in("wave.opened(c) WAVE.Open(c)", listed, listed.bind(tokenizer).forks)
-    assert found == [Place(20, 25, "read(")]
+    assert list(listed.scan("wave.o((((("))
+    found = places_in("wave.o((((( WAVE.Open(c)", listed, listed.bind(tokenizer).forks)
+    assert found == [Place(17, 22, "read(")]
