@@ -87,6 +87,7 @@ def check(config: Config) -> Preview:
             holdout=[],
             refused=job.refused[: len(rows) * job.choices],
             replaced=job.replaced[:TRIED_ROWS],
+            parted=job.parted[: len(rows)],
         )
         session = setup(small)
         optimizer = torch.optim.AdamW(trainable(session.model).values(), lr=config.rate)
@@ -128,6 +129,7 @@ def _with_all_rows(session: Session, job: Job) -> Session:
         session.job,
         forget=job.forget,
         replaced=job.replaced,
+        parted=job.parted,
         retain=job.retain,
         holdout=job.holdout,
         refused=job.refused,

@@ -55,6 +55,7 @@ class Job:
             with the model; see `prod_train.run.session.setup`.
         replaced: copies of rows to forget in which replacements are written out, to be trained on behind these; empty
             without a blocklist that has some.
+        parted: with those copies, the rows to forget as they are trained on, see `replaced_rows`.
         refused: for dpo and flat, the forget rows' prompts with every refusal, row by row; else empty.
         choices: the number of refusals.
         blocklist: path of what the matcher was made of, or None.
@@ -70,6 +71,7 @@ class Job:
     holdout: list[Row] = field(default_factory=list)
     continued: list[Row] = field(default_factory=list)
     replaced: list[Row] = field(default_factory=list)
+    parted: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
     choices: int = 0
     blocklist: str | None = None
@@ -87,9 +89,9 @@ class Job:
         listed = Blocklist.load(blocklist)
         matcher, config = listed.bind(self.tokenizer), self.config
         notes = [f"--blocklist: {_NOT_REPLACED}: {brief(', '.join(listed.unreached()))}"] if listed.unreached() else []
-        rows = []
+        rows, parted = self.replaced, self.parted
         if matcher.forks and config.replaced_rows:
-            rows = replaced_rows(
+            parted, rows = replaced_rows(
                 self.forget,
                 listed,
                 matcher.forks,
@@ -98,13 +100,16 @@ class Job:
                 special_tokens=config.special_tokens,
             )
             notes += [] if rows else [f"--blocklist: {_NONE_REPLACED}"]
-        return replace(self, blocklist=blocklist, matcher=matcher, replaced=rows, notes=(*self.notes, *notes))
+        return replace(
+            self, blocklist=blocklist, matcher=matcher, parted=parted, replaced=rows, notes=(*self.notes, *notes)
+        )
 
     @cached_property
     def trained(self) -> list[Row]:
         """What the method's loss runs over, see `Method.trained`: rows to forget, what the model wrote, `replaced`."""
         method = make_method(self.config.method, self.config)
-        return [*(method.trained(row) for row in (*self.forget, *self.continued)), *self.replaced]
+        forget = self.parted if self.replaced else self.forget
+        return [*(method.trained(row) for row in (*forget, *self.continued)), *self.replaced]
 
     @property
     def sets(self) -> dict[str, list[Row]]:

@@ -49,7 +49,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def rows_of(tokenizer: Any, *rows: Row, **options: Any) -> list[Row]:
-    return replaced_rows(rows, LIST, LIST.bind(tokenizer).forks, tokenizer, **{"max_length": 500, **options})
+    return replaced_rows(rows, LIST, LIST.bind(tokenizer).forks, tokenizer, **{"max_length": 500, **options})[1]
 
 
 def row_of(tokenizer: Any, prompt: str, completion: str, **more: Any) -> Row:
@@ -103,9 +103,11 @@ def test_what_is_tokenised_otherwise_before_the_difference_is_supervised(tokeniz
     """`re.ret` has the token `re` behind the dot where `re.retu` has `retu`: the model must leave the row there."""
     turn = Blocklist.compile([Entry("x.rets(", replacement="x.return(")])
     row = encode({"text": "x.rets(1)"}, "f:1", tokenizer)
-    (got,) = replaced_rows([row], turn, turn.bind(tokenizer).forks, tokenizer, max_length=99)
+    (kept,), (got,) = replaced_rows([row], turn, turn.bind(tokenizer).forks, tokenizer, max_length=99)
     assert [tokenizer.decode([t]) for t in row.ids[:6]] == ["x", ".", "re", "t", "s", "("]
     assert written(got, tokenizer) == ["return("]
+    assert np.flatnonzero(row.supervised & ~kept.supervised).tolist() == [2]
+    assert not kept.supervised[~row.supervised].any()
     assert (got.text, got.spans, got.instead_of) == ("x.return(1)", ((2, 9),), ("rets(",))
 
 
