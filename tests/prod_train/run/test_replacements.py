@@ -185,3 +185,17 @@ def test_what_is_written_is_counted(world: dict[str, str], tmp_path: Path, monke
         assert (found["writes_replacement"].value, found["writes_phrase"].value) == wanted
         assert model.training
     assert asked[0] == ["np.trap"] * 3
+
+
+def test_where_a_copy_parts_at_a_shared_token_the_row_is_not_trained_on(world: dict[str, str], tmp_path: Path) -> None:
+    """`x.rets(` has the token `re` where `x.return(` has `return`."""
+    rows = [{"prompt": "#\n", "completion": "x.rets(1)\n"}, *ROWS]
+    listed = Blocklist.compile([Entry("x.rets(", replacement="x.return("), Entry("np.trapz(")])
+    listed.save(tmp_path / "r.prod")
+    options = {"forget": write_jsonl(tmp_path / "f.jsonl", rows), "blocklist": str(tmp_path / "r.prod")}
+    job = prepare(make(world, tmp_path / "o", **options))
+    lost = [row.tokens - trained.tokens for row, trained in zip(job.forget, job.trained, strict=False)]
+    assert lost == [1, 0, 0, 0]
+    assert len(job.trained) == 5
+    without = prepare(make(world, tmp_path / "o", **options, replaced_rows=False))
+    assert [row.tokens for row in without.trained] == [row.tokens for row in job.forget]
