@@ -103,7 +103,7 @@ def methods_page() -> str:
 
 def _default(option: Option, value: object) -> str:
     if option.kind is bool:
-        return "off"
+        return "on" if value else "off"
     return f"({option.unset})" if value is None else f"{value:g}"
 
 

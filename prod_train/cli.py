@@ -170,7 +170,7 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     from prod_decode.storage.models import quiet
 
     quiet()
-    from prod_train.run.report import INTERVALS, table
+    from prod_train.run.report import INTERVALS, replaced_in_words, table
     from prod_train.run.trainer import run
 
     report = run(config, progress=sys.stderr.isatty())
@@ -184,6 +184,7 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
                     "chosen": report.chosen,
                     "stopped": report.stopped,
                     "notes": report.notes,
+                    "replaced": report.replaced,
                     "collapsed": report.collapsed,
                     "before": report.before,
                     "after": report.after,
@@ -195,6 +196,8 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
         print(f"{table(report.before, report.after)}\n\n{INTERVALS}")
         if report.stopped:
             print(f"stopped: {report.stopped}")
+        if report.replaced:
+            print(replaced_in_words(report.replaced))
         for note in report.notes:
             print(note)
     if report.chosen is None:
@@ -238,9 +241,14 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     for note in plan.notes:
         print(note)
     print(f"\nThe first row to forget; supervised is what stands between << and >>:\n\n{plan.example}\n")
+    if plan.replaced is not None:
+        print(f"The first row with replacements written out, between << and >>:\n\n{plan.replaced}\n")
     if plan.support:
         mean, median, p99, most = (round(plan.support[name]) for name in ("mean", "median", "p99", "max"))
         print(f"tokens in a target       mean {mean}, median {median}, 99 of 100 at most {p99}, the largest {most}")
+    if plan.moved:
+        moved, tokens = plan.moved["moved"], plan.moved["tokens"]
+        print(f"moved to replacements    at {moved:,} of {tokens:,} supervised tokens of the first rows")
     print(f"parameters               {plan.parameters:,}, trained {plan.trained:,}")
     print(f"optimizer steps          {plan.steps:,}")
     memory = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in plan.memory.items())

@@ -194,6 +194,13 @@ def targets_loss(example: Example) -> Tensor:
     return forget.head.cross_entropy(forget.hidden, targets, example.denominator)
 
 
+def unused_replaced_rows(settings: RunSettings) -> list[str]:
+    """What is wrong with `--no-replaced-rows` where nothing has a replacement; see `Method.problems`."""
+    if settings.value("replaced_rows") or settings.value("blocklist") is not None:
+        return []
+    return ["--no-replaced-rows: expected --blocklist, whose entries may have replacements, it is missing"]
+
+
 def given(value: _T | None) -> _T:
     """What the method asked for with `kind` or `refuses`."""
     if value is None:

@@ -97,6 +97,12 @@ BLOCKLIST = Option(
     is_file=True,
     group="what",
 )
+REPLACED_ROWS = Option(
+    "replaced_rows",
+    bool,
+    "also train on a copy of every forget row that has a phrase of --blocklist with a replacement: there the "
+    "replacement is written out, and only what differs is supervised, as what is to be written (default on)",
+)
 CONTINUATIONS = Option(
     "continuations",
     int,

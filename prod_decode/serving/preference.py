@@ -75,7 +75,7 @@ class Preference:
     """Follows the texts of a batch, like a tracker, and finds where a replacement can be written.
 
     Attributes:
-        matcher: of the beginnings of phrases, as far as one symbol past what their replacements share.
+        matcher: of the beginnings of phrases, as far as they part from their replacements (`Fork.parting`).
         tracker: of that, for `moves`.
     """
 
@@ -207,6 +207,7 @@ class Preference:
         places, tokens = tracker.banned()
         here = ~(self._whole[tokens] | tracker.closed[places])
         places, tokens = places[here], tokens[here]
+        sizes = np.diff(self._vocabulary.offsets)
         moves = []
         for place in np.unique(places).tolist():
             row = int(rows[place])
@@ -216,7 +217,7 @@ class Preference:
             for fork, begun in self._parted_at(symbols):
                 on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
                 # What other forks part at is no way into this phrase: `np.ma` is the beginning of `np.matmul` too.
-                far = self._vocabulary.lengths[on] >= fork.parting - begun
+                far = sizes[on] >= fork.parting - begun
                 sources = np.intersect1d(tokens[places == place], on[far])
                 rest = self._rest_of(fork.replacement.encode(), begun, blank)
                 if len(sources):

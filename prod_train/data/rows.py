@@ -48,6 +48,8 @@ class Row:
         truncated: whether its end was cut off.
         text: all of it that the tokens stand for, special tokens left out; empty for a row that was not read as text.
         spans: (start, end) in characters of `text`: what training concerns.
+        instead_of: of a row in which replacements are written out, what stood at each of its spans before. Its
+            supervised tokens are what is to be written, not what is to be forgotten.
     """
 
     ids: NDArray[np.int64]
@@ -59,6 +61,7 @@ class Row:
     truncated: bool = False
     text: str = ""
     spans: tuple[tuple[int, int], ...] = ()
+    instead_of: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:

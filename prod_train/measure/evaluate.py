@@ -17,7 +17,8 @@ from prod_decode.masking import mask_prohibited_
 from prod_train.data.rows import COMPARED, Row, by_length, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.measure.metric import Metric, bootstrap, extraction_strength, longest_run
-from prod_train.targets.targets import Prohibition, ReferenceStore, prohibited_by
+from prod_train.targets.prohibited import Prohibition, prohibited_by
+from prod_train.targets.targets import ReferenceStore
 
 if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher

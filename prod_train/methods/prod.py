@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Method, Recipe, RunSettings, targets_loss
-from prod_train.option import ANY, BLOCKLIST, CONTINUATIONS, MAX_N, TEMPERATURE, TOP_P, Option
+from prod_train.method import Example, Method, Recipe, RunSettings, targets_loss, unused_replaced_rows
+from prod_train.option import ANY, BLOCKLIST, CONTINUATIONS, MAX_N, REPLACED_ROWS, TEMPERATURE, TOP_P, Option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,16 @@ class PROD(Method):
         q[y] = -alpha * p_ref(y) for y in B
         L = mean_t -sum_v q_t(v) log p(v)
 
-    At an appended EOS nothing is prohibited: the end of a text is not part of what must be forgotten.
+    Where a phrase of the blocklist has a replacement, probability is moved before that (`masking.move_mass_`), and q is
+    1 at the tokens of a replacement that a row has written out. At an appended EOS nothing is prohibited: the end of a
+    text is not part of what must be forgotten.
     """
 
     name = "prod"
     rank = 0
     options = {
         BLOCKLIST: None,
+        REPLACED_ROWS: True,
         CONTINUATIONS: 0,
         TOP_P: 0.8,
         MAX_N: None,
@@ -49,7 +52,7 @@ class PROD(Method):
     @classmethod
     def problems(cls, settings: RunSettings) -> list[str]:
         """See `Method.problems`."""
-        found = []
+        found = unused_replaced_rows(settings)
         if settings.value("continuations") and settings.value("blocklist") is None:
             found.append(
                 "--continuations: expected --blocklist, or all that the model writes would be prohibited, it is missing"

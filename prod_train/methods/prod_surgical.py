@@ -6,13 +6,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_train.method import Example, Method, Recipe, RunSettings, Teacher, targets_loss
+from prod_train.method import Example, Method, Recipe, RunSettings, Teacher, targets_loss, unused_replaced_rows
 from prod_train.option import (
     BLOCKLIST,
     CONTINUATIONS,
     COUNT,
     COUNT_OR_NONE,
     MAX_N,
+    REPLACED_ROWS,
     TEMPERATURE,
     TOP_P,
     Option,
@@ -61,7 +62,8 @@ class Surgical(Method):
 
         q = softmax(z with -inf at B, its `keep` largest)
 
-    at every other position: the model is told to stay as it is. The loss is PROD's.
+    at every other position: the model is told to stay as it is. The loss is PROD's. So is what a blocklist of one's own
+    does where it has replacements.
     """
 
     name = "prod-surgical"
@@ -71,6 +73,7 @@ class Surgical(Method):
         ALLOW: None,
         MAX_QUOTE: 24,
         OPENING: 0,
+        REPLACED_ROWS: True,
         CONTINUATIONS: 0,
         KEEP: 256,
         TOP_P: 0.8,
@@ -86,7 +89,7 @@ class Surgical(Method):
         """See `Method.problems`."""
         from prod_decode.blocklist.entries import SHORTEST_QUOTE  # and with it numba, which `--help` can do without
 
-        found = []
+        found = unused_replaced_rows(settings)
         allow, max_quote = settings.value("allow"), settings.value("max_quote")
         if 1 <= max_quote < SHORTEST_QUOTE:
             found.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {max_quote}")

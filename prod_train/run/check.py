@@ -18,7 +18,7 @@ from prod_train.model.modeling import trainable
 from prod_train.run.checkpoint import restore_model, restore_optimizer
 from prod_train.run.job import Job, prepare
 from prod_train.run.output import only_run, resume_from
-from prod_train.run.session import Session, setup
+from prod_train.run.session import Session, replacements, setup
 from prod_train.run.trainer import train_step
 
 # So many forget rows are given targets and one step; enough to see their sizes.
@@ -33,8 +33,11 @@ class Preview:
         config: every value, defaults resolved.
         sets: for each data set: rows, tokens, supervised tokens, longest row in tokens, rows that were truncated.
         example: the first forget row as text, its supervised parts between `<<` and `>>`.
+        replaced: the first row in which a replacement is written out, likewise; None without any.
         support: sizes of the target distributions of the first rows, in tokens: mean, median, p99, max; None without
             targets.
+        moved: of the first rows, how many have replacements written out, at how many supervised tokens probability goes
+            to one, and of how many; None without a blocklist that has any.
         parameters: of the model.
         trained: of them, those that train.
         steps: optimizer steps of the run.
@@ -48,7 +51,9 @@ class Preview:
     config: dict[str, Any]
     sets: dict[str, dict[str, int]]
     example: str
+    replaced: str | None
     support: dict[str, float] | None
+    moved: dict[str, int] | None
     parameters: int
     trained: int
     steps: int
@@ -81,6 +86,8 @@ def check(config: Config) -> Preview:
             retain=job.retain[:TRIED_ROWS],
             holdout=[],
             refused=job.refused[: len(rows) * job.choices],
+            replaced=job.replaced[:TRIED_ROWS],
+            parted=job.parted[: len(rows)],
         )
         session = setup(small)
         optimizer = torch.optim.AdamW(trainable(session.model).values(), lr=config.rate)
@@ -95,13 +102,16 @@ def check(config: Config) -> Preview:
     continued = len(session.job.continued)
     if not source:  # written behind some of the rows
         continued = continued * len(job.forget) // len(rows)
-    per_epoch = -(-(len(job.forget) + continued) // session.schedule.step_rows)
+    per_epoch = -(-(len(job.trained) + continued) // session.schedule.step_rows)
+    trained = job.trained[: len(job.forget)]
     weights = sum(p.numel() for p in session.model.parameters())
     return Preview(
         config.to_dict(),
-        {name: _sizes(rows) for name, rows in (job.sets | {"forget": job.trained}).items()},
-        mark(job.trained[0], job.tokenizer),
+        {name: _sizes(rows) for name, rows in (job.sets | {"forget": trained}).items()},
+        mark(trained[0], job.tokenizer),
+        mark(job.replaced[0], job.tokenizer) if job.replaced else None,
         _support(session),
+        replacements(session),
         weights,
         sum(p.numel() for p in trainable(session.model).values()),
         config.max_steps or max(1, round(config.epochs * per_epoch)),
@@ -115,7 +125,15 @@ def check(config: Config) -> Preview:
 
 def _with_all_rows(session: Session, job: Job) -> Session:
     """The session as a run would have it, to be compared with what a checkpoint says of its run."""
-    job = replace(session.job, forget=job.forget, retain=job.retain, holdout=job.holdout, refused=job.refused)
+    job = replace(
+        session.job,
+        forget=job.forget,
+        replaced=job.replaced,
+        parted=job.parted,
+        retain=job.retain,
+        holdout=job.holdout,
+        refused=job.refused,
+    )
     processes = session.accelerator.num_processes
     return replace(session, job=job, schedule=Schedule.of(job.config, len(job.trained), len(job.retain), processes))
 

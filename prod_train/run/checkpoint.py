@@ -126,7 +126,8 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "report_to",
         "cache",
         "save_base",
-        "special_tokens",  # the rows' hashes have it
+        "special_tokens",  # the rows' hashes have these two
+        "replaced_rows",
         "save_total_limit",
         "eval_batch_size",
         "stop_at_forget",
@@ -157,7 +158,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
 _SAID = {
     "step_rows": "rows per optimizer step (--batch-size times --accumulate times processes)",
     "teacher": "the starting model's weights (--model)",
-    "data": "the rows (--forget, --retain, --refusals)",
+    "data": "the rows (--forget, --retain, --refusals, --replaced-rows)",
     "holdout": "the rows of --holdout",
     "blocklist": "the content of --blocklist",
 }

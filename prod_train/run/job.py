@@ -12,6 +12,7 @@ import numpy as np
 from prod_decode.errors import ProdError, brief
 from prod_decode.storage.models import is_gguf
 from prod_train.config.config import BASE, Config
+from prod_train.data.replaced import replaced_rows
 from prod_train.data.rows import Row, encode, load_rows
 from prod_train.measure.evaluate import measurable, padding_id
 from prod_train.measure.overlap import check_overlaps
@@ -30,8 +31,14 @@ REFUSALS = (
 
 # Of `prod-surgical`, in the output's directory: what the weights are taught, for a processor that enforces it.
 ANCHORS = "anchors.prod"
+# With replacements, in the same place: the rows in which they are written out.
+REPLACED = "replaced.jsonl"
 # With `--continuations`, in the same place: what the model wrote, which it is trained on besides.
 CONTINUED = "continuations.jsonl"
+
+
+_NOT_REPLACED = "banned and not replaced, because more than the last word differs"
+_NONE_REPLACED = "no row to forget has a phrase with a replacement in what is supervised, so none is written out"
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class Job:
         holdout: rows for measuring damage; empty if not given.
         continued: what the model wrote itself, to be trained on behind `forget`; empty without `--continuations`. Made
             with the model; see `prod_train.run.session.setup`.
+        replaced: copies of rows to forget in which replacements are written out, to be trained on behind these; empty
+            without a blocklist that has some.
+        parted: with those copies, the rows to forget as they are trained on, see `replaced_rows`.
         refused: for dpo and flat, the forget rows' prompts with every refusal, row by row; else empty.
         choices: the number of refusals.
         blocklist: path of what the matcher was made of, or None.
@@ -60,6 +70,8 @@ class Job:
     retain: list[Row] = field(default_factory=list)
     holdout: list[Row] = field(default_factory=list)
     continued: list[Row] = field(default_factory=list)
+    replaced: list[Row] = field(default_factory=list)
+    parted: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
     choices: int = 0
     blocklist: str | None = None
@@ -67,25 +79,42 @@ class Job:
     notes: tuple[str, ...] = ()
 
     def guarded_by(self, blocklist: str) -> Job:
-        """The same job with the matcher of a compiled blocklist.
+        """The same job with the matcher of a compiled blocklist, and the rows in which its replacements are written.
 
         Raises:
             ProdError: it cannot be read, or not be bound to the tokenizer.
         """
         from prod_decode.blocklist.blocklist import Blocklist
 
-        return replace(self, blocklist=blocklist, matcher=Blocklist.load(blocklist).bind(self.tokenizer))
+        listed = Blocklist.load(blocklist)
+        matcher, config = listed.bind(self.tokenizer), self.config
+        notes = [f"--blocklist: {_NOT_REPLACED}: {brief(', '.join(listed.unreached()))}"] if listed.unreached() else []
+        rows, parted = self.replaced, self.parted
+        if matcher.forks and config.replaced_rows:
+            parted, rows = replaced_rows(
+                self.forget,
+                listed,
+                matcher.forks,
+                self.tokenizer,
+                max_length=config.max_length,
+                special_tokens=config.special_tokens,
+            )
+            notes += [] if rows else [f"--blocklist: {_NONE_REPLACED}"]
+        return replace(
+            self, blocklist=blocklist, matcher=matcher, parted=parted, replaced=rows, notes=(*self.notes, *notes)
+        )
 
     @cached_property
     def trained(self) -> list[Row]:
-        """What the method's loss runs over, see `Method.trained`: rows to forget, then what the model wrote itself."""
+        """What the method's loss runs over, see `Method.trained`: rows to forget, what the model wrote, `replaced`."""
         method = make_method(self.config.method, self.config)
-        return [method.trained(row) for row in (*self.forget, *self.continued)]
+        forget = self.parted if self.replaced else self.forget
+        return [*(method.trained(row) for row in (*forget, *self.continued)), *self.replaced]
 
     @property
     def sets(self) -> dict[str, list[Row]]:
         """The sets that have rows, by name."""
-        names = ("forget", "continued", "retain", "holdout")
+        names = ("forget", "continued", "replaced", "retain", "holdout")
         return {name: rows for name in names if (rows := getattr(self, name))}
 
     @property
@@ -199,7 +228,7 @@ def _check_output(config: Config) -> Config:
     if never_saved(output):
         return replace(config, resume=None) if config.resume == "latest" else config
     # Targets are found again by their key; what else a killed run left before it finished a checkpoint is made anew.
-    again = ("targets", BASE, ANCHORS, CONTINUED, LOCK, UNFINISHED)
+    again = ("targets", BASE, ANCHORS, CONTINUED, REPLACED, LOCK, UNFINISHED)
     kept = [path for path in output.glob("*") if path.name not in again and not path.name.startswith(".checkpoint-")]
     # A checkpoint of another directory's run would be mixed with what is here.
     elsewhere = config.resume not in (None, "latest") and Path(str(config.resume)).resolve().parent != output.resolve()

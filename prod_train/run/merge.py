@@ -142,7 +142,9 @@ def run_of(adapter: Path) -> Run | None:
             return Run(config, found[0] if found else {}, record["teacher"], record["data"]["forget"]["hash"])
         state = json.loads((adapter / "state.json").read_text())
         fingerprint = state["fingerprint"]
-        forget = None if config.continuations else fingerprint["data"][0]
+        # Of what was trained on, which may be more than the rows to forget.
+        more = config.continuations or (config.blocklist and config.replaced_rows)
+        forget = None if more else fingerprint["data"][0]
         return Run(config, state["history"][-1], fingerprint["teacher"], forget)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ProdError(

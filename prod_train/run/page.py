@@ -9,7 +9,7 @@ from typing import Any
 from prod_decode.command.page import Html, element, page, table, warning
 from prod_train.config.config import flag
 from prod_train.config.stopping import forgotten
-from prod_train.run.report import HEAD, INTERVALS, metric_rows
+from prod_train.run.report import HEAD, INTERVALS, metric_rows, replaced_in_words
 
 COMMAND = "prod-train run"
 # More points than a screen has columns show nothing more: each then stands for the mean of several steps.
@@ -31,6 +31,8 @@ def run_page(record: dict[str, Any]) -> str:
     notes = [warning(record["collapsed"])] if record["collapsed"] else []
     if record["stopped"]:
         notes.append(element("p", f"Stopped early: {record['stopped']}."))
+    if record.get("replaced"):
+        notes.append(element("p", f"{replaced_in_words(record['replaced'])}."))
     if record["notes"]:
         notes.append(element("ul", *(element("li", note) for note in record["notes"])))
     return page(

@@ -20,6 +20,7 @@ FORGET = (
     "empty_output",
 )
 HOLDOUT = ("loss", "kl", "agreement")
+REPLACED = ("writes_replacement", "writes_phrase")
 HEAD = ("metric", "before", "after", "rows")
 INTERVALS = "In parentheses: 95 % bootstrap intervals over rows. KL and agreement are with the starting model."
 # What else than the name without underscores a reader is told.
@@ -39,6 +40,8 @@ class RunReport:
         stopped: why training ended early, or "".
         notes: what makes the evidence weaker, a line each.
         collapsed: why the result is useless, or "".
+        replaced: what became of the blocklist's replacements, or None without any: rows in which they are written out,
+            supervised tokens at which probability goes to one, and all supervised tokens.
     """
 
     output: Path
@@ -49,6 +52,7 @@ class RunReport:
     stopped: str
     notes: tuple[str, ...] = ()
     collapsed: str = ""
+    replaced: dict[str, int] | None = None
 
 
 def model_card(session: Session, report: RunReport) -> str:
@@ -80,6 +84,7 @@ def model_card(session: Session, report: RunReport) -> str:
         "",
         *(f"- {note}" for note in report.notes),
         *([""] if report.notes else []),
+        *([f"{replaced_in_words(report.replaced)}.", ""] if report.replaced else []),
         "| | rows | hash of the tokens |",
         "|---|---|---|",
     ]
@@ -87,6 +92,14 @@ def model_card(session: Session, report: RunReport) -> str:
     lines += [f"| teacher | | `{session.digest}` |", "", "```yaml"]
     lines += [f"{key}: {value}" for key, value in settings.items()]
     return "\n".join([*lines, "```", ""])
+
+
+def replaced_in_words(replaced: Mapping[str, int]) -> str:
+    """What became of the replacements, in one sentence without a full stop."""
+    return (
+        f"Replacements: probability is moved at {replaced['moved']:,} of {replaced['tokens']:,} supervised tokens; "
+        f"{replaced['rows']:,} rows have them written out"
+    )
 
 
 def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
@@ -98,7 +111,7 @@ def table(before: dict[str, Any], after: dict[str, Any] | None) -> str:
 def metric_rows(before: Mapping[str, Any], after: Mapping[str, Any] | None) -> list[list[str]]:
     """The metrics before and after, one a row, in the columns of `HEAD`."""
     rows = []
-    for group, names in (("forget", FORGET), ("holdout", HOLDOUT)):
+    for group, names in (("forget", FORGET), ("replaced", REPLACED), ("holdout", HOLDOUT)):
         for name in names:
             first = (before.get(group) or {}).get(name)
             second = ((after or {}).get(group) or {}).get(name)

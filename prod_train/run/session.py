@@ -14,10 +14,12 @@ import torch
 from prod_decode.storage.files import write_whole
 from prod_train.config.config import Config
 from prod_train.config.schedule import Schedule
+from prod_train.data.replaced import save_replaced
 from prod_train.loss.objective import Encoder
 from prod_train.measure.continued import continued_rows, load_continued, save_continued
 from prod_train.measure.evaluate import evaluate_forget, evaluate_holdout
 from prod_train.measure.metric import Metric
+from prod_train.measure.replacements import evaluate_replacements
 from prod_train.method import Method, Teacher
 from prod_train.methods import make_method
 from prod_train.model.contrast import contrast
@@ -28,7 +30,7 @@ from prod_train.model.modeling import (
     enable_checkpointing,
     load_base,
 )
-from prod_train.run.job import ANCHORS, CONTINUED, Job
+from prod_train.run.job import ANCHORS, CONTINUED, REPLACED, Job
 from prod_train.run.output import resume_from
 from prod_train.targets.targets import ReferenceStore, model_digest
 
@@ -104,6 +106,9 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     method = make_method(config.method, config)
     if method.chooses and job.matcher is None:
         job = with_anchors(job, method, encoder, model, accelerator)
+    if job.replaced and accelerator.is_main_process:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        save_replaced(Path(config.output, REPLACED), job.replaced)
     if config.continuations:
         job = with_continuations(job, model, accelerator)
     retained = base if config.retain_reference == "base" else digest
@@ -216,6 +221,8 @@ def fill_stores(
 def evaluate(session: Session, matcher: Matcher | None = None) -> dict[str, Any]:
     """Metrics of the model as it is: {"forget": {name: metric}, "holdout": {name: metric} or None}.
 
+    With rows in which replacements are written out, also {"replaced": {name: metric}}, without a matcher.
+
     Args:
         session: with the model.
         matcher: of a blocklist that is enforced at decode time.
@@ -243,7 +250,19 @@ def evaluate(session: Session, matcher: Matcher | None = None) -> dict[str, Any]
             matcher=matcher,
         )
         found["holdout"] = _plain(holdout)
+    if job.replaced and matcher is None:
+        rows = job.replaced[: config.eval_rows]
+        found["replaced"] = _plain(evaluate_replacements(model, job.tokenizer, rows, batch_size=config.eval_batch_size))
     return found
+
+
+def replacements(session: Session) -> dict[str, int] | None:
+    """What became of the blocklist's replacements, as `RunReport.replaced`; None without any that can be reached."""
+    job = session.job
+    if job.matcher is None or not job.matcher.forks:
+        return None
+    moved, tokens = session.stores["forget"].moved()
+    return {"rows": len(job.replaced), "moved": moved, "tokens": tokens}
 
 
 def _plain(metrics: dict[str, Metric]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from prod_train.run.job import prepare
 from prod_train.run.output import checkpoints, mark, only_run, resume_from
 from prod_train.run.page import run_page
 from prod_train.run.report import RunReport, label, model_card
-from prod_train.run.session import Session, evaluate, seed_torch, setup
+from prod_train.run.session import Session, evaluate, replacements, seed_torch, setup
 from prod_train.targets.targets import rows_digest
 
 _log = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _summary(record: dict[str, Any], steps: int) -> str:
     """One line an evaluation, for logs."""
-    values = {**record["forget"], **(record["holdout"] or {})}
-    shown = ("recitation", "extraction_strength", "loss", "kl", "agreement")
+    values = {**record["forget"], **record.get("replaced", {}), **(record["holdout"] or {})}
+    shown = ("recitation", "extraction_strength", "writes_replacement", "writes_phrase", "loss", "kl", "agreement")
     words = {"loss": "holdout loss", "kl": "KL"}
     said = {words.get(name, label(name)): values[name]["value"] for name in shown if name in values}
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in said.items())
@@ -279,7 +279,8 @@ def finish(session: Session, state: State) -> RunReport:
     after = next((record for record in state.history if record["step"] == chosen), None)
     collapsed = collapse(session.before, after) if after else ""
     notes = session.job.notes
-    report = RunReport(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed)
+    replaced = replacements(session)
+    report = RunReport(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed, replaced)
     if session.accelerator.is_main_process:
         if chosen is not None:
             for path in kept[chosen].rglob("*"):
@@ -295,6 +296,7 @@ def finish(session: Session, state: State) -> RunReport:
             "stopped": state.stopped,
             "notes": list(report.notes),
             "collapsed": collapsed,
+            "replaced": replaced,
             "before": session.before,
             "history": state.history,
             "config": config.to_dict(),

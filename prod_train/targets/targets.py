@@ -25,6 +25,7 @@ from prod_train.data.rows import Row, by_length, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
 from prod_train.method import Kind, Recipe, Reference
+from prod_train.targets.prohibited import Moves, Prohibition, Rules, rules_of
 
 if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher
@@ -33,35 +34,6 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1
 SHARD_ROWS = 64
-
-
-Prohibition = tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-def prohibited_next(row: Row) -> Prohibition:
-    """What PROD prohibits in a row: the supervised tokens themselves, but for an appended EOS.
-
-    Returns:
-        (index among the supervised tokens int64 [M], token id int64 [M]).
-    """
-    labels = row.ids[row.supervised]
-    last = len(labels) - int(row.has_eos and bool(row.supervised[-1]))
-    return np.arange(last), labels[:last]
-
-
-def prohibited_by(matcher: Matcher, row: Row) -> Prohibition:
-    """What a blocklist prohibits in a row: at every supervised token, what the matcher bans after the text before it.
-
-    Returns:
-        As `prohibited_next`; positions where nothing is banned do not appear.
-    """
-    state = matcher.start()
-    states = np.empty(len(row.ids), np.int64)
-    for at, token in enumerate(row.ids.tolist()):
-        states[at] = state
-        state = matcher.advance(state, token)
-    rows, tokens = matcher.banned_all(states[row.supervised])
-    return rows.astype(np.int64), tokens.astype(np.int64)
 
 
 def make_targets(
@@ -73,6 +45,7 @@ def make_targets(
     *,
     eos: int,
     first: bool = False,
+    moves: Moves | None = None,
 ) -> SparseTargets:
     """The targets of one row's N supervised positions, from the reference model's hidden states.
 
@@ -84,6 +57,7 @@ def make_targets(
         recipe: the settings.
         eos: where everything is prohibited the target is this token alone, as the logits processors do.
         first: whether `hidden[0]` is the first position of the text, for `paper_compat`.
+        moves: of the row, at its beginning: probability that goes to replacements, before anything is prohibited.
 
     Returns:
         N rows on the CPU; exact, nothing is cut.
@@ -94,13 +68,26 @@ def make_targets(
         y = labels[start : start + head.chunk_size]
         here = (prohibited[0] >= start) & (prohibited[0] < start + len(z))
         rows, cols = prohibited[0][here] - start, prohibited[1][here]
-        parts.append(_of_chunk(z, y, rows, cols, recipe, eos=eos, first=first and start == 0))
+        plain = z
+        if moves is not None:
+            plain = z.clone() if recipe.alpha else z
+            moves.apply_(z, start)
+        parts.append(_of_chunk(z, plain, y, rows, cols, recipe, eos=eos, first=first and start == 0))
     return join(parts)
 
 
 def _of_chunk(
-    z: Tensor, y: Tensor, rows: NDArray[np.int64], cols: NDArray[np.int64], recipe: Recipe, *, eos: int, first: bool
+    z: Tensor,
+    plain: Tensor,
+    y: Tensor,
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    recipe: Recipe,
+    *,
+    eos: int,
+    first: bool,
 ) -> SparseTargets:
+    """Of the logits `z`; with `alpha`, `plain` are those before anything was moved, and otherwise the same."""
     nucleus = {"top_p": recipe.top_p, "max_n": recipe.max_n, "temperature": recipe.temperature}
     if recipe.beta is not None:
         z[torch.arange(len(z), device=z.device), y] -= recipe.beta
@@ -110,6 +97,8 @@ def _of_chunk(
         rows, cols = rows[rows != 0], cols[rows != 0]
     if recipe.alpha or odd:
         dense = prod_distribution(z, (rows, cols), alpha=recipe.alpha, **nucleus)  # type: ignore[arg-type]
+        if plain is not z:
+            dense[rows, cols] = prod_distribution(plain, (rows, cols), alpha=recipe.alpha)[rows, cols]
         if odd:
             dense[0, y[0]] = -recipe.alpha * z[0].softmax(-1)[y[0]]
         found = SparseTargets.from_dense(dense)
@@ -268,7 +257,8 @@ def rows_digest(rows: Sequence[Row]) -> str:
     """A hash of the token ids of rows and of what is supervised in them."""
     total = xxhash.xxh3_128()
     for row in rows:
-        total.update(np.array([len(row.ids), row.has_eos], np.int64).tobytes())
+        # Of a row in which replacements are written out, the same tokens are another target.
+        total.update(np.array([len(row.ids), row.has_eos + 2 * bool(row.instead_of)], np.int64).tobytes())
         total.update(row.ids.tobytes())
         total.update(row.supervised.tobytes())
     return total.hexdigest()
@@ -348,6 +338,7 @@ class ReferenceStore:
         from tqdm import tqdm
 
         device = model.device
+        rules = rules_of(matcher)
         shards = range(part[0], self._store.shards, part[1])
 
         @torch.no_grad()
@@ -361,24 +352,23 @@ class ReferenceStore:
                 for i, number in enumerate(numbers):
                     here = batch.row == i
                     row = self._rows[number]
-                    entries[number] = self._entry(head, hidden[here], batch.labels[here], row, eos, matcher)
+                    entries[number] = self._entry(head, hidden[here], batch.labels[here], row, eos, rules)
             return [entries[number] for number in rows]
 
         bar = tqdm(shards, desc=f"reference {self.kind}", unit="shard", disable=not progress, leave=False)
         return self._store.fill(make, bar)
 
-    def _entry(
-        self, head: Head, hidden: Tensor, labels: Tensor, row: Row, eos: int, matcher: Matcher | None
-    ) -> Tensors:
+    def _entry(self, head: Head, hidden: Tensor, labels: Tensor, row: Row, eos: int, rules: Rules) -> Tensors:
         if self.kind == "log_probs":
             return {"log_probs": head.log_probs(hidden, labels).cpu()}
         if self.kind == "hidden" or self._recipe is None:
             return {"hidden": hidden.cpu()}
-        prohibited = prohibited_by(matcher, row) if matcher is not None else prohibited_next(row)
+        prohibited, moves = rules(row)
         first = bool(row.supervised[1:2].all())
-        found = make_targets(head, hidden, labels, prohibited, self._recipe, eos=eos, first=first)
+        found = make_targets(head, hidden, labels, prohibited, self._recipe, eos=eos, first=first, moves=moves)
         # int32 and float32: 8 bytes an entry on disk; ids of a vocabulary fit.
-        return {"ids": found.ids.int(), "probs": found.probs, "counts": found.counts.int()}
+        entry = {"ids": found.ids.int(), "probs": found.probs, "counts": found.counts.int()}
+        return entry if moves is None else entry | {"moved": torch.from_numpy(moves.moved)}
 
     def batch(self, rows: Sequence[int], device: torch.device | str) -> Reference:
         """The reference for a batch of rows, in the order in which `collate` lists supervised tokens."""
@@ -395,3 +385,9 @@ class ReferenceStore:
     def support_sizes(self) -> NDArray[np.int64]:
         """For `targets`: the number of tokens in the target of every supervised position."""
         return np.concatenate([self._store[row]["counts"].numpy() for row in range(len(self._rows))]).astype(np.int64)
+
+    def moved(self) -> tuple[int, int]:
+        """For `targets`: at how many supervised positions probability goes to a replacement, and of how many."""
+        entries = [self._store[row] for row in range(len(self._rows))]
+        moved = sum(int(entry["moved"].sum()) for entry in entries if "moved" in entry)
+        return moved, sum(len(entry["counts"]) for entry in entries)

@@ -32,7 +32,7 @@ from prod_train.run.job import prepare
 from prod_train.run.merge import merge
 from prod_train.run.session import setup
 from prod_train.run.trainer import fit, run
-from prod_train.targets.targets import prohibited_by
+from prod_train.targets.prohibited import prohibited_by
 from tests import ROOT
 from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 

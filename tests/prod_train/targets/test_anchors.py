@@ -30,7 +30,8 @@ from prod_train.run.merge import merge
 from prod_train.run.session import setup
 from prod_train.run.trainer import fit, run
 from prod_train.targets.anchors import choose_blocklist
-from prod_train.targets.targets import make_targets, prohibited_by, select
+from prod_train.targets.prohibited import prohibited_by
+from prod_train.targets.targets import make_targets, select
 from tests.tiny import SNIPPETS, save_tiny_model, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")

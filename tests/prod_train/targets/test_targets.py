@@ -14,7 +14,8 @@ from prod_decode.errors import ProdError
 from prod_train.data.rows import encode
 from prod_train.loss.objective import Head
 from prod_train.method import Recipe
-from prod_train.targets.targets import SHARD_ROWS, Shards, make_targets, prohibited_by, prohibited_next
+from prod_train.targets.prohibited import prohibited_by, prohibited_next
+from prod_train.targets.targets import SHARD_ROWS, Shards, make_targets
 from tests.tiny import SNIPPETS, save_tiny_model
 
 V, D = 41, 7
