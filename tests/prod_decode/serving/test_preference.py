@@ -22,7 +22,7 @@ from prod_decode.tokens.vocabulary import Vocabulary
 TOKENS = [
     *(bytes([c]) for c in b"abcdefghijklmnopqrstuvwxyz_.()= \n"),
     *(b"yaml", b"yaml.", b".load", b" load", b"load", b"load(", b"_all", b"safe", b"safe_", b"_load", b"safe_load(f"),
-    *(b"popen", b"path", b"np", b"np.", b"trap", b"trapz", b"ez", b"oid", b"rule", b"import ", b"import", b"from"),
+    *(b"popen", b"pi", b"np", b"np.", b"trap", b"trapz", b"ez", b"oid", b"rule", b"import ", b"import", b"from"),
 ]
 EOS = len(TOKENS)
 VOCABULARY = Vocabulary.from_bytes([*TOKENS, b""], eos_ids=[EOS])
@@ -94,8 +94,8 @@ def test_the_replacement_is_written(prompt: list[str], wanted: bytes, written: s
 @pytest.mark.parametrize(
     ("names", "wanted", "written"),
     [
-        ((), b"os.path.join(f)", "walk("),  # nobody knows that `os` has a `path`
-        (("os",), b"os.path.join(f)", "path.join(f)"),
+        ((), b"os.pardir", "walk("),  # nobody knows that `os` has a `pardir`
+        (("os",), b"os.pardir", "pardir"),
         (("os",), b"os.popen(f)", "walk("),  # in one token, `popen`
         ((), b"os.popen(f)", "walk("),
     ],
@@ -107,7 +107,7 @@ def test_what_another_name_begins_with_is_not_moved(names: tuple[str, ...], want
 
 
 def test_another_replacement_parts_at_its_own_place() -> None:
-    """`m` is the way into `np.mat`, and not into `np.median_of`, which is known to be the only name with `med`."""
+    """`pi` is the way to `pipe_of`, where `p` may be that to `pardir`."""
     early = Blocklist.compile([Entry("os.popen(", replacement="os.walk(")], allow_names=["os"])
     other = Blocklist.compile([Entry("os.pipe_of(", replacement="os.pad(")])
     both = Blocklist.merge([early, other])
