@@ -78,7 +78,7 @@ class BatchPreference:
     def apply_(self, logits: Tensor, batch: RequestBatch, moves: Sequence[tuple[Preference, Move]]) -> None:
         """Move probability in `logits`, floats [B, V], in place, and remember what is begun by it."""
         for preference, move in moves:
-            begun = prefer_(logits[move.row], move)
+            _, begun = prefer_(logits[move.row], move)
             if begun is not None:
                 request = batch.requests[move.row]
                 started = self._started.setdefault(request, _Started(len(request.output), {}))

@@ -144,14 +144,19 @@ class Preference:
                 moves.append(replace(move, targets=targets))
         return moves
 
-    def apply_(self, scores: Tensor, move: Move, text: NDArray[np.int64]) -> None:
-        """Move the probability of one row of `scores`, floats [B, V], in place, and remember what is begun by it."""
-        begun = prefer_(scores[move.row], move)
+    def apply_(self, scores: Tensor, move: Move, text: NDArray[np.int64]) -> bool:
+        """Move the probability of one row of `scores`, floats [B, V], in place, and remember what is begun by it.
+
+        Returns:
+            Whether anything could take it.
+        """
+        is_moved, begun = prefer_(scores[move.row], move)
         if begun is not None:
             # Of several that are begun here, the token that comes says which it is.
             self._begun.setdefault(_key(text), (len(text), []))[1].append(begun)
             if len(self._begun) > _MOST_BEGUN:
                 self._begun.popitem(last=False)
+        return is_moved
 
     def restart(self) -> None:
         """The tracker has no rows; what is begun is not forgotten."""
@@ -257,8 +262,12 @@ class Preference:
         return b"".join(reversed(parts))
 
 
-def prefer_(row: Tensor, move: Move) -> Begun | None:
-    """Move the probability of one row of scores, floats [V], in place; what is begun by it, if anything is."""
+def prefer_(row: Tensor, move: Move) -> tuple[bool, Begun | None]:
+    """Move the probability of one row of scores, floats [V], in place.
+
+    Returns:
+        Whether anything could take it; and what is begun by it, if anything is.
+    """
     width = row.shape[0]
     sources, targets = move.sources, move.targets[move.targets < width]
     begins = True
@@ -267,8 +276,8 @@ def prefer_(row: Tensor, move: Move) -> Begun | None:
         probs = prod_distribution(row, (np.zeros(0, np.int64), np.zeros(0, np.int64)))
         begins = bool(probs[sources].sum() > probs[targets].sum())
     if not len(targets) or not move_mass_(row, sources, targets):
-        return None
-    return Begun(move.rest, move.fork) if begins else None
+        return False, None
+    return True, Begun(move.rest, move.fork) if begins else None
 
 
 class Spellings:
