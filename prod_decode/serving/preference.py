@@ -98,6 +98,7 @@ class Preference:
         self._whole = np.zeros(len(vocabulary), np.bool_)
         self._whole[self.matcher.fixed[0]] = True
         self.tracker: TextTracker = self.matcher.track()
+        self._known_ways: dict[tuple[int, int, bool], tuple[NDArray[np.int32], NDArray[np.int32], bytes]] = {}
         self._begun: OrderedDict[bytes, tuple[int, list[Begun]]] = OrderedDict()
 
     @classmethod
@@ -212,32 +213,47 @@ class Preference:
         places, tokens = tracker.banned()
         here = ~(self._whole[tokens] | tracker.closed[places])
         places, tokens = places[here], tokens[here]
-        sizes = np.diff(self._vocabulary.offsets)
         moves = []
         for place in np.unique(places).tolist():
             row = int(rows[place])
             written = self._end_of(text_of(row), 2 * self.matcher.automaton.longest + _BLANKS)
             symbols = self._normalization.fold(np.frombuffer(written, np.uint8))[0].tobytes()
             blank = written[-1:].isspace()
-            for fork, begun in self._parted_at(symbols):
-                on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
-                # What other forks part at is no way into this phrase: `np.ma` is the beginning of `np.matmul` too.
-                far = sizes[on] >= fork.parting - begun
-                sources = np.intersect1d(tokens[places == place], on[far])
-                rest = self._rest_of(fork.replacement.encode(), begun, blank)
+            is_here = np.zeros(len(self._vocabulary), np.bool_)
+            is_here[tokens[places == place]] = True
+            for number, begun in self._parted_at(symbols):
+                on, targets, rest = self._ways(number, begun, blank)
+                sources = on[is_here[on]]
                 if len(sources):
-                    moves.append(Move(row, sources, self._spellings.of(rest), rest, fork))
+                    moves.append(Move(row, sources, targets, rest, self._forks[number]))
         return moves
 
-    def _parted_at(self, symbols: bytes) -> list[tuple[Fork, int]]:
-        """The forks whose beginning a text ends with, in order, and with how many of the symbols that they share."""
+    def _ways(self, number: int, begun: int, blank: bool) -> tuple[NDArray[np.int32], NDArray[np.int32], bytes]:
+        """The tokens that go on in the phrase of a fork and in its replacement, behind so many symbols; and its rest.
+
+        Kept: behind `np.` part the hundred phrases of a list, and to read one takes 0.1 ms.
+        """
+        key = number, begun, blank
+        if key not in self._known_ways:
+            fork = self._forks[number]
+            on = self._spellings.of(self._rest_of(fork.phrase, begun, blank))
+            # What other forks part at is no way into this phrase: `np.ma` is the beginning of `np.matmul` too.
+            long = np.array(
+                [len(self._vocabulary.token_bytes(token)) >= fork.parting - begun for token in on], np.bool_
+            )
+            rest = self._rest_of(fork.replacement.encode(), begun, blank)
+            self._known_ways[key] = on[long], self._spellings.of(rest), rest
+        return self._known_ways[key]
+
+    def _parted_at(self, symbols: bytes) -> list[tuple[int, int]]:
+        """The numbers of the forks whose beginning a text ends with, and with how many symbols of what they share."""
         found: dict[int, int] = {}
         for size in range(min(self._longest, len(symbols)), 0, -1):
             beginning = symbols[-size:]
             if beginning in self._sharing and self._ends(symbols, beginning):
                 for number in self._sharing[beginning]:
                     found.setdefault(number, size)
-        return [(self._forks[number], found[number]) for number in sorted(found)]
+        return sorted(found.items())
 
     def _rest_of(self, text: bytes, begun: int, blank: bool) -> bytes:
         """What is left of a text behind so many symbols, without whitespace that already stands there."""
