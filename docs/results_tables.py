@@ -15,6 +15,8 @@ from results_data import (
     QWEN_KEPT,
     QWEN_MASK,
     QWEN_NAMES,
+    REPLACED,
+    REPLACED_TAUGHT,
     SEEDS,
     SMALL,
     Results,
@@ -87,6 +89,27 @@ def _instead(results: Results) -> str:
         (
             (label, *(cell(run, task, m, metric, digits) for run in (qwen[task], SMALL) for m in ("base", "decode")))
             for label, task, metric, digits in rows
+        ),
+    )
+
+
+def _replaced(results: Results) -> str:
+    rows = (
+        ("insecure code", REPLACED, "insecure", "insecure"),
+        ("its prompt's job, safely", REPLACED, "insecure", "as_intended"),
+        ("only calls that exist, insecure task", REPLACED, "insecure", "resolves"),
+        ("the deprecated call", REPLACED, "deprecated", "deprecated"),
+        ("only calls that exist, deprecated task", REPLACED, "deprecated", "resolves"),
+        ("taught: the deprecated call", REPLACED_TAUGHT, "deprecated", "deprecated"),
+        ("taught: its replacement", REPLACED_TAUGHT, "deprecated", "replacement"),
+        ("taught: only calls that exist", REPLACED_TAUGHT, "deprecated", "resolves"),
+    )
+    methods = ("base", "decode", "decode-commit", "decode-replace")
+    return table(
+        ("share of outputs with", "no guard", "ban at the end", "from the commit point", "with replacements"),
+        (
+            (label, *(interval(results.value(run, task, method, metric)) for method in methods))
+            for label, run, task, metric in rows
         ),
     )
 
@@ -223,6 +246,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "leaks": _leaks,
     "copies": _copies,
     "instead": _instead,
+    "replaced": _replaced,
     "dominance": _dominance,
     "beside": _beside,
     "growth": _growth,
