@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from prod_decode.blocklist.entries import Boundary, Entry
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
-from prod_decode.errors import Mistakes, ProdError, did_you_mean
-from prod_decode.storage.files import as_path, kind_of, mode_of, stat_of
+from prod_decode.errors import Mistakes, ProdError, did_you_mean, one_line
+from prod_decode.storage.files import as_path, kind_of, mode_of, require_there
 
 JSON_LISTS = (".jsonl", ".ndjson")
 PHRASE_LISTS = (".txt",)
@@ -37,6 +37,8 @@ _WIDE = tuple(mark for mark, encoding in _MARKS.items() if encoding != "utf-8-si
 _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
 
+_COMMENT = re.compile(r"\s*# ")
+
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -54,9 +56,10 @@ def read_entries(
 
     A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
     max_quote boundary replacement`. A named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones
-    are left out, and nothing is stripped. Capitals in a suffix make no difference. Any other file is one `quote`
-    entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but
-    lists is refused, and so is a named `.json` file with entries in it.
+    are left out, and nothing is stripped. There are no comments: of lines that look like one a warning is logged.
+    Capitals in a suffix make no difference. Any other file is one `quote` entry, and so is every file in a directory, a
+    `.txt` file too: `LICENSE.txt` is no list. A directory of nothing but lists is refused, and so is a named `.json`
+    file with entries in it.
 
     Args:
         paths: files and directories.
@@ -78,7 +81,7 @@ def read_entries(
         elif kind in JSON_LISTS:
             yield from _listed(path, mistakes, lambda at, line: _entry(_object(at, line), at, max_quote, boundary))
         elif kind in PHRASE_LISTS:
-            yield from _listed(path, mistakes, lambda at, line: _phrase(at, line, boundary))
+            yield from _watch_comments(_listed(path, mistakes, lambda at, line: _phrase(at, line, boundary)))
         else:
             text = decode_loosely(_read(path), path)
             if kind == ".json" and _has_entries(text):
@@ -117,7 +120,7 @@ def _found(paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes) -> list[
     found = []
     for path in paths:
         with mistakes.caught():
-            stat_of(as_path(path))
+            require_there(as_path(path))
             found.append(as_path(path))
     return found
 
@@ -148,6 +151,23 @@ def _listed(path: Path, mistakes: Mistakes, make: Callable[[str, str], Entry]) -
             yield entry
     if empty:
         raise ProdError(f"{path} has no entries, expected one per line: add some, or leave the file out")
+
+
+def _watch_comments(phrases: Iterator[Entry]) -> Iterator[Entry]:
+    """The phrases of a list; it has no comments, so that `# type: ignore` can be one of them."""
+    first, count = None, 0
+    for entry in phrases:
+        if _COMMENT.match(entry.text):
+            first, count = first or entry, count + 1
+        yield entry
+    if first is not None:
+        more = f", and {count - 1} more" if count > 1 else ""
+        _log.warning(
+            "%s: banned as it stands, as there are no comments in lists: %s%s; remove it, or keep it as a .jsonl entry",
+            first.source,
+            one_line(first.text, 60),
+            more,
+        )
 
 
 def _document(path: Path, text: str, max_quote: int | None) -> Entry:
