@@ -155,19 +155,15 @@ def _listed(path: Path, mistakes: Mistakes, make: Callable[[str, str], Entry]) -
 
 def _watch_comments(phrases: Iterator[Entry]) -> Iterator[Entry]:
     """The phrases of a list; it has no comments, so that `# type: ignore` can be one of them."""
-    first, count = None, 0
+    found = []
     for entry in phrases:
         if _COMMENT.match(entry.text):
-            first, count = first or entry, count + 1
+            found.append(entry)
         yield entry
-    if first is not None:
-        more = f", and {count - 1} more" if count > 1 else ""
-        _log.warning(
-            "%s: banned as it stands, as there are no comments in lists: %s%s; remove it, or keep it as a .jsonl entry",
-            first.source,
-            one_line(first.text, 60),
-            more,
-        )
+    if found:
+        shown = one_line(found[0].text, 60) + (f", and {len(found) - 1} more" if found[1:] else "")
+        told = "banned as it stands, as there are no comments in lists"
+        _log.warning("%s: %s: %s; remove it, or keep it as a .jsonl entry", found[0].source, told, shown)
 
 
 def _document(path: Path, text: str, max_quote: int | None) -> Entry:

@@ -181,6 +181,12 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
             ["compile", "x.txt", "--max-qoute", "30"],
             "unknown option --max-qoute; did you mean '--max-quote'? See `prod-decode compile --help`",
         ),
+        (
+            ["compile", "x.txt", "-max-quote", "30"],
+            "unknown option -max-quote; did you mean '--max-quote'? See `prod-decode compile --help`",
+        ),
+        (["compile", "x.txt", "-output", "y"], "unknown option -output; did you mean '--output'?"),
+        (["compile", "{tmp}/none.txt", "-o{tmp}/y"], "cannot read {tmp}/none.txt: No such file"),
         (["compile", "x.txt", "--otput=y"], "unknown option --otput; did you mean '--output'?"),
         (["scan", "x", "y", "--zzz"], "prod-decode scan: unknown option --zzz; see `prod-decode scan --help`"),
         (
@@ -442,7 +448,7 @@ def test_the_first_start_says_off_a_terminal_too_that_it_compiles(tmp_path: Path
     for _ in range(2):
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
         told.append(done.stderr)
-    assert told[0].startswith(f"{FIRST_START}10 to 30 seconds in all (kept in ")
+    assert told[0].startswith(f"{FIRST_START}up to a minute in all (kept in ")
     assert told[0].count("\n") == 1
     assert told[1] == ""
 

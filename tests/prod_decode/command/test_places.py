@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prod_decode.blocklist.blocklist import Blocklist, Match
 from prod_decode.blocklist.entries import Entry
 from prod_decode.cli import main
-from prod_decode.command.places import Places
+from prod_decode.command.scanning import Places
 
 DOCUMENT = "".join(f"value_{n} = first({n}) + second[{n * 7}]  # step {n}\n" for n in range(30))
 
@@ -23,7 +23,7 @@ def places(blocklist: Blocklist, text: str, *, unescape: bool = False) -> list[M
     return Places(blocklist).of(text, matches, unescape=unescape)
 
 
-@given(st.integers(2, 30), st.text("abcde_ é\n\t(", min_size=60, max_size=200), st.booleans(), st.booleans())
+@given(st.integers(6, 30), st.text("abcde_ é\n\t(", min_size=60, max_size=200).filter(str.strip), *[st.booleans()] * 2)
 def test_a_whole_copy_is_one_place(limit: int, document: str, ignores_layout: bool, escaped: bool) -> None:
     mode = "code" if ignores_layout else "none"
     blocklist = Blocklist.compile(
@@ -38,16 +38,17 @@ def test_a_whole_copy_is_one_place(limit: int, document: str, ignores_layout: bo
 
 @pytest.mark.parametrize("limit", [40, 41, 120])
 def test_two_copies_are_two_places_and_each_document_has_its_own(limit: int) -> None:
-    other = DOCUMENT.replace("value", "other")
+    other = "".join(f"if table[{n}] is None and not {n * 3}: return -{n}\n" for n in range(40))
     texts = {"d": DOCUMENT, "o": other}
     blocklist = Blocklist.compile(
         [Entry(text, policy="quote", max_quote=limit, id=name) for name, text in texts.items()]
     )
-    text = f"x = 1\n{DOCUMENT}\nxyz\n{DOCUMENT}{other}"
+    text = f"x = 1\n{DOCUMENT}xyz +\n{DOCUMENT}{other}"
     found = places(blocklist, text)
     assert [place.entry_id for place in found] == ["d", "d", "o"]
-    size = len(DOCUMENT)
-    for place, begin in zip(found, (6, 6 + size + 5, 6 + 2 * size + 5), strict=True):
+    second = 6 + len(DOCUMENT) + 5
+    for place, begin in zip(found, (6, second, second + len(DOCUMENT)), strict=True):
+        size = len(texts[place.entry_id])
         assert begin <= place.start < begin + limit * 2  # layout counts in the text, not in the limit
         assert begin + size - limit * 2 < place.end <= begin + size
 
