@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -68,6 +69,14 @@ PHRASES = (
     ),
     Entry("np.float", boundary="both", source="removed in NumPy 1.24"),
     Entry("np.bool", boundary="both", source="removed in NumPy 1.24"),
+)
+
+
+# What the last columns of the table of unlearning mean.
+COST = (
+    "Unlearning changes what the model writes elsewhere, too. Agreement is the share of its first choices that are as\n"
+    "before, KL how far its probabilities have moved. This setting is small and fast, without other code to keep (a\n"
+    "retain set), and costs a large part of them; docs/guide/unlearn-and-serve.md trains with one."
 )
 
 
@@ -244,6 +253,9 @@ def forget(model_name: str, taught: Taught, folder: Path) -> dict[str, Recital]:
     from prod_train.run.recipes import teach_and_forget
 
     shutil.rmtree(folder, ignore_errors=True)
+    if not sys.stderr.isatty():  # where there is no bar
+        logging.basicConfig(level=logging.WARNING, format="  %(message)s")
+        logging.getLogger("prod_train.run.trainer").setLevel(logging.INFO)
     print()
     begun = time.perf_counter()
 
@@ -255,7 +267,8 @@ def forget(model_name: str, taught: Taught, folder: Path) -> dict[str, Recital]:
     for row in recital_table(recitals):
         print(f"{row[0]:28}" + "".join(f"{cell:>12}" for cell in row[1:]))
     print(
-        "\nVerbatim: share of the functions of which greedy decoding writes 60 characters or more in a row, layout\n"
+        f"\n{COST}\n\n"
+        "Verbatim: share of the functions of which greedy decoding writes 60 characters or more in a row, layout\n"
         "ignored. Extraction strength: 1 - k/T, k the shortest prefix that makes the model recite the rest.\n"
         "Loss, KL to the taught model and agreement with its first choice: on functions that were neither taught nor\n"
         "forgotten.\n"
@@ -441,6 +454,7 @@ def _unlearning(recitals: dict[str, Recital]) -> Html:
         "section",
         element("h2", "In the weights: taught, then unlearned"),
         table(head, rows, heads=1, numeric=True),
+        element("p", COST),
         element(
             "p",
             "Functions of the standard library that the model was first taught to recite. Verbatim: share of them of "

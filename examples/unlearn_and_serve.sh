@@ -2,16 +2,21 @@
 # Take code out of a model's weights, and serve the result behind a mask that prohibits the same code.
 #
 #     pip install -e '.[train]'
-#     examples/unlearn_and_serve.sh MODEL forget.jsonl other.jsonl out [OPTIONS OF prod-train ...]
+#     examples/unlearn_and_serve.sh MODEL forget.jsonl retain.jsonl holdout.jsonl out [OPTIONS OF prod-train ...]
 #
-# forget.jsonl has what to forget and other.jsonl code that shall stay as it is, one JSON object with `prompt` and
-# `completion` a line. Everything is written below `out`, which must not exist. Where vLLM is installed, the model is then
+# One JSON object with `prompt` and `completion` per line: forget.jsonl has what to forget, retain.jsonl other code that
+# the model is trained to go on writing as before, and holdout.jsonl still other code, on which the damage is measured.
+# Everything is written below `out`, which must not exist. Where vLLM is installed, the model is then
 # served (see vllm/serve.sh), with the options of vLLM in SERVE_OPTIONS; otherwise the last line says how to do that.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-model=$1 forget=$2 other=$3 out=$4
-shift 4
-options=(--model "$model" --forget "$forget" --holdout "$other" --output "$out/run" "$@")
+if (($# < 5)); then
+    echo "usage: $0 MODEL forget.jsonl retain.jsonl holdout.jsonl out [OPTIONS OF prod-train ...]" >&2
+    exit 2
+fi
+model=$1 forget=$2 retain=$3 holdout=$4 out=$5
+shift 5
+options=(--model "$model" --forget "$forget" --retain "$retain" --holdout "$holdout" --output "$out/run" "$@")
 
 prod-train check "${options[@]}"
 prod-train run "${options[@]}"

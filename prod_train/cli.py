@@ -14,7 +14,7 @@ from typing import Any
 
 from prod_decode.command.options import Parser
 from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
-from prod_decode.errors import ProdError, brief, did_you_mean
+from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
 from prod_train.config.config import Config, flag, make_config, plain_type, saved_config
 
@@ -154,10 +154,17 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Confi
     try:
         config = make_config(file, given)
     except ProdError as error:
-        raise ProdError(*problems, *error.mistakes) from None
+        # What a misspelt flag was meant to give is not missing as well.
+        meant = tuple(f"{name}: " for word in unknown if (name := _meant(word, names)))
+        mistakes = [one for one in error.mistakes if not (one.startswith(meant) and one.endswith("it is missing"))]
+        raise ProdError(*problems, *mistakes) from None
     if problems:
         raise ProdError(*problems)
     return config
+
+
+def _meant(word: str, names: set[str]) -> str | None:
+    return closest(word.partition("=")[0], map(flag, sorted(names))) if word.startswith("-") else None
 
 
 def _unknown(word: str, names: set[str], command: str) -> str:

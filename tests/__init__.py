@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # Whether a command says this depends on what ran on this machine before.
-FIRST_START = "compiling for this machine, once: "
+FIRST_START = "compiling for this machine, once for each part: "
 
 
 def without_first_start(text: str) -> str:

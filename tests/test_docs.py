@@ -49,7 +49,9 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.mark.slow
 def test_the_readme_s_program_prints_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text()
-    code, shown = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", readme, re.DOTALL)[0]
+    code, shown = re.findall(r"```python\n(.*?)```\n\n    \$ python first.py\n((?:    [^\n]*\n)+)", readme, re.DOTALL)[
+        0
+    ]
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == textwrap.dedent(shown)
 

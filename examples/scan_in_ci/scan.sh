@@ -8,8 +8,17 @@
 #
 # Exit status: 0 nothing found, 1 found, 2 a mistake, 3 nothing found but not everything was looked through.
 set -euo pipefail
+if (($# < 2)); then
+    echo "usage: $0 BASE SOURCE...; such as: $0 origin/main prohibited/phrases.txt prohibited/documents/" >&2
+    exit 2
+fi
 base=$1
 shift
+if ! git rev-parse --verify --quiet --end-of-options "$base^{commit}" > /dev/null; then
+    echo "$0: expected a branch or commit to compare with, got '$base', which this repository does not have: fetch it" \
+        "(with actions/checkout: fetch-depth: 0), or run this where it is" >&2
+    exit 2
+fi
 
 made=$(mktemp -d)
 trap 'rm -r "$made"' EXIT

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from prod_decode.blocklist.entries import Boundary, Entry, entry_from
 from prod_decode.blocklist.ready import LIST, READY, Targets, list_named, read_list, require_list
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
-from prod_decode.errors import Mistakes, ProdError
-from prod_decode.storage.files import as_path, kind_of, mode_of, stat_of
+from prod_decode.errors import Mistakes, ProdError, one_line
+from prod_decode.storage.files import as_path, kind_of, mode_of, require_there
 
 JSON_LISTS = (".jsonl", ".ndjson")
 PHRASE_LISTS = (".txt",)
@@ -33,6 +33,8 @@ _WIDE = tuple(mark for mark, encoding in _MARKS.items() if encoding != "utf-8-si
 # What the error handler `surrogateescape` makes of a byte that is not UTF-8, to what that byte is in Latin-1.
 _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
+
+_COMMENT = re.compile(r"\s*# ")
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +57,10 @@ def read_entries(
 
     A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
     max_quote boundary replacement`, and what only people read, `instead library since gone cwe`. A named `.txt` file
-    has one phrase per line; lines end with LF or CRLF, blank ones are left out, and nothing is stripped. Capitals in a
-    suffix make no difference. Any other file is one `quote` entry, and so is every file in a directory, a `.txt` file
-    too: `LICENSE.txt` is no list. A directory of nothing but lists is refused, and so is a named `.json` file with
-    entries in it.
+    has one phrase per line; lines end with LF or CRLF, blank ones are left out, and nothing is stripped. There are no
+    comments: of lines that look like one a warning is logged. Capitals in a suffix make no difference. Any other file
+    is one `quote` entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory
+    of nothing but lists is refused, and so is a named `.json` file with entries in it.
 
     Args:
         paths: files and directories, or `list:NAME`.
@@ -84,7 +86,7 @@ def read_entries(
         elif kind in JSON_LISTS:
             yield from _listed(path, mistakes, lambda at, line: entry_from(_object(at, line), at, max_quote, boundary))
         elif kind in PHRASE_LISTS:
-            yield from _listed(path, mistakes, lambda at, line: _phrase(at, line, boundary))
+            yield from _watch_comments(_listed(path, mistakes, lambda at, line: _phrase(at, line, boundary)))
         else:
             text = decode_loosely(_read(path), path)
             if kind == ".json" and _has_entries(text):
@@ -139,7 +141,7 @@ def _found(
 
 def _file(path: str | os.PathLike[str]) -> Path:
     found = as_path(path)
-    stat_of(found)
+    require_there(found)
     return found
 
 
@@ -182,6 +184,19 @@ def _listed(path: Path, mistakes: Mistakes, make: Callable[[str, str], Entry]) -
             yield entry
     if empty:
         raise ProdError(f"{path} has no entries, expected one per line: add some, or leave the file out")
+
+
+def _watch_comments(phrases: Iterator[Entry]) -> Iterator[Entry]:
+    """The phrases of a list; it has no comments, so that `# type: ignore` can be one of them."""
+    found = []
+    for entry in phrases:
+        if _COMMENT.match(entry.text):
+            found.append(entry)
+        yield entry
+    if found:
+        shown = one_line(found[0].text, 60) + (f", and {len(found) - 1} more" if found[1:] else "")
+        told = "banned as it stands, as there are no comments in lists"
+        _log.warning("%s: %s: %s; remove it, or keep it as a .jsonl entry", found[0].source, told, shown)
 
 
 def _document(path: Path, text: str, max_quote: int | None) -> Entry:

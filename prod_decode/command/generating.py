@@ -99,6 +99,8 @@ def _generate(options: argparse.Namespace) -> int:
         print(printable(run.prompt) + shown)
     for entry_id, count in runs["protected"].fired.most_common():
         note(f"{entry_id}: stepped in {count} time{'s' if count > 1 else ''}")
+    if not runs["protected"].fired:
+        note("no entry of the blocklist stepped in")
     note(f"{runs['protected'].tokens_per_second:.1f} tokens a second")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +33,9 @@ STATUSES = {
     UNCOVERED: "done, but not everything was covered: what is left out, and why, stands on stderr",
 }
 
+
+# What argparse takes for an option, known or not: no number, and no text with a space.
+_OPTION = re.compile(r"-(-|[A-Za-z])[^ ]*$")
 
 if TYPE_CHECKING:
     # argparse has no public name for what `add_subparsers` returns.
@@ -68,13 +72,17 @@ class Parser(argparse.ArgumentParser):
         own = words[: words.index("--")] if "--" in words else words
         if self._subparsers is not None:  # behind the sub-command's name, they are that one's
             own = list(itertools.takewhile(lambda word: word.startswith("-"), own))
-        names = [word.partition("=")[0] for word in own if word.startswith("--") and " " not in word]
+        names = [word.partition("=")[0] for word in own if _OPTION.match(word)]
         known = self._option_string_actions
-        return [
-            name
-            for name in names
-            if name not in known and not (self.allow_abbrev and any(one.startswith(name) for one in known))
-        ]
+
+        def is_known(name: str) -> bool:
+            if name in known:
+                return True
+            if not name.startswith("--"):  # `-oFILE` is one; `-output` would be `-o utput`
+                return name[:2] in known and f"-{name}" not in known
+            return self.allow_abbrev and any(one.startswith(name) for one in known)
+
+        return [name for name in names if not is_known(name)]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,12 @@ JSON = (".json", ".jsonl", ".ndjson", ".ipynb")
 
 COMMAND = "prod-decode scan"
 # A page is for people: of more, it says how much more there is. Places, rows of a table, places in a caption.
-MOST_PLACES, MOST_ROWS, MOST_NAMED = 1000, 200, 12
+MOST_PLACES, MOST_ROWS, MOST_NAMED = 1000, 200, 100
 # Lines before and behind what was found; lines of one excerpt; characters of a line, and of a part of a longer one.
-AROUND, MOST_LINES, WIDEST, PART = 2, 40, 400, 120
+AROUND, MOST_LINES, WIDEST, PART = 2, 400, 400, 120
+
+# What is looked at between two matches, in characters of the text: layout, and at most two others.
+LONGEST_GAP = 1000
 
 
 def add_to(commands: Commands) -> None:
@@ -45,7 +49,7 @@ def add_to(commands: Commands) -> None:
         help=f"files or directories; `-` is standard input. {READ}; what is none of it is looked "
         "through byte by byte, and listed as not covered, as a path is that does not exist",
     )
-    add.add_argument("--json", action="store_true", help="one JSON object a match")
+    add.add_argument("--json", action="store_true", help="one JSON object a place")
     add.add_argument(
         "--html",
         metavar="OUT",
@@ -81,6 +85,7 @@ def _scan(options: argparse.Namespace) -> int:
         paths = [path for path in options.paths if path != "-"]
         require_output(options.html, [options.file, *paths], replaces=(beginning(COMMAND), "page of a scan"))
     blocklist = load(options.file)
+    places_of = Places(blocklist).of
     auditor = Auditor(blocklist) if options.verify else None
     uncovered = Uncovered(options)
     findings = None if options.html is None else Findings()
@@ -90,15 +95,16 @@ def _scan(options: argparse.Namespace) -> int:
         files += 1
         unescape = Path(path).suffix.lower() in JSON if options.escapes is None else options.escapes
         matches = list(blocklist.scan(text, unescape=True) if unescape else blocklist.scan(text))
-        total += len(matches)
-        ends = [found.start() for found in re.finditer("\n", text)] if matches else []
-        for match in matches:
-            _print_match(path, text, ends, match, as_json=options.json)
+        places = places_of(text, matches, unescape=unescape)
+        total += len(places)
+        ends = [found.start() for found in re.finditer("\n", text)] if places else []
+        for place in places:
+            _print_place(path, text, ends, place, as_json=options.json)
         for audited, found in _to_verify(blocklist, text, matches, unescape=unescape) if auditor else ():
             if auditor and (difference := auditor.compare(audited, (match.entry_id for match in found))):
                 raise ProdError(f"{path}: {difference}; please report this as a bug")
         if findings is not None:
-            findings.add(path, text, ends, matches)
+            findings.add(path, text, ends, places)
         elif getattr(sys.stdout, "is_gone", False):
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
@@ -148,35 +154,98 @@ def _inputs(
             uncovered.missing(str(error))
 
 
-def _place(ends: Sequence[int], at: int) -> tuple[int, int]:
+class Places:
+    """Matches of a blocklist as places.
+
+    Every window of K characters of a document has an anchor of at least `default_width(K)` characters in it. So two
+    neighbouring anchors of one copied run have at most K + 1 - 2 * default_width(K) characters between them: one if K
+    is even, two if it is odd. What stands nearer than that is one place. A phrase is a place each time.
+    """
+
+    def __init__(self, blocklist: Blocklist) -> None:
+        self._blocklist = blocklist
+
+    def of(self, text: str, matches: Iterable[Match], *, unescape: bool) -> list[Match]:
+        """The places of `text`, by where they begin; each from the first to the last character of its matches.
+
+        Args:
+            text: what was scanned.
+            matches: all that `Blocklist.scan` found in it.
+            unescape: whether JSON's escapes were decoded.
+        """
+        found: list[Match] = []
+        latest: dict[str, int] = {}  # of a document, the number of its last place
+        for match in sorted(matches):
+            most = self._gaps.get(match.entry_id)
+            if most is not None:
+                at = latest.get(match.entry_id)
+                if at is not None and self._touch(text, found[at].end, match.start, most, unescape):
+                    found[at] = found[at]._replace(end=max(found[at].end, match.end))
+                    continue
+                latest[match.entry_id] = len(found)
+            found.append(match)
+        return found
+
+    @cached_property
+    def _gaps(self) -> dict[str, int]:
+        """By the id of every document, how many characters may be between two anchors of one run."""
+        if not self._blocklist.report.documents:
+            return {}
+        from prod_decode.blocklist.anchors import default_width
+
+        limits = ((info.id, info.max_quote) for info in self._blocklist.entries())
+        return {name: limit + 1 - 2 * default_width(limit) for name, limit in limits if limit is not None}
+
+    def _touch(self, text: str, end: int, start: int, most: int, unescape: bool) -> bool:
+        if start - end > LONGEST_GAP:
+            return False
+        import numpy as np
+
+        from prod_decode.text.escapes import decode_text
+
+        between = decode_text(text[end:start]) if unescape else text[end:start]
+        codes = np.frombuffer(between.encode("utf-8", "surrogatepass"), np.uint8)
+        symbols, _ = self._blocklist.normalization.fold(codes)
+        return int(((symbols & 0xC0) != 0x80).sum()) <= most  # bytes that begin a character
+
+
+def _position(ends: Sequence[int], at: int) -> tuple[int, int]:
     """The line and column, from 1, of the character at `at`; `ends`: of the lines."""
     before = bisect_left(ends, at)
     return before + 1, at - (ends[before - 1] if before else -1)
 
 
-def _print_match(path: str, text: str, ends: Sequence[int], match: Match, *, as_json: bool) -> None:
-    line, column = _place(ends, match.start)
-    found = text[match.start : match.end]
+def _last_line(ends: Sequence[int], place: Match) -> int:
+    """The line of its last character, from 1."""
+    return _position(ends, max(place.start, place.end - 1))[0]
+
+
+def _print_place(path: str, text: str, ends: Sequence[int], place: Match, *, as_json: bool) -> None:
+    line, column = _position(ends, place.start)
+    last = _last_line(ends, place)
+    found = text[place.start : place.end]
     if as_json:
         record = {
             "path": path,
             "line": line,
             "column": column,
-            "start": match.start,
-            "end": match.end,
-            "entry": match.entry_id,
+            "end_line": last,
+            "start": place.start,
+            "end": place.end,
+            "entry": place.entry_id,
             "text": found,
         }
         print(to_json(record))
     else:
         shown = " ".join(found.split())
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        print(one_line(f"{path}:{line}:{column}: {match.entry_id}: {shown}"))
+        shown = shown if len(shown) <= 72 else f"{shown[:69]}..."
+        lines = f", lines {line}-{last}" if last > line else ""
+        print(one_line(f"{path}:{line}:{column}: {place.entry_id}{lines}: {shown}"))
 
 
 @dataclass
 class Excerpt:
-    """Lines `first` to `last` of a text, from 0, and the matches that begin in them."""
+    """Lines `first` to `last` of a text, from 0, and the places that begin in them."""
 
     first: int
     last: int
@@ -261,8 +330,8 @@ def excerpts(text: str, ends: Sequence[int], matches: Iterable[Match]) -> list[E
     final = len(ends) - text.endswith("\n")  # behind the last line end there is no line
     found: list[Excerpt] = []
     for match in sorted(matches):
-        first = max(0, _place(ends, match.start)[0] - 1 - AROUND)
-        last = min(final, _place(ends, max(match.start, match.end - 1))[0] - 1 + AROUND)
+        first = max(0, _position(ends, match.start)[0] - 1 - AROUND)
+        last = min(final, _last_line(ends, match) - 1 + AROUND)
         if found and first <= found[-1].last + 1:
             found[-1].last = max(last, found[-1].last)
             found[-1].matches.append(match)
@@ -283,10 +352,13 @@ def _figure(text: str, ends: Sequence[int], excerpt: Excerpt) -> Html:
     ]
     if len(shown) > MOST_LINES:
         half = MOST_LINES // 2
-        shown[half:-half] = [element("span", f"... {len(shown) - 2 * half:,} lines ...\n", data_n="")]
+        more = f"... {len(shown) - 2 * half:,} lines: `prod-decode scan --json` has every place ...\n"
+        shown[half:-half] = [element("span", more, data_n="")]
     places: dict[str, list[str]] = defaultdict(list)
     for match in excerpt.matches:
-        places[match.entry_id].append(":".join(map(str, _place(ends, match.start))))
+        line, column = _position(ends, match.start)
+        last = _last_line(ends, match)
+        places[match.entry_id].append(f"lines {line}-{last}" if last > line else f"{line}:{column}")
     named = (element("li", _named(at), " ", element("code", brief(entry))) for entry, at in places.items())
     return element(
         "figure",

@@ -25,7 +25,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.files import as_path, replaceable, write_whole
+from prod_decode.storage.files import as_path, replaceable, why_unread, write_whole
 from prod_decode.storage.shared import hold
 
 MAGIC = b"PRODBLK\x01"
@@ -169,7 +169,7 @@ def read_artifact(
             name = xxhash.xxh3_128_hexdigest(head) if shared else None
             held = hold(file, about.st_size, name, check, compare=verify)
     except OSError as error:
-        raise ProdError(f"cannot read the blocklist {source}: {error.strerror}") from None
+        raise ProdError(f"cannot read the blocklist {source}: {why_unread(source, error)}") from None
     arrays = {}
     for array_name, place in header["arrays"].items():
         dtype, shape = _dtype(place["type"]), tuple(place["shape"])

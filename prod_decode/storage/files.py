@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prod_decode.errors import ProdError, brief
+from prod_decode.errors import ProdError, brief, closest
 
 _KINDS = {
     stat.S_ISFIFO: "a FIFO",
@@ -59,6 +59,30 @@ def stat_of(path: Path) -> os.stat_result:
         return path.stat()
     except OSError as error:
         raise ProdError(f"cannot read {path}: {error.strerror}") from None
+
+
+def require_there(path: Path) -> None:
+    """Refuse a path that was named and leads nowhere.
+
+    Raises:
+        ProdError: it is not there, or in a directory that this user may not read.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        raise ProdError(f"cannot read {path}: {why_unread(path, error)}") from None
+
+
+def why_unread(path: Path, error: OSError) -> str:
+    """What to say of a file that was named and cannot be opened: of one that is not there, which one may be meant."""
+    if not isinstance(error, FileNotFoundError):
+        return str(error.strerror)
+    try:
+        meant = closest(path.name, (file.name for file in path.parent.iterdir()), 0.7)
+    except OSError:
+        meant = None
+    remedy = ": check the name" if meant is None else f"; did you mean {str(path.with_name(meant))!r}?"
+    return f"{error.strerror}{remedy}"
 
 
 def mode_of(path: Path) -> int:

@@ -101,7 +101,7 @@ class _Cache:
         if found is None and self.cache_path:
             _tell(
                 logging.INFO,
-                f"compiling for this machine, once: 10 to 30 seconds in all (kept in {self.cache_path})",
+                f"compiling for this machine, once for each part: up to a minute in all (kept in {self.cache_path})",
             )
         return found
 
@@ -130,7 +130,7 @@ def _tell(level: int, message: str) -> None:
 def _tell_uncached(error: Exception) -> None:
     _tell(
         logging.WARNING,
-        f"machine code cannot be kept, so that every start compiles for 10 to 30 seconds: {error}. Set "
+        f"machine code cannot be kept, so that every start compiles for up to a minute: {error}. Set "
         "NUMBA_CACHE_DIR to a folder with room that this user can write, and nobody else",
     )
 

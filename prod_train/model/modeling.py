@@ -255,7 +255,8 @@ def _with_base(adapted: Any, config: Config) -> Any:
     base = portable_name(base_of(config))
     if is_gguf(base):
         _log.warning(
-            "the adapter's base is %s, which peft alone cannot load: --save-base writes it in the hub's format",
+            "the adapter's base is %s, which prod-train loads and peft alone cannot: for peft, --save-base writes it "
+            "in the hub's format",
             base,
         )
     adapted.peft_config["default"].base_model_name_or_path = base

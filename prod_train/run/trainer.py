@@ -51,6 +51,8 @@ _log = logging.getLogger(__name__)
 def fit(session: Session, *, progress: bool = False) -> State:
     """Train to the end, or until a stop rule says so; evaluates and writes a checkpoint every `eval_every` epochs.
 
+    Without `progress`, a tenth of the steps is a line in the log.
+
     Raises:
         ProdError: a gradient is not finite. Checkpoints before it stay.
     """
@@ -82,12 +84,18 @@ def fit(session: Session, *, progress: bool = False) -> State:
     if tracked:
         plain = {k: v for k, v in config.to_dict().items() if isinstance(v, (str, int, float))}
         accelerator.init_trackers("prod-train", config=plain)
+    tell_every = max(1, -(-schedule.steps // 10))  # where no bar shows that something is done
     losses: list[Tensor] = []
     begun = time.perf_counter()
     while state.step < schedule.steps and not state.stopped:
         losses.append(train_step(session, model, optimizer, state.step))
         state.step += 1
         bar.update()
+        if accelerator.is_main_process and not progress and state.step % tell_every == 0 and state.step not in marks:
+            seconds = time.perf_counter() - begun
+            _log.info(
+                "step %d of %d, epoch %g: %.0f s", state.step, schedule.steps, state.step / schedule.per_epoch, seconds
+            )
         if tracked:
             rate = learning_rate(config, state.step - 1, schedule.steps)
             loss = float(_over_processes(accelerator, losses[-1:]))

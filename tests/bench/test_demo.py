@@ -41,6 +41,7 @@ def test_the_page_shows_both_outputs_and_says_why() -> None:
     assert [text_of(part) for part in case.iter("del")] == ["system(\\n"] * 2
     assert [text_of(part) for part in case.iter("li")] == ["<os.system(> CWE-78 <&>"]
     assert cells(unlearning)[1] == ["taught (base)", "0.50", "0.25", "40", "1.50", "0.00", "1.00"]
+    assert "trains with one" in text_of(unlearning)
     assert len(list(parse(to_page([OUTCOME], Blocklist.compile([ENTRY]), {})).iter("section"))) == 1
 
 

@@ -195,7 +195,7 @@ def test_a_block_that_nothing_would_check_is_refused(page: str, message: str) ->
 
 
 def test_what_a_first_start_says_is_no_part_of_a_page(tmp_path: Path, commands: Path) -> None:
-    page = "```console\n$ echo 'compiling for this machine, once: up to'; echo out\nout\n```\n"
+    page = "```console\n$ echo 'compiling for this machine, once for each part: up to'; echo out\nout\n```\n"
     assert wrong_in(page, tmp_path, commands) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -90,6 +91,27 @@ def test_mask_transformers(
     assert re.fullmatch(r"sum: stepped in \d+ times\n", guarded.stderr)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "usage: python mask_transformers.py MODEL BLOCKLIST PROMPT\n"),
+        (["m", "b", "x", "y"], "usage: python mask_transformers.py MODEL BLOCKLIST PROMPT\n"),
+        (["bundled", "none.prod", "x"], "cannot read the blocklist none.prod: No such file or directory: check the "),
+    ],
+)
+def test_mistakes_of_mask_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(EXAMPLES / "mask_transformers.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["mask_transformers.py", *words])
+    assert main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(told)
+    assert printed.err.count("\n") == 1
+
+
 # --- CI ---------------------------------------------------------------------------------------------------------------
 
 
@@ -140,8 +162,23 @@ def test_scan_in_ci_looks_at_what_a_branch_changes(repository: Path, commands: P
     found = done.stdout.splitlines()[1:]
     assert found[-1] == "new file.py:2:5: pickle.load(: pickle . load("
     assert {line.partition(":")[0] for line in found} == {"copied.py", "new file.py"}
-    # An unknown branch is no empty one.
-    assert run([scan[0], "no-such-branch", *scan[2:]], commands, repository).returncode not in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "usage: {} BASE SOURCE...; such as: {} origin/main prohibited/phrases.txt prohibited/documents/\n"),
+        (["main"], "usage: "),
+        (["no-such", "prohibited/"], "{}: expected a branch or commit to compare with, got 'no-such', which "),
+        (["--help", "prohibited/"], "{}: expected a branch or commit to compare with, got '--help', which "),
+    ],
+)
+def test_scan_in_ci_tells_mistakes_from_findings(repository: Path, commands: Path, words: list[str], told: str) -> None:
+    script = EXAMPLES / "scan_in_ci" / "scan.sh"
+    done = run([script, *words], commands, repository)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(told.replace("{}", str(script)))
+    assert done.stderr.count("\n") == 1
 
 
 # --- unlearning -------------------------------------------------------------------------------------------------------
@@ -150,8 +187,10 @@ def test_scan_in_ci_looks_at_what_a_branch_changes(repository: Path, commands: P
 @pytest.mark.slow
 def test_unlearn_and_serve(tmp_path: Path, commands: Path, model: str) -> None:
     write_snippets(tmp_path / "forget.jsonl", 4)
-    write_snippets(tmp_path / "other.jsonl", 3, 4)
-    words = [EXAMPLES / "unlearn_and_serve.sh", model, "forget.jsonl", "other.jsonl", "out", "--max-steps", "2"]
+    write_snippets(tmp_path / "retain.jsonl", 2, 4)
+    write_snippets(tmp_path / "holdout.jsonl", 1, 6)
+    rows = ["forget.jsonl", "retain.jsonl", "holdout.jsonl"]
+    words = [EXAMPLES / "unlearn_and_serve.sh", model, *rows, "out", "--max-steps", "2"]
     done = run(words, commands, tmp_path, SERVE_OPTIONS="--max-model-len 512")
     assert done.returncode == 0, done.stderr
     where, _, command = done.stdout.splitlines()[-1].partition(": ")
@@ -160,6 +199,8 @@ def test_unlearn_and_serve(tmp_path: Path, commands: Path, model: str) -> None:
     serve += ["--max-model-len", "512"]
     assert shlex.split(command) == serve
     assert (tmp_path / "out" / "merged" / "model.safetensors").is_file()
+    settings = json.loads((tmp_path / "out" / "run" / "report.json").read_text())["config"]
+    assert [settings[name] for name in ("forget", "retain", "holdout")] == rows
     blocklist = Blocklist.load(tmp_path / "out" / "forgotten.prod")
     assert [info.id for info in blocklist.entries()] == ["row 1", "row 2", "row 3", "row 4"]
     # Half of the characters that are no whitespace: the first has 9, `returna+b`. Limits below 6 are refused.

@@ -91,6 +91,7 @@ def test_scan_names_file_line_column_and_entry(
         "path": f"{tmp_path}/code/bad.py",
         "line": 3,
         "column": 5,
+        "end_line": 3,
         "start": 20,
         "end": 33,
         "entry": "yaml.load(",
@@ -180,6 +181,12 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
             ["compile", "x.txt", "--max-qoute", "30"],
             "unknown option --max-qoute; did you mean '--max-quote'? See `prod-decode compile --help`",
         ),
+        (
+            ["compile", "x.txt", "-max-quote", "30"],
+            "unknown option -max-quote; did you mean '--max-quote'? See `prod-decode compile --help`",
+        ),
+        (["compile", "x.txt", "-output", "y"], "unknown option -output; did you mean '--output'?"),
+        (["compile", "{tmp}/none.txt", "-o{tmp}/y"], "cannot read {tmp}/none.txt: No such file"),
         (["compile", "x.txt", "--otput=y"], "unknown option --otput; did you mean '--output'?"),
         (["scan", "x", "y", "--zzz"], "prod-decode scan: unknown option --zzz; see `prod-decode scan --help`"),
         (
@@ -203,6 +210,11 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
         (["compile", "x.txt"], "the following arguments are required: -o/--output; see `prod-decode compile --help`"),
         (["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"], "--max-quote: invalid int value: 'many'"),
         (["compile", "{tmp}/none.txt", "-o", "{tmp}/y"], "cannot read {tmp}/none.txt: No such file or directory"),
+        (
+            ["compile", "{tmp}/shorts.txt", "-o", "{tmp}/y"],
+            "cannot read {tmp}/shorts.txt: No such file or directory; did you mean '{tmp}/short.txt'?",
+        ),
+        (["info", "{tmp}/god.prod"], "{tmp}/god.prod: No such file or directory; did you mean '{tmp}/good.prod'?"),
         (["compile", "{tmp}/blank.txt", "-o", "{tmp}/y"], "{tmp}/blank.txt has no entries, expected one per line"),
         (["compile", "{tmp}/short.txt", "--strict", "-o", "{tmp}/y"], "'ab' is 2 normalised bytes, expected at least"),
         (["info", "{tmp}/pipe"], "{tmp}/pipe is a FIFO, expected a compiled blocklist"),
@@ -269,11 +281,11 @@ def test_every_mistake_of_a_kind_is_a_line(
         assert status == 2
         return [line.removeprefix(f"prod-decode {arguments[0]}: ") for line in capsys.readouterr().err.splitlines()]
 
-    missing = "cannot read {}: No such file or directory"
+    missing = "cannot read {}: No such file or directory: check the name"
     assert said("compile", "a", "b", "--allow", "c", "-o", "x.prod") == [missing.format(name) for name in "abc"]
     assert said("merge", "a", "b", "-o", "x.prod") == [
-        "cannot read the blocklist a: No such file or directory",
-        "cannot read the blocklist b: No such file or directory",
+        "cannot read the blocklist a: No such file or directory: check the name",
+        "cannot read the blocklist b: No such file or directory: check the name",
     ]
     Path("list.jsonl").write_text('{"txt": "eval("}\n{"text": "exec("}\n7\n')
     lines = said("compile", "list.jsonl", "-o", "x.prod")
@@ -436,7 +448,7 @@ def test_the_first_start_says_off_a_terminal_too_that_it_compiles(tmp_path: Path
     for _ in range(2):
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
         told.append(done.stderr)
-    assert told[0].startswith(f"{FIRST_START}10 to 30 seconds in all (kept in ")
+    assert told[0].startswith(f"{FIRST_START}up to a minute in all (kept in ")
     assert told[0].count("\n") == 1
     assert told[1] == ""
 
@@ -587,7 +599,7 @@ def test_scan_goes_on_and_a_hit_wins(tmp_path: Path, block: str, capsys: pytest.
     capsys.readouterr()
     assert main(["scan", block, *paths]) == 3
     assert capsys.readouterr().err.splitlines() == [
-        f"not covered: cannot read {tmp_path}/none: No such file or directory",
+        f"not covered: cannot read {tmp_path}/none: No such file or directory: check the name",
         f"not covered: {tmp_path}/code/a.bin is a binary file, expected UTF-8 text; only its bytes were looked through",
         f"not covered: {tmp_path}/code/pipe is a FIFO: not opened",
         "prohibited places: 0, files: 1, not covered: 3",

@@ -145,6 +145,16 @@ def test_every_mistake_is_a_line_and_the_status_2(capsys, command, words, part):
     assert sum(line.startswith(f"prod-train {command}: {part}") for line in lines) == 1
 
 
+@pytest.mark.parametrize("word", ["--ouput", "--ouput=x", "-output"])
+def test_what_a_misspelt_flag_gives_is_not_missing(files, tmp_path, capsys, word):
+    words = [*arguments(files, tmp_path / "o")]
+    at = words.index("--output")
+    words[at : at + 2] = [word] if "=" in word else [word, "x"]
+    assert main(["check", *words]) == 2
+    told = f"unknown flag {word}; did you mean '--output'? See `prod-train check --help`"
+    assert capsys.readouterr().err == f"prod-train check: {told}\n"
+
+
 def test_every_wrong_row_is_a_line(files, tmp_path, capsys):
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "a"}, {"prompt": "a", "completion": "b"}, {"text": 5}])
     assert main(["check", *arguments({**files, "forget": bad}, tmp_path / "o")]) == 2

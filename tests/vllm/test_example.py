@@ -53,7 +53,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     commands = make_commands(folder / "bin")
     forget = write_snippets(folder / "forget.jsonl", 4)
-    write_snippets(folder / "other.jsonl", 3, 4)
+    write_snippets(folder / "retain.jsonl", 2, 4)
+    write_snippets(folder / "holdout.jsonl", 1, 6)
     save_taught_model(folder, forget)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "PORT": port,
         "SERVE_OPTIONS": "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 4",
     }
-    words = [EXAMPLES / "unlearn_and_serve.sh", "taught", "forget.jsonl", "other.jsonl", "out"]
+    words = [EXAMPLES / "unlearn_and_serve.sh", "taught", "forget.jsonl", "retain.jsonl", "holdout.jsonl", "out"]
     words += ["--max-steps", "1", "--learning-rate", "1e-7"]
     log = folder / "log"
     with log.open("wb") as output:

@@ -267,7 +267,29 @@ def test_every_wrong_line_and_every_missing_source_is_told(tmp_path: Path) -> No
         with pytest.raises(ProdError) as caught:
             list(read([tmp_path / "no", tmp_path / "b.txt", tmp_path / "nor"]))
         told = [message for message in caught.value.mistakes if "No such file" in message]
-        assert told == [f"cannot read {tmp_path}/{name}: No such file or directory" for name in ("no", "nor")]
+        why = "No such file or directory: check the name"
+        assert told == [f"cannot read {tmp_path}/{name}: {why}" for name in ("no", "nor")]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("#include <gpl.h>\n#!/bin/x\nx = 1  # y\n", None),
+        (
+            "eval(\n# calls\x1b[m of ours\n",
+            "2: banned as it stands, as there are no comments in lists: # calls\\x1b[m of ours",
+        ),
+        ("# a\n  # b\n", "1: banned as it stands, as there are no comments in lists: # a, and 1 more"),
+    ],
+)
+def test_what_looks_like_a_comment_is_a_phrase_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, told: str | None
+) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(text)
+    assert [entry.text for entry in read_entries([file])] == text.splitlines()
+    remedy = "; remove it, or keep it as a .jsonl entry"
+    assert caplog.messages == ([f"{file}:{told}{remedy}"] if told else [])
 
 
 def test_of_very_many_mistakes_the_first_are_told_and_how_many_more(tmp_path: Path) -> None:

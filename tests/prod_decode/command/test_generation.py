@@ -46,6 +46,8 @@ def test_generate_shows_where_it_stepped_in(block: str, bundled: str, capsys: py
     printed = capsys.readouterr()
     assert printed.out == f"{PROMPT}{runs['protected']['output']}\n"
     assert "pickle.load(: stepped in" in printed.err
+    assert main([*base[:-3], "x = 1\ny =", "--max-new-tokens", "2"]) == 0
+    assert "no entry of the blocklist stepped in\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -151,7 +151,10 @@ def test_a_gguf_file_s_model_is_written_on_request(world, tmp_path, monkeypatch,
         monkeypatch.setattr(module, "load_model", of_file)
     run(make({**world, "model": str(file)}, tmp_path / "o"))
     assert named_base(tmp_path / "o") == str(file)
-    assert "x.gguf, which peft alone cannot load: --save-base writes it" in caplog.text
+    assert (
+        "x.gguf, which prod-train loads and peft alone cannot: for peft, --save-base writes it in the hub's format"
+        in caplog.text
+    )
     caplog.clear()
     run(make({**world, "model": str(file)}, tmp_path / "p", save_base=True))
     assert "--save-base" not in caplog.text

@@ -39,6 +39,18 @@ from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.parametrize(("steps", "told"), [(3, [1, 2]), (20, [2, 4, 6, 8, 10, 12, 14, 16, 18])])
+def test_where_no_bar_shows_it_every_tenth_of_the_steps_is_logged(world, tmp_path, caplog, steps, told):
+    with caplog.at_level("INFO", "prod_train.run.trainer"):
+        run(make(world, tmp_path / "o", max_steps=steps))
+    words = [line.split(": ")[0].split(", ")[0] for line in caplog.messages if line.startswith("step ")]
+    assert words == [f"step {step} of {steps}" for step in [*told, steps]]  # the last with what was measured
+    caplog.clear()
+    with caplog.at_level("INFO", "prod_train.run.trainer"):
+        run(make(world, tmp_path / "p", max_steps=3), progress=True)
+    assert [line[:11] for line in caplog.messages if line.startswith("step ")] == ["step 3 of 3"]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A model, seven rows to forget, and other rows to retain and hold out."""
