@@ -150,12 +150,9 @@ def _source(path: str | os.PathLike[str]) -> Path | str:
     if (name := list_named(path)) is not None:
         require_list(name)
         return name
-    try:
-        return _file(path)
-    except ProdError as error:
-        if path in READY:
-            raise ProdError(f"{error}; did you mean '{LIST}{path}'?") from None
-        raise
+    if path in READY and not as_path(path).exists():
+        raise ProdError(f"cannot read {path}: No such file or directory; did you mean '{LIST}{path}'?")
+    return _file(path)
 
 
 def _has_entries(text: str) -> bool:
