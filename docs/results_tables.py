@@ -69,30 +69,6 @@ def _copies(results: Results) -> str:
     return table(head, ((label, *row(method)) for method, label in COPIES.items()))
 
 
-def _instead(results: Results) -> str:
-    rows = (
-        ("the deprecated call", "deprecated", "deprecated", 2),
-        ("its replacement", "deprecated", "replacement", 2),
-        ("lines that parse, deprecated task", "deprecated", "parsed", 2),
-        ("insecure code", "insecure", "insecure", 2),
-        ("lines that parse, insecure task", "insecure", "parsed", 2),
-        ("HumanEval pass@1, 164 problems", "deprecated", "humaneval", 3),
-    )
-    qwen = {"deprecated": QWEN_NAMES, "insecure": QWEN_CODE}
-
-    def cell(run: str, task: str, method: str, metric: str, digits: int) -> str:
-        measured = metric in results.cells(run, task)[0].metrics
-        return interval(results.value(run, task, method, metric), digits) if measured else "not measured"
-
-    return table(
-        ("share of outputs with", "Qwen, no guard", "Qwen, mask", "SmolLM2 taught, no guard", "SmolLM2 taught, mask"),
-        (
-            (label, *(cell(run, task, m, metric, digits) for run in (qwen[task], SMALL) for m in ("base", "decode")))
-            for label, task, metric, digits in rows
-        ),
-    )
-
-
 def _replaced(results: Results) -> str:
     rows = (
         ("insecure code", REPLACED, "insecure", "insecure"),
@@ -245,7 +221,6 @@ def _rates(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "leaks": _leaks,
     "copies": _copies,
-    "instead": _instead,
     "replaced": _replaced,
     "dominance": _dominance,
     "beside": _beside,
@@ -297,9 +272,15 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
     "mask-run": _of(SMALL, "copyright", "decode", "verbatim_run", digits=0),
     "mask-share": _of(SMALL, "copyright", "decode", "verbatim_share"),
     "qwen-mask-bleu": lambda results: f"{1 - known(results.value(QWEN_MASK, 'copyright', 'decode', FORGET)):.2f}",
+    **{
+        f"{name}-{label}": _of(REPLACED, "insecure", method, metric)
+        for name, metric in (("exist", "resolves"), ("job", "as_intended"))
+        for label, method in (("free", "base"), ("banned", "decode"), ("replaced", "decode-replace"))
+    },
+    "taught-banned": _of(REPLACED_TAUGHT, "deprecated", "decode", "replacement"),
+    "taught-replaced": _of(REPLACED_TAUGHT, "deprecated", "decode-replace", "replacement"),
     "qwen-replaced": _of(QWEN_NAMES, "deprecated", "base", "replacement"),
     "qwen-replaced-masked": _of(QWEN_NAMES, "deprecated", "decode", "replacement"),
-    "small-replaced-masked": _of(SMALL, "deprecated", "decode", "replacement"),
     "qwen-parsed": _of(QWEN_NAMES, "deprecated", "base", "parsed"),
     "qwen-parsed-masked": _of(QWEN_NAMES, "deprecated", "decode", "parsed"),
     "qwen-humaneval": _of(QWEN_NAMES, "deprecated", "base", "humaneval", digits=3),
