@@ -67,6 +67,6 @@ def test_the_demo_shows_what_it_promises(bundled: str, tmp_path: Path, capsys: p
     assert float(table["unlearned with prod-train"][1]) < 0.5
     assert '<mark class="prohibited">load(</mark>' in page
     assert '<del class="refused">load</del><ins class="instead">safe</ins>_load(' in page
-    assert '<ins class="instead">sha</ins>256(' in page
+    assert '<ins class="instead">sha</ins>256' in page
     assert ">yaml.load(</text>" in (tmp_path / "before-after.svg").read_text()
     assert Blocklist.load(tmp_path / "demo.prod").report.phrases == len(demo.PHRASES)

@@ -74,7 +74,9 @@ def test_without_a_cache_or_a_home_code_is_kept_in_a_temporary_folder_of_the_use
     found = own_folder(source).stat()
     assert (stat.filemode(found.st_mode), found.st_uid) == ("drwx------", os.geteuid())
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith(f"compiling for this machine, once: 10 to 30 seconds in all (kept in {own_folder(source)}")
+    assert line.startswith(
+        f"compiling for this machine, once for each part: up to a minute in all (kept in {own_folder(source)}"
+    )
 
 
 def _open_to_others(folder: Path) -> None:
@@ -111,7 +113,7 @@ def test_a_folder_that_others_could_fill_is_not_used(
     assert [path for path in source.parents[1].rglob("*.nb?") if path not in before] == []
     (line,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert reason in line
-    assert line.startswith("machine code cannot be kept, so that every start compiles for 10 to 30 seconds: ")
+    assert line.startswith("machine code cannot be kept, so that every start compiles for up to a minute: ")
     assert line.endswith("Set NUMBA_CACHE_DIR to a folder with room that this user can write, and nobody else")
 
 
