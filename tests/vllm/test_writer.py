@@ -15,7 +15,7 @@ from bench.guards.decode import Decode
 from bench.models import vllm_writer
 from bench.models.subject import Subject, Writing
 from bench.models.vllm_writer import VllmWriter
-from prod_decode import Entry
+from prod_decode import Blocklist, Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_model
 from prod_train.measure import evaluate
@@ -55,7 +55,8 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmWriter]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
             monkeypatch.setenv(name, value)
-        found = VllmWriter(model_directory(), ENTRIES, tmp_path_factory.mktemp("writer"), dtype="float32")
+        lists = {"other": Blocklist.compile([Entry("import")]), "task": Decode().blocklist(ENTRIES)}
+        found = VllmWriter(model_directory(), lists, tmp_path_factory.mktemp("writer"), dtype="float32")
     yield found
     found.close()
     cleanup_dist_env_and_memory()
@@ -68,9 +69,9 @@ def test_greedy_output_is_that_of_transformers(
     found: list[Writing] = []
     for used in (None, adapter):
         subject.adapt(used)
-        for guarded in (False, True):
-            ours = writer.write(prompts, TOKENS, guarded=guarded, adapter=used)
-            theirs = subject.write(prompts, TOKENS, processors if guarded else [])
+        for name in (None, "task"):
+            ours = writer.write(prompts, TOKENS, blocklist=name, adapter=used)
+            theirs = subject.write(prompts, TOKENS, processors if name else [])
             # Ties of the last bit fall out differently now and then, and a text never finds back.
             same = sum(a == b for a, b in zip(ours.outputs, theirs.outputs, strict=True))
             assert same >= len(prompts) - 1, list(zip(ours.outputs, theirs.outputs, strict=True))
@@ -83,11 +84,11 @@ def test_greedy_output_is_that_of_transformers(
 
 
 def test_stops_and_samples(writer: VllmWriter, prompts: list[list[int]]) -> None:
-    stopped = writer.write(prompts, TOKENS, guarded=False, stops=["\n"])
+    stopped = writer.write(prompts, TOKENS, blocklist=None, stops=["\n"])
     assert all(text.endswith("\n") or "\n" not in text for text in stopped.outputs)
     assert any(text.endswith("\n") for text in stopped.outputs)
     first, again, other = (
-        writer.write(prompts, TOKENS, guarded=True, temperature=1.0, seed=seed).outputs for seed in (1, 1, 2)
+        writer.write(prompts, TOKENS, blocklist="task", temperature=1.0, seed=seed).outputs for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -97,12 +98,12 @@ def test_rows_end_at_every_ending_id(
     writer: VllmWriter, subject: Subject, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (newline,) = subject.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    free = writer.write(prompts, TOKENS, guarded=False)
+    free = writer.write(prompts, TOKENS, blocklist=None)
     with_newline = ending_ids(subject.tokenizer) | {newline}
     for module in (vllm_writer, evaluate):
         monkeypatch.setattr(module, "ending_ids", lambda _: with_newline)
     subject.adapt(None)
-    ours, theirs = writer.write(prompts, TOKENS, guarded=False), subject.write(prompts, TOKENS)
+    ours, theirs = writer.write(prompts, TOKENS, blocklist=None), subject.write(prompts, TOKENS)
     pairs = list(zip(ours.outputs, ours.tokens, theirs.outputs, theirs.tokens, strict=True))
     # As above, one may fall out differently.
     assert sum((a, m) == (b, n) for a, m, b, n in pairs) >= len(prompts) - 1, pairs
@@ -117,4 +118,4 @@ def test_an_engine_that_has_died_is_one_line(
 
     monkeypatch.setattr(writer._llm, "generate", died)
     with pytest.raises(ProdError, match=r"^vLLM stopped; [^\n]*--engine transformers in another --out$"):
-        writer.write(prompts, TOKENS, guarded=False)
+        writer.write(prompts, TOKENS, blocklist=None)
