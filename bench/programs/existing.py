@@ -11,17 +11,16 @@ from types import ModuleType
 from typing import Any
 
 from bench.programs.names import Names, Ref
-from bench.programs.syntax import end_of, parse_fragment
+from bench.programs.syntax import end_of, ends_behind, parse_fragment
 
 _MISSING = object()
 
 
-def calls(prompt: str, output: str) -> list[Ref | str]:
-    """What the calls that end in an output call, in the order of the text.
+def calls(prompt: str, output: str) -> list[Ref]:
+    """What the calls that end in an output call, in the order of the text, as far as the text tells.
 
     Returns:
-        For each the full path of a function, with `instance` if it is a method of an instance of a known class; or,
-        where the text does not tell, the last name alone.
+        For each the full path of a function, with `instance` if it is a method of an instance of a known class.
     """
     walker = _Calls(end_of(prompt))
     for statement in parse_fragment(prompt + output).statements():
@@ -37,8 +36,7 @@ def all_exist(prompt: str, output: str) -> tuple[bool | None, str | None]:
     Returns:
         (None, reason) where the output calls no function of a known module.
     """
-    found = [exists(call) for call in calls(prompt, output) if isinstance(call, Ref)]
-    known = [answer for answer in found if answer is not None]
+    known = [answer for call in calls(prompt, output) if (answer := exists(call)) is not None]
     return (all(known), None) if known else (None, "no call of a module that is installed here")
 
 
@@ -104,18 +102,20 @@ class _Calls(Names):
 
     def __init__(self, after: tuple[int, int]) -> None:
         super().__init__()
-        self.found: list[Ref | str] = []
+        self.found: list[Ref] = []
         self._after = after
 
     def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
         self.generic_visit(node)
         function = node.func
         # A call that the prompt has begun is the prompt's; a name that ends in the output is the output's.
-        if (getattr(function, "end_lineno", 0), getattr(function, "end_col_offset", 0)) <= self._after:
+        if not ends_behind(function, self._after):
             return
         if isinstance(function, ast.Attribute):
             owner = self.resolve(function.value)
-            self.found.append(Ref(f"{owner.path}.{function.attr}", owner.instance) if owner else function.attr)
+            if owner is not None:
+                self.found.append(Ref(f"{owner.path}.{function.attr}", owner.instance))
         elif isinstance(function, ast.Name):
             ref = self.resolve(function)
-            self.found.append(function.id if ref is None or ref.instance else ref)
+            if ref is not None and not ref.instance:
+                self.found.append(ref)

@@ -63,6 +63,11 @@ def end_of(prompt: str) -> tuple[int, int]:
     return text.count("\n") + 1, len(text.rpartition("\n")[2].encode("utf-8", "surrogatepass"))
 
 
+def ends_behind(node: ast.AST, place: tuple[int, int]) -> bool:
+    """Whether a node ends behind a place, as `end_of` gives it."""
+    return (getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)) > place
+
+
 def parse_fragment(text: str) -> Fragment:
     """Parse a piece of a program: the whole if it parses, else the longest pieces from the top that do.
 

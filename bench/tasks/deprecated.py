@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from bench.programs.existing import all_exist
 from bench.programs.names import CONVENTIONS, Names
-from bench.programs.syntax import end_of, parse_fragment, parses
+from bench.programs.syntax import end_of, ends_behind, parse_fragment, parses
 from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from bench.tasks.deprecated_prompts import prompt_for
 from bench.tasks.insecure import parsed_share
@@ -314,7 +314,7 @@ class _Uses(Names):
         self._after = after
 
     def _is_new(self, node: ast.AST) -> bool:
-        return (getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)) > self._after
+        return ends_behind(node, self._after)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
         self.generic_visit(node)
