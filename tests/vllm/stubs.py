@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from vllm.v1.sample.logits_processor import LogitsProcessor, LogitsProcessors
+from vllm.v1.worker.gpu_input_batch import InputBatch
 
 from prod_decode import Blocklist, Entry, Vocabulary
 
@@ -41,6 +44,21 @@ def config(prod: object = None, **model: Any) -> SimpleNamespace:
                 **model,
             }
         ),
+    )
+
+
+def input_batch(processor: LogitsProcessor, rows: int, tokens: int) -> InputBatch:
+    """vLLM's own batch of so many rows and tokens, with one processor."""
+    return InputBatch(
+        rows,
+        tokens,
+        tokens,
+        torch.device("cpu"),
+        WIDTH,
+        [16],
+        [8],
+        logitsprocs=LogitsProcessors([processor]),
+        logitsprocs_need_output_token_ids=True,
     )
 
 

@@ -29,7 +29,6 @@ from vllm.triton_utils.dispatcher import _rebind_kernels
 from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import (
     BatchUpdate,
-    LogitsProcessors,
     MoveDirectionality,
     build_logitsprocs,
     validate_logits_processors_parameters,
@@ -38,7 +37,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
-from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 import prod_decode
 from prod_decode import Blocklist, Entry, ProdError, Vocabulary
@@ -46,7 +45,19 @@ from prod_decode.device.bans import DeviceMatcher
 from prod_decode.serving.vllm_plugin import Watch, register
 from prod_decode.vllm import ProdLogitsProcessor
 from tests.oracle import normalize
-from tests.vllm.stubs import BOS, EOS, HOLE, TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, save, use_vocabulary
+from tests.vllm.stubs import (
+    BOS,
+    EOS,
+    HOLE,
+    TEXT_IDS,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    config,
+    input_batch,
+    save,
+    use_vocabulary,
+)
 
 INF = math.inf
 MOST_ROWS, MOST_TOKENS = 5, 64
@@ -116,17 +127,7 @@ class Serving(RuleBasedStateMachine):
             self.processor = ProdLogitsProcessor(
                 config({"blocklists": files, "default": sorted(default)}), torch.device("cpu"), False
             )
-        self.batch = InputBatch(
-            MOST_ROWS,
-            MOST_TOKENS,
-            MOST_TOKENS,
-            torch.device("cpu"),
-            WIDTH,
-            [16],
-            [8],
-            logitsprocs=LogitsProcessors([self.processor]),
-            logitsprocs_need_output_token_ids=True,
-        )
+        self.batch = input_batch(self.processor, MOST_ROWS, MOST_TOKENS)
         self.requests: dict[str, CachedRequestState] = {}
         self.count = 0
         # What each request has written, for comparison with what vLLM tells the processor.

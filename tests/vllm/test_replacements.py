@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-from vllm.v1.sample.logits_processor import LogitsProcessors
-from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from prod_decode import Blocklist, Entry
 from prod_decode.hf import ProdLogitsProcessor as HfProcessor
@@ -28,7 +27,7 @@ from prod_decode.vllm import ProdLogitsProcessor
 from tests.examples.taught import save_taught_model
 from tests.tiny import write_jsonl
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR
-from tests.vllm.stubs import TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, use_vocabulary
+from tests.vllm.stubs import TEXT_IDS, TOKENS, VOCABULARY, WIDTH, config, input_batch, use_vocabulary
 from tests.vllm.test_processor import request_states
 
 MOST_ROWS, MOST_TOKENS = 4, 64
@@ -102,17 +101,7 @@ class Serving(RuleBasedStateMachine):
                 blocklist.save(files[name])
             prod = {"blocklists": files, "default": sorted(default)}
             self.processor = ProdLogitsProcessor(config(prod), torch.device("cpu"), False)
-        self.batch = InputBatch(
-            MOST_ROWS,
-            MOST_TOKENS,
-            MOST_TOKENS,
-            torch.device("cpu"),
-            WIDTH,
-            [16],
-            [8],
-            logitsprocs=LogitsProcessors([self.processor]),
-            logitsprocs_need_output_token_ids=True,
-        )
+        self.batch = input_batch(self.processor, MOST_ROWS, MOST_TOKENS)
         self.requests: dict[str, CachedRequestState] = {}
         self.alone: dict[str, Alone] = {}
         self.leaving: list[str] = []
