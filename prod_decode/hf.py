@@ -27,7 +27,8 @@ from prod_decode.masking import (
 )
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.tracker import PromptEdge
-from prod_decode.match.unescaped import BothTrackers
+from prod_decode.match.trackers import Combined
+from prod_decode.match.unescaped import unescaped
 from prod_decode.serving.hf_call import check_history, check_text, end_ids_of, find_call, list_of
 from prod_decode.serving.preference import Move, Preference
 from prod_decode.tokens.vocabulary import SPECIAL
@@ -274,7 +275,9 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
 
     def _forget(self) -> None:
         self._ids: Tensor | None = None
-        self._tracker = BothTrackers(self.matcher) if self._json else self.matcher.track()
+        self._tracker = self.matcher.track()
+        if self._json:
+            self._tracker = Combined([self._tracker, unescaped(self.matcher).track()])
         if self._preference is not None:
             self._preference.restart()
         # Rows that have nothing more to say, for the counts alone: ended with EOS and padded since, or unreadable.

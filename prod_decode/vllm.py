@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         samples = _samples(vllm_config)
         loaded = {**self.settings.load(), CHECK: _canary()} if samples else {}
         self.matchers = [blocklist.bind(vocabulary) for blocklist in loaded.values()]
+        if on_v2:
+            _refuse_budgets(loaded)
         self._known = len(vocabulary)
         self._slots = None
         if on_v2 and samples:
@@ -291,6 +293,20 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         if self.settings.unescapes(params.extra_args, is_structured=params.structured_outputs is not None):
             found += [unescaped(matcher, stops) for matcher in matchers]
         return tuple(found), self._preference.beside(matchers)
+
+
+def _refuse_budgets(loaded: Mapping[str, Blocklist]) -> None:
+    """Refuse lists whose budgets the V2 runner would not keep.
+
+    Raises:
+        ProdError: with their names.
+    """
+    budgeted = [name for name, blocklist in loaded.items() if blocklist.pieces]
+    if budgeted:
+        raise ProdError(
+            f"expected lists without budgets, got {', '.join(budgeted)}: the V2 model runner does not count what an "
+            "output gives away; set VLLM_USE_V2_MODEL_RUNNER=0, or compile them without --budget"
+        )
 
 
 def _check_features(vllm_config: Any) -> None:

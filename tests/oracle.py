@@ -55,6 +55,11 @@ def windows(text: str, width: int) -> list[str]:
     return [text[i : i + width] for i in range(len(text) - width + 1)]
 
 
+def byte_windows(text: bytes, width: int) -> list[bytes]:
+    """Every run of `width` bytes, by its place."""
+    return [text[i : i + width] for i in range(len(text) - width + 1)]
+
+
 def cheapest_cover(costs: list[int], needed: list[bool], spread: int) -> int:
     """The least cost of places such that every needed window `i` has one in `i : i + spread`, by trying every set."""
     places = [p for p, cost in enumerate(costs) if cost >= 0]

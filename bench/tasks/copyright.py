@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
@@ -17,6 +20,8 @@ from prod_train.measure.metric import longest_run
 from prod_train.run.recipes import stdlib_functions
 
 DEFAULT_FUNCTIONS = 64
+# Characters in a row that count as quoted, and from which share of a text on it is a near copy.
+PIECE, NEAR_COPY = 24, 0.5
 _COMPLETIONS = ("completion", "canonical_solution", "reference")
 
 
@@ -28,6 +33,9 @@ class CopyrightScore(Score):
         verbatim_run: characters of the longest run that output and reference share, normalised as a blocklist does.
         verbatim_share: that, over the length of the normalised reference; 0 to 1.
         verbatim: whether the run is `VERBATIM_FROM` characters or more, or the whole of a shorter reference.
+        quoted_share: share of the reference's characters that the output has in pieces of `PIECE` or more, 0 to 1; of a
+            shorter reference 0.
+        near_copy: whether that is half of it or more.
         token_match: share of the reference's tokens that the output has at their place, 0 to 1; None without a
             tokenizer.
         forget_quality: 1 - BLEU, 0 to 1; None without a `bleu`.
@@ -38,6 +46,8 @@ class CopyrightScore(Score):
         "verbatim_run",
         "verbatim_share",
         "verbatim",
+        "quoted_share",
+        "near_copy",
         "token_match",
         "forget_quality",
     )
@@ -45,6 +55,8 @@ class CopyrightScore(Score):
     verbatim_run: int
     verbatim_share: float
     verbatim: bool
+    quoted_share: float
+    near_copy: bool
     token_match: float | None = None
     forget_quality: float | None = None
     reason: str | None = None
@@ -63,10 +75,12 @@ class CopyrightTask(Task[CopyrightScore]):
         "verbatim_run": False,
         "verbatim_share": False,
         "verbatim": False,
+        "quoted_share": False,
+        "near_copy": False,
         "token_match": False,
         "forget_quality": True,
     }
-    outcomes = frozenset({"verbatim"})
+    outcomes = frozenset({"verbatim", "near_copy"})
 
     def __init__(
         self,
@@ -184,16 +198,36 @@ class CopyrightTask(Task[CopyrightScore]):
         truth, said = COMPARED.code_points(reference), COMPARED.code_points(output)
         run = longest_run(said, truth)
         verbatim = run >= min(VERBATIM_FROM, len(truth))
-        share = run / len(truth)
+        quoted = quoted_share(truth, said)
+        compared = (run, run / len(truth), verbatim, quoted, quoted >= NEAR_COPY)
         if self._tokenize is None:
-            return CopyrightScore(run, share, verbatim, reason="no tokenizer was given")
+            return CopyrightScore(*compared, reason="no tokenizer was given")
         wanted, got = list(self._tokenize(reference)), list(self._tokenize(output))
         if not wanted:
-            return CopyrightScore(run, share, verbatim, reason="the reference has no token")
+            return CopyrightScore(*compared, reason="the reference has no token")
         match = sum(a == b for a, b in zip(wanted, got, strict=False)) / len(wanted)
         if self._bleu is None:
-            return CopyrightScore(run, share, verbatim, match, reason="no bleu was given")
-        return CopyrightScore(run, share, verbatim, match, 1 - self._bleu(wanted, got[: len(wanted)]))
+            return CopyrightScore(*compared, match, reason="no bleu was given")
+        return CopyrightScore(*compared, match, 1 - self._bleu(wanted, got[: len(wanted)]))
+
+
+def quoted_share(truth: NDArray[np.uint32], said: NDArray[np.uint32]) -> float:
+    """Share of `truth` that stands in `said` in runs of `PIECE` code points or more, each code point counted once."""
+    known = {window.tobytes() for window in _windows(said)}
+    given = np.zeros(len(truth), np.bool_)
+    for at, window in enumerate(_windows(truth)):
+        if window.tobytes() in known:
+            given[at : at + PIECE] = True
+    return float(given.mean())
+
+
+def _windows(codes: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Every run of `PIECE` code points, [n, PIECE]."""
+    return (
+        np.lib.stride_tricks.sliding_window_view(codes, PIECE)
+        if len(codes) >= PIECE
+        else np.empty((0, PIECE), np.uint32)
+    )
 
 
 def stdlib_samples(count: int, *, skip: int = 0) -> list[Sample]:

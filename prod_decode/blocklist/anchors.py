@@ -48,6 +48,12 @@ class FreeCode:
             total.update(len(text).to_bytes(8, "little") + text.tobytes())
         return total.hexdigest()
 
+    @cached_property
+    def in_bytes(self) -> FreeCode:
+        """The same in bytes of UTF-8, for symbols in place of code points."""
+        encoded = (text.tobytes().decode("utf-32-le").encode() for text in self._texts)
+        return FreeCode(np.frombuffer(text, np.uint8).astype(np.uint32) for text in encoded)
+
     def contains(self, text: NDArray[np.uint32], width: int) -> NDArray[np.bool_]:
         """Whether each substring of `width` code points occurs in free code: bool [len(text) - width + 1]."""
         count = max(0, len(text) - width + 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +19,17 @@ from prod_decode.blocklist.replacements import replacements_of, shared_length, w
 from prod_decode.errors import Mistakes, ProdError, brief, clear_keywords
 from prod_decode.match.automaton import LAYOUT, Automaton
 from prod_decode.match.scan import Filter
+from prod_decode.quotes.compile import (
+    Budgeted,
+    are_lengths,
+    arrays_of,
+    compile_pieces,
+    layout_of,
+    merge_pieces,
+    pieces_from,
+)
+from prod_decode.quotes.pieces import Pieces
+from prod_decode.quotes.quoted import quotations
 from prod_decode.storage.artifact import (
     are_laid_out,
     are_ranges,
@@ -45,8 +56,9 @@ _LAYOUT = LAYOUT | {
 }
 
 
-# What a report need not have: lists of so many words each.
-_OPTIONAL = {"commit_points": 2, "replacements": 3}
+# What a report need not have; of two these are lists of so many words each.
+_WORDS = {"commit_points": 2, "replacements": 3}
+_OPTIONAL = {*_WORDS, "pieces"}
 
 
 class Match(NamedTuple):
@@ -64,11 +76,13 @@ class CompileReport:
     Attributes:
         phrases: entries with policy `phrase`.
         documents: entries with policy `quote`.
-        too_short: ids of documents shorter than their `max_quote`, of which nothing is prohibited.
+        too_short: ids of documents of which nothing is prohibited: shorter than their `max_quote`, and without a budget
+            or shorter than a piece.
         waived: (entry id, start, end) of the runs that may be quoted because they are free code, in characters of the
             normalised document.
         commit_points: (entry id, beginning) of the phrases that are prohibited from a beginning on, normalised.
         replacements: (entry id, phrase, replacement) of the phrases that have one; the phrase is normalised.
+        pieces: the lengths of pieces of which there are documents with a budget, ascending.
     """
 
     phrases: int = 0
@@ -77,6 +91,44 @@ class CompileReport:
     waived: list[tuple[str, int, int]] = field(default_factory=list)
     commit_points: list[tuple[str, str]] = field(default_factory=list)
     replacements: list[tuple[str, str, str]] = field(default_factory=list)
+    pieces: list[int] = field(default_factory=list)
+
+
+class Budget(NamedTuple):
+    """How much of one document an output may give away.
+
+    Attributes:
+        entry: what is kept of it.
+        characters: that it may give away, before no piece may give away more.
+        length: of the document, both normalised.
+    """
+
+    entry: EntryInfo
+    characters: int
+    length: int
+
+
+class Quoted(NamedTuple):
+    """How much a text has in common with one document.
+
+    Attributes:
+        entry: what is kept of it.
+        characters: of the document that stand in the text in pieces, each counted once, normalised.
+        length: of the document, normalised.
+        longest: the longest run in common, normalised.
+        spans: (start, end) of what the text has in pieces, in characters of the text, ascending and apart.
+    """
+
+    entry: EntryInfo
+    characters: int
+    length: int
+    longest: int
+    spans: list[tuple[int, int]]
+
+    @property
+    def share(self) -> float:
+        """Of the document, 0 to 1."""
+        return self.characters / self.length
 
 
 class Blocklist:
@@ -89,10 +141,12 @@ class Blocklist:
         owners: tuple[NDArray[np.int64], NDArray[np.int32]],
         records: tuple[NDArray[np.uint8], NDArray[np.int64]],
         report: CompileReport,
+        pieces: tuple[Pieces, ...] = (),
     ) -> None:
         self.automaton = automaton
         self.normalization = normalization
         self.report = report
+        self.pieces = pieces
         self._owner_starts, self._owners = owners
         self._records, self._record_starts = records
         self._filter: Filter | None = None
@@ -121,7 +175,7 @@ class Blocklist:
             entries: what is prohibited; ids must be unique, but for entries that differ in their source only.
             normalize: `code` ignores whitespace that does not separate words; `none` compares as is.
             ignore_case: fold ASCII letters.
-            allow: texts that are free to use: no anchor of a `quote` entry occurs in them.
+            allow: texts that are free to use: no anchor of a `quote` entry occurs in them, and no piece in them counts.
             allow_names: installed packages, such as `numpy`, or `stdlib`. A phrase whose last word is the name of
                 something in one of their modules is prohibited from its *commit point* on: the shortest beginning that
                 no other name there, and no text of `allow`, begins with. See `blocklist.commit`.
@@ -147,7 +201,9 @@ class Blocklist:
                 raise ProdError(f"{flag} must be True or False, got {value!r}")
         parts = None if parts is None else as_path(parts)
         replaced: list[Entry] = []
+        budgeted: dict[str, Entry] = {}
         entries = watch_replacements(_each(entries, Entry, "entries", "pass [Entry({})]"), replaced)
+        entries = _watch_budgets(entries, budgeted)
         normalization = Normalization(normalize, ignore_case)
         packages = list(_each(allow_names, str, "allow_names", "pass their names, as ['numpy']"))
         texts: list[bytes] = []
@@ -181,9 +237,15 @@ class Blocklist:
         if packages:
             texts += [normalization.symbols(text) for *_, text in replacements]
             committed = commit_phrases(collected, records, normalization, texts, packages)
+        pieces = compile_pieces(
+            _budgeted(budgeted, records, normalization),
+            lambda symbols, width: free.in_bytes.contains(symbols.astype(np.uint32), width),
+        )
+        counted = {records[int(owner)].id for group in pieces for owner in group.counted()} if too_short else ()
+        too_short = [name for name in too_short if name not in counted]
         report = CompileReport(counts["phrase"], counts["quote"], too_short, waived, committed, replacements)
-        blocklist = cls._assemble(collected, records, normalization, report)
-        if not len(blocklist.automaton.patterns) and not allow_empty:
+        blocklist = cls._assemble(collected, records, normalization, report, pieces)
+        if not len(blocklist.automaton.patterns) and not counted and not allow_empty:
             raise ProdError(_no_patterns(len(blocklist), len(too_short), refused))
         return blocklist
 
@@ -204,6 +266,7 @@ class Blocklist:
         waived: dict[tuple[str, int, int], None] = {}
         committed: dict[tuple[str, str], None] = {}
         replacements: dict[tuple[str, str, str], None] = {}
+        pieces: list[tuple[tuple[Pieces, ...], NDArray[np.int64]]] = []
         for blocklist in blocklists:
             if blocklist.normalization != normalization:
                 raise ProdError(
@@ -212,6 +275,7 @@ class Blocklist:
                 )
             _require_memory(blocklist)
             renumbered = np.fromiter((records.add(info)[0] for info in blocklist.entries()), np.int64, len(blocklist))
+            pieces.append((blocklist.pieces, renumbered))
             owners = renumbered[blocklist._owners]
             indices = np.repeat(np.arange(len(blocklist._owner_starts) - 1), np.diff(blocklist._owner_starts))
             collected.extend(blocklist.automaton.spell(), indices, owners)
@@ -223,14 +287,20 @@ class Blocklist:
         report = CompileReport(
             phrases, len(records) - phrases, list(too_short), list(waived), list(committed), list(replacements)
         )
-        return cls._assemble(collected, records, normalization, report)
+        return cls._assemble(collected, records, normalization, report, merge_pieces(pieces))
 
     @classmethod
     def _assemble(
-        cls, collected: Collected, records: Records, normalization: Normalization, report: CompileReport
+        cls,
+        collected: Collected,
+        records: Records,
+        normalization: Normalization,
+        report: CompileReport,
+        pieces: tuple[Pieces, ...],
     ) -> Blocklist:
         patterns, owner_starts, owners = collected.drain()
-        blocklist = cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report)
+        report = replace(report, pieces=[group.piece for group in pieces])
+        blocklist = cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report, pieces)
         for entry_id, _, text in report.replacements:
             if found := next(blocklist.scan(text), None):
                 raise ProdError(
@@ -265,6 +335,7 @@ class Blocklist:
             "owners": self._owners,
             "records": self._records,
             "record_starts": self._record_starts,
+            **arrays_of(self.pieces),
         }
         write_artifact(path, meta, arrays)
 
@@ -297,14 +368,21 @@ class Blocklist:
     @classmethod
     def _of(cls, meta: dict[str, Any], arrays: dict[str, NDArray[Any]], *, verify: bool) -> Blocklist:
         """What the contents of a file say; a checksum does not tell who wrote them."""
-        if not (are_laid_out(arrays, _LAYOUT) and len(arrays["record_starts"]) and _is_meta(meta)):
+        if not (
+            are_laid_out(arrays, _LAYOUT)
+            and len(arrays["record_starts"])
+            and _is_meta(meta)
+            and are_laid_out(arrays, layout_of(meta["report"].get("pieces", ())))
+        ):
             raise ProdError("it has arrays or settings that no compiler writes: compile the blocklist again")
         automaton = Automaton(**{name: arrays[name] for name in LAYOUT}, longest=meta["longest"])
         report = meta["report"]
+        pieces = pieces_from(arrays, report.get("pieces", ()))
         if verify:
             automaton.validate()
             entries = len(arrays["record_starts"]) - 1
-            if report["phrases"] + report["documents"] != entries or not _are_owned(arrays, entries):
+            owned = _are_owned(arrays, entries) and all(group.validate(entries) for group in pieces)
+            if report["phrases"] + report["documents"] != entries or not owned:
                 raise ProdError("its entries and their patterns contradict each other: compile the blocklist again")
         return cls(
             automaton,
@@ -315,9 +393,10 @@ class Blocklist:
                 **{
                     **report,
                     "waived": [(entry_id, start, end) for entry_id, start, end in report["waived"]],
-                    **{name: [tuple(words) for words in report.get(name, ())] for name in _OPTIONAL},
+                    **{name: [tuple(words) for words in report.get(name, ())] for name in _WORDS},
                 }
             ),
+            pieces,
         )
 
     def __len__(self) -> int:
@@ -339,8 +418,15 @@ class Blocklist:
         return map(self.entry, range(len(self)))
 
     def ineffective(self) -> list[str]:
-        """The ids of entries that prohibit nothing: documents shorter than `max_quote`, or free code all over."""
-        return [self._id(number) for number in np.setdiff1d(np.arange(len(self)), self._owners).tolist()]
+        """The ids of entries that prohibit nothing: documents that are too short, or free code all over."""
+        owners = np.concatenate([self._owners, *(group.counted() for group in self.pieces)])
+        return [self._id(number) for number in np.setdiff1d(np.arange(len(self)), owners).tolist()]
+
+    def budgets(self) -> Iterator[Budget]:
+        """Of every document that has one, in the order of the lengths of pieces, then of compilation."""
+        for group in self.pieces:
+            for owner, budget, length in zip(group.owners, group.budgets, np.diff(group.starts) - 1, strict=True):
+                yield Budget(self.entry(int(owner)), int(budget), int(length))
 
     def unreached(self) -> list[str]:
         """The ids of entries whose replacement cannot be written: more than the last word of the phrase differs."""
@@ -374,7 +460,41 @@ class Blocklist:
             for entry_id, phrase, shared, text in self._replaced()
             if shared
         ]
-        return Matcher(self.automaton, self.normalization, vocabulary_of(tokenizer), self.entries_of, forks=forks)
+        return Matcher(
+            self.automaton,
+            self.normalization,
+            vocabulary_of(tokenizer),
+            self.entries_of,
+            forks=forks,
+            quotes=[(group, self._id) for group in self.pieces],
+        )
+
+    def quoted(self, text: str) -> list[Quoted]:
+        """What `text` has in common with each document that has a budget, those with the most characters first.
+
+        Args:
+            text: a whole text. Pieces in free code do not count.
+
+        Raises:
+            ProdError: `text` is no string, or no document has a budget, so that no pieces are kept.
+        """
+        codes = _codes(text)
+        if not self.pieces:
+            raise ProdError(
+                "expected documents with a budget, whose pieces are kept, got none: compile the blocklist with "
+                "--budget N (Entry(..., budget=N))"
+            )
+        symbols, origins = self.normalization.run(codes)
+        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+        found = []
+        for group in self.pieces:
+            for document, given, longest, runs in quotations(group, symbols):
+                starts, ends = origins[runs[:, 0]], origins[runs[:, 1] - 1] + 1
+                edges = (at - np.searchsorted(continuations, at) for at in (starts, ends))
+                length = int(group.starts[document + 1] - group.starts[document]) - 1
+                spans = list(zip(*(at.tolist() for at in edges), strict=True))
+                found.append(Quoted(self.entry(int(group.owners[document])), given, length, longest, spans))
+        return sorted(found, key=lambda one: (-one.characters, one.entry.id))
 
     def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
         """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
@@ -388,9 +508,7 @@ class Blocklist:
         Raises:
             ProdError: `text` is no string.
         """
-        if not isinstance(text, str):
-            raise ProdError(f"expected text as a string, got {type(text).__name__}: decode bytes, read files first")
-        codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        codes = _codes(text)
         if not unescape or "\\" not in text:
             yield from self._matches(Decoded.nothing(codes), codes)
             return
@@ -427,6 +545,13 @@ class Blocklist:
         return self._filter
 
 
+def _codes(text: str) -> NDArray[np.uint8]:
+    """The bytes of a text."""
+    if not isinstance(text, str):
+        raise ProdError(f"expected text as a string, got {type(text).__name__}: decode bytes, read files first")
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+
+
 def _is_meta(meta: dict[str, Any]) -> bool:
     report = meta.get("report")
     return (
@@ -435,7 +560,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and is_count(meta.get("longest"))
         and meta["longest"] < 1 << 31
         and isinstance(report, dict)
-        and report.keys() - _OPTIONAL.keys() == {"phrases", "documents", "too_short", "waived"}
+        and report.keys() - _OPTIONAL == {"phrases", "documents", "too_short", "waived"}
         and is_count(report["phrases"])
         and is_count(report["documents"])
         and isinstance(report["too_short"], list)
@@ -443,7 +568,8 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and isinstance(report["waived"], list)
         and all(isinstance(run, list) and len(run) == 3 and isinstance(run[0], str) for run in report["waived"])
         and all(is_count(start) and is_count(end) for _, start, end in report["waived"])
-        and all(_are_words(report.get(name, []), count) for name, count in _OPTIONAL.items())
+        and all(_are_words(report.get(name, []), count) for name, count in _WORDS.items())
+        and are_lengths(report.get("pieces", []))
     )
 
 
@@ -456,6 +582,21 @@ def _are_words(rows: object, count: int) -> bool:
         and all(word == word.encode("utf-8", "ignore").decode() for word in row[1:])
         for row in rows
     )
+
+
+def _watch_budgets(entries: Iterable[Entry], budgeted: dict[str, Entry]) -> Iterator[Entry]:
+    """The entries; of those that have a budget the first of each id goes into `budgeted` as well."""
+    for entry in entries:
+        if entry.budget is not None:
+            budgeted.setdefault(entry.name, entry)
+        yield entry
+
+
+def _budgeted(entries: Mapping[str, Entry], records: Records, normalization: Normalization) -> Iterator[Budgeted]:
+    """Those of the entries that were not refused."""
+    for number, info in enumerate(records) if entries else ():
+        if info.budget is not None and info.piece is not None:
+            yield Budgeted(number, normalization.symbols(entries[info.id].text), info.budget, info.piece)
 
 
 def _free(allow: Iterable[str], normalization: Normalization, kept: list[bytes] | None) -> Iterator[NDArray[np.uint32]]:

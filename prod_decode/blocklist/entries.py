@@ -7,7 +7,7 @@ import reprlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -19,9 +19,12 @@ Policy = Literal["phrase", "quote"]
 Boundary = Literal["start", "both", "none"]
 
 DEFAULT_MAX_QUOTE = 120
+DEFAULT_PIECE = 24
 SHORTEST_PATTERN = 3
 # An anchor is half as wide.
 SHORTEST_QUOTE = 2 * SHORTEST_PATTERN
+# Shorter runs are in every text.
+SHORTEST_PIECE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Entry:
             is found only where that word ends, and one that begins with a blank and a word only where the word begins,
             whatever `boundary` says.
         id: its name in reports; default: the text of a short phrase, else the policy and a hash of the text.
-        source: where it comes from, for people: a URL, a licence, a ticket.
+        source: where it comes from, for people: a URL, a path, a ticket.
         policy: `phrase`: the string may not be completed. `quote`: no verbatim run of `max_quote` normalised characters
             or more from this document.
         max_quote: for `quote` only, in characters; default 120.
@@ -44,6 +47,13 @@ class Entry:
             `prod_decode.command.costs`.
         replacement: for `phrase` only: what to write instead. It can be reached at decode time where it differs from
             the phrase in the last word and not before, as `np.trapezoid(` does from `np.trapz(`.
+        budget: for `quote` only: how many of the document's normalised characters one output may give away in pieces,
+            each counted once; then it may write no piece that would give away more. A document of fewer than four times
+            that has a quarter of its length. Characters outside ASCII count as their bytes in UTF-8. Default: any
+            number, in runs below `max_quote`.
+        piece: for `quote` with a budget only: the shortest run of normalised characters that counts, below `max_quote`;
+            default 24.
+        license: under which licence the text is, for people: an SPDX id such as `GPL-3.0-only`.
     """
 
     text: str
@@ -54,11 +64,15 @@ class Entry:
     boundary: Boundary | None = None
     cost: tuple[float, ...] | None = field(default=None, repr=False)
     replacement: str | None = None
+    budget: int | None = None
+    piece: int | None = None
+    license: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise ProdError(f"expected text to be a string, got {type(self.text).__name__}")
-        for name, value in (("id", self.id), ("source", self.source), ("replacement", self.replacement)):
+        for name in ("id", "source", "replacement", "license"):
+            value = getattr(self, name)
             if not isinstance(value, (str, type(None))):
                 raise ProdError(f"expected {name} to be a string, got {reprlib.repr(value)}")
         if self.policy not in ("phrase", "quote"):
@@ -82,8 +96,28 @@ class Entry:
                 f"{self.label}: expected max_quote to be a whole number of at least {SHORTEST_QUOTE} "
                 f"characters, got {reprlib.repr(self.max_quote)}"
             )
+        self._check_budget()
         if self.cost is not None:
             self._check_cost(self.cost)
+
+    def _check_budget(self) -> None:
+        for name, value in (("budget", self.budget), ("piece", self.piece)):
+            if value is not None and self.policy == "phrase":
+                raise ProdError(f"{self.label}: {name} belongs to policy 'quote', this is a 'phrase': drop one")
+            least = 1 if name == "budget" else SHORTEST_PIECE
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ProdError(
+                    f"{self.label}: expected {name} to be a whole number of at least {least} characters, got "
+                    f"{reprlib.repr(value)}"
+                )
+        if self.piece is not None and self.budget is None:
+            raise ProdError(f"{self.label}: piece belongs to a budget, and there is none: give one, or drop piece")
+        piece, limit = self.piece or DEFAULT_PIECE, self.max_quote or DEFAULT_MAX_QUOTE
+        if self.budget is not None and piece >= limit:
+            raise ProdError(
+                f"{self.label}: expected pieces shorter than max_quote, since longer runs are not written at all, got "
+                f"piece {piece} and max_quote {limit}: lower piece"
+            )
 
     def _check_cost(self, cost: tuple[float, ...]) -> None:
         if self.policy == "phrase":
@@ -122,14 +156,36 @@ _KEYS = {field.name for field in fields(Entry)} - {"cost"}
 _FACTS = {"instead", "library", "since", "gone", "cwe"}
 
 
-def entry_from(record: dict[str, Any], place: str, max_quote: int | None, boundary: Boundary | None) -> Entry:
+class Defaults(NamedTuple):
+    """What entries have that do not say.
+
+    Attributes:
+        boundary: of a `phrase`.
+        max_quote: of a `quote`; so are the others.
+        budget: see `Entry`.
+        piece: only with a budget.
+    """
+
+    boundary: Boundary | None = None
+    max_quote: int | None = None
+    budget: int | None = None
+    piece: int | None = None
+
+    def of(self, policy: object, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of an `Entry`, those that are given and those that are not."""
+        if policy != "quote":
+            return {"boundary": self.boundary, **given}
+        quoting = {"max_quote": self.max_quote, "budget": self.budget, **given}
+        return {"piece": self.piece if quoting["budget"] is not None else None, **quoting}
+
+
+def entry_from(record: dict[str, Any], place: str, defaults: Defaults) -> Entry:
     """The entry that a JSON object describes; `place` is its source, and begins messages.
 
     Args:
         record: the object.
         place: `file:line`.
-        max_quote: for a `quote` that names none.
-        boundary: for a `phrase` that names none.
+        defaults: for what it does not name.
 
     Raises:
         ProdError: it describes none.
@@ -144,15 +200,13 @@ def entry_from(record: dict[str, Any], place: str, max_quote: int | None, bounda
         )
     if "text" not in record:
         raise ProdError(f"{place}: expected a key 'text', got {', '.join(sorted(record)) or 'an empty object'}")
-    for key in ("id", "source", "replacement", *sorted(_FACTS)):
+    for key in ("id", "source", "replacement", "license", *sorted(_FACTS)):
         if not isinstance(record.get(key), (str, type(None))):
             raise ProdError(f"{place}: expected {key!r} to be a string, got {reprlib.repr(record[key])}")
     if not isinstance(record["text"], str):
         raise ProdError(f"{place}: expected 'text' to be a string, got {reprlib.repr(record['text'])}")
-    policy = record.get("policy") or "phrase"
-    defaults = {"max_quote": max_quote} if policy == "quote" else {"boundary": boundary}
     given = {key: value for key, value in record.items() if value is not None and key in _KEYS}
-    return Entry(**{"source": place, **defaults, **given})
+    return Entry(**{"source": place, **defaults.of(record.get("policy"), given)})
 
 
 def _meant(value: object, known: tuple[str, ...]) -> str:
@@ -161,7 +215,7 @@ def _meant(value: object, known: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EntryInfo:
-    """What a compiled blocklist keeps of an entry: all but a document's text."""
+    """What a compiled blocklist keeps of an entry, as it was asked for: all but its text."""
 
     id: str
     source: str | None
@@ -169,6 +223,9 @@ class EntryInfo:
     max_quote: int | None
     boundary: Boundary | None
     fingerprint: str
+    budget: int | None = None
+    piece: int | None = None
+    license: str | None = None
 
     @classmethod
     def of(cls, entry: Entry) -> EntryInfo:
@@ -181,6 +238,9 @@ class EntryInfo:
             max_quote=(entry.max_quote or DEFAULT_MAX_QUOTE) if quote else None,
             boundary=None if quote else entry.boundary or "start",
             fingerprint=xxhash.xxh3_64_hexdigest(entry.text.encode("utf-8", "surrogatepass")),
+            budget=entry.budget,
+            piece=None if entry.budget is None else entry.piece or DEFAULT_PIECE,
+            license=entry.license,
         )
 
 
@@ -226,8 +286,8 @@ class Records:
 
 
 def _require_equal(first: EntryInfo, second: EntryInfo) -> None:
-    """Two lists may prohibit the same thing for their own reasons: everything but the source must agree."""
-    if first != replace(second, source=first.source):
+    """Two lists may prohibit the same thing for their own reasons: all must agree but source and licence."""
+    if first != replace(second, source=first.source, license=first.license):
         raise ProdError(
             f"two different entries have the id {first.id!r} (sources {first.source!r} and {second.source!r}): "
             "give each its own id"
@@ -237,6 +297,9 @@ def _require_equal(first: EntryInfo, second: EntryInfo) -> None:
 def pack(info: EntryInfo) -> bytes:
     """A record as bytes."""
     fields = [info.id, info.fingerprint, info.policy, info.max_quote or info.boundary, info.source]
+    # Without these, versions that do not know them can read it.
+    if more := [info.budget, info.piece, info.license] if info.budget or info.license else []:
+        fields += more
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
@@ -252,19 +315,27 @@ def unpack(packed: bytes) -> EntryInfo:
     Raises:
         ProdError: `pack` did not make it.
     """
-    entry_id, fingerprint, policy, detail, source = _fields(packed)
-    quote = policy == "quote"
-    return EntryInfo(entry_id, source, policy, detail if quote else None, None if quote else detail, fingerprint)
+    entry_id, fingerprint, policy, detail, source, *more = _fields(packed)
+    limit, boundary = (detail, None) if policy == "quote" else (None, detail)
+    return EntryInfo(entry_id, source, policy, limit, boundary, fingerprint, *more)
 
 
 def _fields(packed: bytes) -> list[Any]:
     try:
         fields = json.loads(packed.decode("utf-8", "surrogatepass"))
-        entry_id, fingerprint, policy, detail, source = fields
+        entry_id, fingerprint, policy, detail, source, *more = fields
+        budget, piece, license_ = more or (None, None, None)
     except (ValueError, TypeError, RecursionError):
         raise ProdError("the record of an entry is damaged: compile the blocklist again") from None
     strings = isinstance(entry_id, str) and isinstance(fingerprint, str) and (source is None or isinstance(source, str))
-    quote = policy == "quote" and isinstance(detail, int) and not isinstance(detail, bool)
-    if not (strings and (quote or (policy == "phrase" and detail in ("start", "both", "none")))):
+    strings = strings and (license_ is None or isinstance(license_, str))
+    quote = policy == "quote" and _is_size(detail)
+    phrase = policy == "phrase" and detail in ("start", "both", "none")
+    budgeted = (quote and _is_size(budget) and _is_size(piece)) or (budget is None and piece is None)
+    if not (strings and budgeted and (quote or phrase)):
         raise ProdError("the record of an entry is damaged: compile the blocklist again")
     return fields  # type: ignore[no-any-return]
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prod_decode.blocklist.entries import Boundary, Entry, entry_from
+from prod_decode.blocklist.entries import Boundary, Defaults, Entry, entry_from
 from prod_decode.blocklist.ready import LIST, READY, Targets, list_named, read_list, require_list
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
 from prod_decode.errors import Mistakes, ProdError, one_line
@@ -34,6 +34,9 @@ _WIDE = tuple(mark for mark, encoding in _MARKS.items() if encoding != "utf-8-si
 _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _NO_LATIN_1 = re.compile(r"[\x80-\x9f]")  # control characters, which no Latin-1 text has
 
+# An expression: ids, `AND`, `OR`, `WITH` and brackets (SPDX specification 2.3, annex E).
+_SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([\w.+:()-]+(?:[ \t]+(?:AND|OR|WITH)[ \t]+[\w.+:()-]+)*)")
+
 _COMMENT = re.compile(r"\s*# ")
 
 _log = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ def read_entries(
     *,
     max_quote: int | None = None,
     boundary: Boundary | None = None,
+    budget: int | None = None,
+    piece: int | None = None,
     skipped: Skipped | None = None,
     leave_out: Collection[str | os.PathLike[str]] = (),
     targets: Targets | None = None,
@@ -55,17 +60,20 @@ def read_entries(
 
     `list:NAME` is a list that comes with the package, see `read_list`.
 
-    A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source policy
-    max_quote boundary replacement`, and what only people read, `instead library since gone cwe`. A named `.txt` file
-    has one phrase per line; lines end with LF or CRLF, blank ones are left out, and nothing is stripped. There are no
-    comments: of lines that look like one a warning is logged. Capitals in a suffix make no difference. Any other file
-    is one `quote` entry, and so is every file in a directory, a `.txt` file too: `LICENSE.txt` is no list. A directory
-    of nothing but lists is refused, and so is a named `.json` file with entries in it.
+    A named `.jsonl` or `.ndjson` file has one entry per line, an object with `text` and optionally `id source license
+    policy max_quote budget piece boundary replacement`, and what only people read, `instead library since gone cwe`. A
+    named `.txt` file has one phrase per line; lines end with LF or CRLF, blank ones are left out, and nothing is
+    stripped. There are no comments: of lines that look like one a warning is logged. Capitals in a suffix make no
+    difference. Any other file is one `quote` entry, and so is every file in a directory, a `.txt` file too:
+    `LICENSE.txt` is no list. Its licence is what its first `SPDX-License-Identifier:` says. A directory of nothing but
+    lists is refused, and so is a named `.json` file with entries in it.
 
     Args:
         paths: files and directories, or `list:NAME`.
         max_quote: for `quote` entries that name none.
         boundary: for `phrase` entries that name none.
+        budget: for `quote` entries that name none.
+        piece: for `quote` entries with a budget that name none.
         skipped: told of what is in a directory and cannot be read as text, and why; without, it is an error. A path
             that is named is never skipped.
         leave_out: files that are no sources, wherever they lie.
@@ -82,17 +90,18 @@ def read_entries(
             return
         kind = path.suffix.lower()
         if mode_of(path) == stat.S_IFDIR:
-            yield from _documents(path, max_quote, skipped or mistakes.add, leave_out)
+            yield from _documents(path, defaults, skipped or mistakes.add, leave_out)
         elif kind in JSON_LISTS:
-            yield from _listed(path, mistakes, lambda at, line: entry_from(_object(at, line), at, max_quote, boundary))
+            yield from _listed(path, mistakes, lambda at, line: entry_from(_object(at, line), at, defaults))
         elif kind in PHRASE_LISTS:
             yield from _watch_comments(_listed(path, mistakes, lambda at, line: _phrase(at, line, boundary)))
         else:
             text = decode_loosely(_read(path), path)
             if kind == ".json" and _has_entries(text):
                 raise ProdError(f"{path} has entries in it, which are read from .jsonl files, one a line: convert it")
-            yield _document(path, text, max_quote)
+            yield _document(path, text, defaults)
 
+    defaults = Defaults(boundary, max_quote, budget, piece)
     mistakes = Mistakes()
     yield from _from_each(paths, mistakes, entries_of, _source)
 
@@ -196,14 +205,16 @@ def _watch_comments(phrases: Iterator[Entry]) -> Iterator[Entry]:
         _log.warning("%s: %s: %s; remove it, or keep it as a .jsonl entry", found[0].source, told, shown)
 
 
-def _document(path: Path, text: str, max_quote: int | None) -> Entry:
+def _document(path: Path, text: str, defaults: Defaults) -> Entry:
     if not text.strip():
         raise ProdError(f"{path} is empty, expected a document to protect")
-    return Entry(text, id=path.as_posix(), source=path.as_posix(), policy="quote", max_quote=max_quote)
+    name, found = path.as_posix(), _SPDX.search(text)
+    license_ = found[1] if found else None
+    return Entry(text, policy="quote", **defaults.of("quote", {"id": name, "source": name, "license": license_}))
 
 
 def _documents(
-    folder: Path, max_quote: int | None, skipped: Skipped, leave_out: Collection[str | os.PathLike[str]]
+    folder: Path, defaults: Defaults, skipped: Skipped, leave_out: Collection[str | os.PathLike[str]]
 ) -> Iterator[Entry]:
     """One for each file of a directory that has text."""
     files = list(files_below(folder, skipped, leave_out))
@@ -219,7 +230,7 @@ def _documents(
     for file, text in _texts(files, skipped, binary=False):
         if text.strip():
             count += 1
-            yield _document(file, text, max_quote)
+            yield _document(file, text, defaults)
     if files and not count:
         skipped(f"{folder} has no text in it")
 

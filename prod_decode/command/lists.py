@@ -59,6 +59,19 @@ def add_to(commands: Commands) -> None:
         help="characters of a document that may not be quoted in a row (default 120)",
     )
     add.add_argument(
+        "--budget",
+        type=positive(int),
+        metavar="N",
+        help="characters of one document that an output may give away in pieces, each counted once, and at most a "
+        "quarter of the document; then it may write no piece that gives away more (default: no limit)",
+    )
+    add.add_argument(
+        "--piece",
+        type=positive(int),
+        metavar="N",
+        help="with a budget: characters in a row that count as a piece (default 24)",
+    )
+    add.add_argument(
         "--boundary",
         choices=["start", "both", "none"],
         help="at which ends a phrase must be a whole word, for entries that do not say (default: start); with "
@@ -129,7 +142,7 @@ def add_to(commands: Commands) -> None:
 
 def _compile(options: argparse.Namespace) -> int:
     from prod_decode.blocklist.blocklist import Blocklist
-    from prod_decode.blocklist.entries import SHORTEST_QUOTE
+    from prod_decode.blocklist.entries import SHORTEST_PIECE, SHORTEST_QUOTE
     from prod_decode.blocklist.ready import Targets, list_named
     from prod_decode.blocklist.sources import read_entries, read_texts, require_sources
     from prod_decode.storage.artifact import require_output
@@ -137,6 +150,8 @@ def _compile(options: argparse.Namespace) -> int:
 
     if options.max_quote is not None and options.max_quote < SHORTEST_QUOTE:
         raise ProdError(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
+    if options.piece is not None and options.piece < SHORTEST_PIECE:
+        raise ProdError(f"--piece: expected at least {SHORTEST_PIECE} characters, got {options.piece}")
     require_output(options.output, [*options.sources, *options.allow])
     require_sources(options.sources, options.allow)
     targets = Targets(options.target)
@@ -149,6 +164,8 @@ def _compile(options: argparse.Namespace) -> int:
     entries = read_entries(
         options.sources,
         max_quote=options.max_quote,
+        budget=options.budget,
+        piece=options.piece,
         boundary=options.boundary,
         skipped=skipped,
         leave_out=[options.output, *_kept_parts(options.parts, [*files, *options.allow])],
@@ -188,12 +205,22 @@ def _tell_unused(options: argparse.Namespace, blocklist: Blocklist) -> None:
     """Which options had no effect: a slip, or sources that are not what somebody takes them for."""
     report = blocklist.report
     allow = None if options.allow_names else options.allow  # commit points heed it
-    given = {"--max-quote": options.max_quote, "--allow": allow, "--model": options.model}
+    given = {
+        "--max-quote": options.max_quote,
+        "--budget": options.budget,
+        "--piece": options.piece,
+        "--allow": allow,
+        "--model": options.model,
+    }
     without = [name for name, value in given.items() if value] if not report.documents else []
     if without:
         note(f"no effect: {', '.join(without)}: for documents, and the sources have phrases alone")
     elif options.max_quote and all(info.max_quote != options.max_quote for info in blocklist.entries()):
         note("no effect: --max-quote: every document has a max_quote of its own")
+    if report.documents and options.budget and all(info.budget != options.budget for info in blocklist.entries()):
+        note("no effect: --budget: every document has a budget of its own")
+    if report.documents and options.piece and all(info.piece != options.piece for info in blocklist.entries()):
+        note("no effect: --piece: no document has a budget without a piece of its own; give --budget")
     if options.boundary and not report.phrases:
         note("no effect: --boundary: for phrases, and the sources have documents alone")
     elif options.boundary and all(info.boundary != options.boundary for info in blocklist.entries()):
@@ -276,8 +303,10 @@ def _save(blocklist: Blocklist, path: str) -> None:
     """Write it and say what it is. The work is done then: an output that cannot take the line is not a failure."""
     blocklist.save(path)
     report = blocklist.report
+    budgets = sum(1 for _ in blocklist.budgets())
     line = (
-        f"{path}: {report.phrases:,} phrases, {report.documents:,} documents, "
+        f"{path}: {report.phrases:,} phrases, {report.documents:,} documents"
+        f"{f' ({budgets:,} with a budget)' if budgets else ''}, "
         f"{len(blocklist.automaton.patterns):,} patterns, {len(blocklist.automaton):,} nodes, "
         f"{Path(path).stat().st_size:,} bytes"
     )
@@ -357,6 +386,10 @@ def _info(options: argparse.Namespace) -> int:
         "waived": [{"entry": entry_id, "start": start, "end": end} for entry_id, start, end in report.waived],
         "commit_points": [{"entry": entry_id, "text": text} for entry_id, text in report.commit_points],
         "replacements": [{"entry": entry_id, "replacement": text} for entry_id, _, text in report.replacements],
+        "budgets": [
+            {"entry": entry.id, "characters": characters, "length": length, "piece": entry.piece}
+            for entry, characters, length in blocklist.budgets()
+        ],
     }
     if options.entries:
         facts["entries"] = [asdict(info) for info in blocklist.entries()]
@@ -381,6 +414,8 @@ def _info(options: argparse.Namespace) -> int:
     print(f"{'waived runs':16} {len(report.waived)}")
     print(f"{'commit points':16} {len(report.commit_points)}")
     print(f"{'replacements':16} {len(report.replacements)}")
+    print(f"{'budgets':16} {len(facts['budgets'])}")
+    budgets = {entry.id: (characters, length) for entry, characters, length in blocklist.budgets()}
     points = dict(report.commit_points)
     instead = {entry_id: text for entry_id, _, text in report.replacements}
     for info in blocklist.entries() if options.entries else ():
@@ -389,5 +424,10 @@ def _info(options: argparse.Namespace) -> int:
             detail += f", banned from {points[info.id]!r} on"
         if info.id in instead:
             detail += f", replaced by {instead[info.id]!r}"
+        if info.id in budgets:
+            characters, length = budgets[info.id]
+            detail += f", budget {characters:,} of {length:,} in pieces of {info.piece}"
+        if info.license:
+            detail += f", {info.license}"
         print(one_line(f"  {info.id}  {info.policy}, {detail}, from {info.source or 'unknown'}"))
     return 0

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prod_decode.blocklist.blocklist import Match
 from prod_decode.command.options import FOUND, READ, Uncovered, add_coverage, load
 from prod_decode.command.page import Html, beginning, element, join, page, table, warning, write_page
 from prod_decode.command.render import Span, mark_prohibited, to_html
@@ -20,7 +21,8 @@ from prod_decode.command.terminal import note, read_stdin, to_json
 from prod_decode.errors import ProdError, brief, one_line
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist.blocklist import Blocklist, Match
+    from prod_decode.blocklist.blocklist import Blocklist, Quoted
+    from prod_decode.blocklist.entries import EntryInfo
     from prod_decode.blocklist.selection import Selection
     from prod_decode.command.options import Commands
 
@@ -71,6 +73,12 @@ def add_to(commands: Commands) -> None:
         "as `*.lock` and `vendor` are; one with a slash with the path below PATH and with the path as it is printed, "
         "as `docs/*.md` is. `*` stands for slashes too. Give it again for another pattern",
     )
+    add.add_argument(
+        "--quoted",
+        action="store_true",
+        help="also show how much of each document with a budget (`compile --budget`) stands in a file, in pieces; exit "
+        "status 1 also if that is more than its budget",
+    )
     add.add_argument("--verify", action="store_true", help="count again with pyahocorasick and compare")
     add_coverage(add, "stop at the first file that cannot be read as text")
     add.set_defaults(run=_scan)
@@ -85,38 +93,49 @@ def _scan(options: argparse.Namespace) -> int:
         paths = [path for path in options.paths if path != "-"]
         require_output(options.html, [options.file, *paths], replaces=(beginning(COMMAND), "page of a scan"))
     blocklist = load(options.file)
+    if options.quoted and not blocklist.pieces:
+        raise ProdError(
+            f"--quoted: expected a blocklist with budgets, got {options.file}, which has none: compile it with --budget"
+        )
+    budgets = {found.entry.id: found.characters for found in blocklist.budgets()} if options.quoted else {}
     places_of = Places(blocklist).of
     auditor = Auditor(blocklist) if options.verify else None
     uncovered = Uncovered(options)
     findings = None if options.html is None else Findings()
     selection = Selection(options.exclude)
-    total = files = 0
+    total = files = over = 0
     for path, text in _inputs(options.paths, uncovered, [options.file, *filter(None, [options.html])], selection):
         files += 1
         unescape = Path(path).suffix.lower() in JSON if options.escapes is None else options.escapes
         matches = list(blocklist.scan(text, unescape=True) if unescape else blocklist.scan(text))
         places = places_of(text, matches, unescape=unescape)
         total += len(places)
-        ends = [found.start() for found in re.finditer("\n", text)] if places else []
+        quoted = blocklist.quoted(text) if options.quoted else []
+        ends = [found.start() for found in re.finditer("\n", text)] if places or quoted else []
         for place in places:
             _print_place(path, text, ends, place, as_json=options.json)
+        for one in quoted:
+            _print_quoted(path, ends, one, budgets[one.entry.id], as_json=options.json)
+            over += one.characters > budgets[one.entry.id]
         for audited, found in _to_verify(blocklist, text, matches, unescape=unescape) if auditor else ():
             if auditor and (difference := auditor.compare(audited, (match.entry_id for match in found))):
                 raise ProdError(f"{path}: {difference}; please report this as a bug")
         if findings is not None:
             findings.add(path, text, ends, places)
+            findings.add_quoted(path, text, ends, quoted)
         elif getattr(sys.stdout, "is_gone", False):
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
     excluded = _excluded(selection)
-    note(f"prohibited places: {total}, files: {files}{left}{excluded}{verified}")
+    beyond = f", documents quoted beyond their budget: {over}" if options.quoted else ""
+    note(f"prohibited places: {total}, files: {files}{beyond}{left}{excluded}{verified}")
     for pattern in selection.unused():
         note(f"no effect: --exclude {pattern}: nothing was excluded by it")
     if findings is not None:
         write_page(options.html, findings.page(blocklist, options.file, files, uncovered, f"{verified}{excluded}"))
         note(f"the page: {options.html}")
-    return FOUND if total else uncovered.status
+    return FOUND if total or over else uncovered.status
 
 
 def _to_verify(
@@ -243,6 +262,42 @@ def _print_place(path: str, text: str, ends: Sequence[int], place: Match, *, as_
         print(one_line(f"{path}:{line}:{column}: {place.entry_id}{lines}: {shown}"))
 
 
+def _print_quoted(path: str, ends: Sequence[int], quoted: Quoted, budget: int, *, as_json: bool) -> None:
+    entry = quoted.entry
+    lines = [(_position(ends, start)[0], _position(ends, max(start, end - 1))[0]) for start, end in quoted.spans]
+    if as_json:
+        record = {
+            "path": path,
+            "quoted": entry.id,
+            "characters": quoted.characters,
+            "length": quoted.length,
+            "share": round(quoted.share, 4),
+            "longest": quoted.longest,
+            "budget": budget,
+            "source": entry.source,
+            "license": entry.license,
+            "runs": [
+                {"start": start, "end": end, "line": line, "end_line": last}
+                for (start, end), (line, last) in zip(quoted.spans, lines, strict=True)
+            ],
+        }
+        print(to_json(record))
+        return
+    shown = [f"{line}-{last}" if last > line else str(line) for line, last in lines]
+    print(
+        one_line(
+            f"{path}: quotes {quoted.characters:,} of {quoted.length:,} characters ({quoted.share:.1%}, budget "
+            f"{budget:,}) of {entry.id}{_origin(entry)}; longest run {quoted.longest:,}; lines {_named(shown)}"
+        )
+    )
+
+
+def _origin(entry: EntryInfo) -> str:
+    """The licence and the source of an entry, where it has them."""
+    known = [entry.license, entry.source if entry.source != entry.id else None]
+    return f" ({', '.join(filter(None, known))})" if any(known) else ""
+
+
 @dataclass
 class Excerpt:
     """Lines `first` to `last` of a text, from 0, and the places that begin in them."""
@@ -259,6 +314,7 @@ class Findings:
         self._by_entry: Counter[str] = Counter()
         self._by_file: dict[str, int] = {}
         self._sections: list[Html] = []
+        self._quoted: list[tuple[str, Quoted]] = []
         self._room = MOST_PLACES
 
     def add(self, path: str, text: str, ends: Sequence[int], matches: Sequence[Match]) -> None:
@@ -273,6 +329,15 @@ class Findings:
             figures = [_figure(text, ends, excerpt) for excerpt in excerpts(text, ends, shown)]
             heading = element("h2", element("code", path))
             self._sections.append(element("section", heading, *figures, id=f"file-{len(self._sections) + 1}"))
+
+    def add_quoted(self, path: str, text: str, ends: Sequence[int], quoted: Sequence[Quoted]) -> None:
+        """What a file has of documents with a budget."""
+        self._quoted += [(path, one) for one in quoted]
+        shown = [Match(start, end, one.entry.id) for one in quoted for start, end in one.spans][: self._room]
+        self._room -= len(shown)
+        if shown:
+            figures = [_figure(text, ends, excerpt) for excerpt in excerpts(text, ends, shown)]
+            self._sections.append(element("section", element("h2", "Quoted in ", element("code", path)), *figures))
 
     def page(self, blocklist: Blocklist, name: str, files: int, uncovered: Uncovered, verified: str) -> str:
         """All of it as HTML.
@@ -294,7 +359,10 @@ class Findings:
             listed = element("ul", *(element("li", why) for why in uncovered.reasons[:MOST_ROWS]))
             parts += [warning(element("strong", f"Not covered: {uncovered.count:,}")), listed]
         if total:
-            parts += [self._entries(blocklist), *self._files(), *self._sections]
+            parts += [self._entries(blocklist), *self._files()]
+        if self._quoted:
+            parts.append(self._quotations())
+        parts += self._sections
         if total > MOST_PLACES:
             parts.append(warning(f"{total - MOST_PLACES:,} more places are not shown here: --json lists them all."))
         return page(COMMAND, title, lead, *parts)
@@ -306,6 +374,22 @@ class Findings:
             for name, count in self._by_entry.most_common(MOST_ROWS)
         ]
         return join(table(["entry", "places", "source"], rows, heads=1), *_more(len(self._by_entry), "entries"))
+
+    def _quotations(self) -> Html:
+        heads = ["file", "quotes", "characters", "share", "longest run", "licence", "source"]
+        rows = [
+            (
+                path,
+                element("code", brief(one.entry.id)),
+                f"{one.characters:,} of {one.length:,}",
+                f"{one.share:.1%}",
+                f"{one.longest:,}",
+                one.entry.license or "",
+                one.entry.source or "",
+            )
+            for path, one in sorted(self._quoted, key=lambda item: -item[1].characters)[:MOST_ROWS]
+        ]
+        return join(table(heads, rows, heads=2), *_more(len(self._quoted), "documents"))
 
     def _files(self) -> Iterator[Html]:
         if len(self._by_file) > 1:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.match.matcher import Matcher
-from prod_decode.match.tracker import TextTracker
-from prod_decode.match.unescaped import UnescapedMatcher, UnescapedTracker
+from prod_decode.match.trackers import Tracker
+from prod_decode.match.unescaped import UnescapedMatcher
 from prod_decode.tokens.vocabulary import UNKNOWN
 
 _M = TypeVar("_M", Matcher, Matcher | UnescapedMatcher)
@@ -66,7 +66,7 @@ class Request:
 class Followed:
     """A matcher's tracker, and the rows of the batch that its rows are, int64 [n], ascending."""
 
-    tracker: TextTracker | UnescapedTracker
+    tracker: Tracker
     rows: NDArray[np.int64]
 
 
@@ -204,7 +204,7 @@ def _taken(
     """The tracker for `rows`, with what it knew of those that came from a row `before`."""
     sources = np.full(len(rows), -1, np.int64)
     if followed is None:
-        tracker: TextTracker | UnescapedTracker = matcher.track()
+        tracker: Tracker = matcher.track()
     else:
         tracker, old = followed.tracker, before[rows]
         places = np.minimum(np.searchsorted(followed.rows, old), len(followed.rows) - 1)

@@ -23,6 +23,9 @@ from prod_decode.match.automaton import (
 )
 from prod_decode.match.tables import Tables
 from prod_decode.match.tracker import TextTracker
+from prod_decode.match.trackers import Combined, Tracker
+from prod_decode.quotes.pieces import Pieces
+from prod_decode.quotes.tracker import BoundPieces
 from prod_decode.storage.jit import jit
 from prod_decode.text.normalize import (
     AFTER_BREAK,
@@ -74,7 +77,18 @@ class Matcher:
         {t for t in range(len(vocabulary)) if t completes a pattern that was not complete before it}
 
     and every id that the vocabulary does not know. A special token may complete one with the text that is shown for it;
-    once it stands there, a state has the text without it. `track` follows the other readings of a text as well.
+    once it stands there, a state has the text without it. `track` follows the other readings of a text as well, and
+    what it has given away of documents with a budget, which a state does not know.
+
+    Attributes:
+        vocabulary: the tokens.
+        normalization: of texts and patterns.
+        automaton: the patterns.
+        table: the tokens, normalised.
+        tables: what kernels take of both.
+        ends: bool [256], the symbols before which a word may end.
+        forks: where replacements can be written.
+        quotes: the pieces of documents with a budget, and what names the entry of a number.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class Matcher:
         entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
         ends: NDArray[np.bool_] = WORD_ENDS,
         forks: Sequence[Fork] = (),
+        quotes: Sequence[tuple[Pieces, Callable[[int], str]]] = (),
     ) -> None:
         self.vocabulary = vocabulary
         self.normalization = normalization
@@ -93,6 +108,7 @@ class Matcher:
         self.table = vocabulary.table(normalization)
         self.ends = ends
         self.forks = tuple(forks)
+        self.quotes = tuple(quotes)
         self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
@@ -148,11 +164,20 @@ class Matcher:
             self._entries_of,
             self.ends if ends is None else ends,
             self.forks,
+            self.quotes,
         )
 
-    def track(self) -> TextTracker:
-        """A tracker of a batch of texts, without rows at first."""
-        return TextTracker(self)
+    def track(self) -> Tracker:
+        """A tracker of a batch of texts, without rows at first: of all their readings, and of their budgets."""
+        readings = TextTracker(self)
+        if not self.quotes:
+            return readings
+        return Combined([readings, *(bound.track() for bound in self._bound_quotes)])
+
+    @cached_property
+    def _bound_quotes(self) -> list[BoundPieces]:
+        """The pieces of documents, each with the tokens."""
+        return [BoundPieces(pieces, self.table, self.vocabulary.kinds, name_of) for pieces, name_of in self.quotes]
 
     def __len__(self) -> int:
         """The number of token ids."""

@@ -135,7 +135,7 @@ class UnescapedMatcher:
 
 
 class UnescapedTracker:
-    """The outputs of a batch, decoded, and the tokens that complete a pattern; used as a `TextTracker` is.
+    """The outputs of a batch, decoded, and the tokens that complete a pattern; used as any `Tracker` is.
 
     What stands in the prompt is not looked at: an output is decoded as if it began outside of an escape.
     """
@@ -159,7 +159,7 @@ class UnescapedTracker:
         return bool(self.closed.any())
 
     def read(self, rows: NDArray[np.int64], texts: Sequence[NDArray[np.int64]], prompts: NDArray[np.int64]) -> None:
-        """Read whole texts, as `TextTracker.read`."""
+        """Read whole texts, as `Tracker.read`."""
         if len(rows) and (most := int(rows.max()) + 1) > len(self):
             self.take(np.concatenate((np.arange(len(self)), np.full(most - len(self), -1))))
         for row, text, prompt in zip(rows.tolist(), texts, prompts.tolist(), strict=True):
@@ -171,7 +171,7 @@ class UnescapedTracker:
         _advance(*self.matcher.text, self._states, self._escapes, tokens)
 
     def take(self, sources: NDArray[np.int64]) -> None:
-        """Rows come, go, move, are copied, as `TextTracker.take`."""
+        """Rows come, go, move, are copied, as `Tracker.take`."""
         old = sources >= 0
         states, escapes = np.full(len(sources), _START, np.int64), np.full(len(sources), OUTSIDE, np.int64)
         states[old], escapes[old] = self._states[sources[old]], self._escapes[sources[old]]
@@ -202,37 +202,6 @@ class UnescapedTracker:
         if self._states[row] == _UNREADABLE:
             return []
         return self.matcher.blame(int(self._states[row]), int(self._escapes[row]), token_id)
-
-
-class BothTrackers:
-    """Texts as they are and decoded, of the same rows: what completes a pattern in either is banned."""
-
-    def __init__(self, matcher: Matcher) -> None:
-        self._both = matcher.track(), unescaped(matcher).track()
-
-    @property
-    def closed(self) -> NDArray[np.bool_]:
-        """Which rows cannot be read, bool [B]."""
-        return self._both[0].closed | self._both[1].closed
-
-    def read(self, rows: NDArray[np.int64], texts: Sequence[NDArray[np.int64]], prompts: NDArray[np.int64]) -> None:
-        """As `TextTracker.read`."""
-        for tracker in self._both:
-            tracker.read(rows, texts, prompts)
-
-    def advance(self, tokens: NDArray[np.int64]) -> None:
-        """As `TextTracker.advance`."""
-        for tracker in self._both:
-            tracker.advance(tokens)
-
-    def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """As `TextTracker.banned`."""
-        pairs = np.unique(np.concatenate([np.stack(tracker.banned(), 1) for tracker in self._both]), axis=0)
-        return pairs[:, 0], pairs[:, 1]
-
-    def blame(self, row: int, token_id: int) -> list[str]:
-        """As `TextTracker.blame`."""
-        return list(dict.fromkeys(name for tracker in self._both for name in tracker.blame(row, token_id)))
 
 
 def _room(data: int) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.matcher import Matcher
-from prod_decode.match.tracker import TextTracker
-from prod_decode.match.unescaped import UnescapedTracker, unescaped
+from prod_decode.match.trackers import Tracker
+from prod_decode.match.unescaped import unescaped
 from prod_decode.serving.preference import Preference
 from prod_decode.tokens.utf8 import Utf8
 from prod_decode.tokens.vocabulary import SPECIAL
@@ -70,7 +70,7 @@ class Guard:
         if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
             raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")
         self.matchers = [matcher.cut_by(stop) for matcher in matchers]
-        self._trackers: list[TextTracker | UnescapedTracker] = [matcher.track() for matcher in self.matchers]
+        self._trackers: list[Tracker] = [matcher.track() for matcher in self.matchers]
         if json:
             self._trackers += [unescaped(matcher, stop).track() for matcher in matchers]
         self._preferences = [found for matcher in matchers if (found := Preference.of(matcher))]

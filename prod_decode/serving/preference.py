@@ -28,8 +28,7 @@ from torch import Tensor
 from prod_decode.masking import move_mass_, prod_distribution
 from prod_decode.match.automaton import Automaton
 from prod_decode.match.matcher import Fork, Matcher
-from prod_decode.match.tracker import TextTracker
-from prod_decode.match.unescaped import UnescapedTracker
+from prod_decode.match.trackers import Tracker
 from prod_decode.text.normalize import CLASSES, WORD, Normalization
 from prod_decode.text.patterns import Pattern
 from prod_decode.tokens.vocabulary import TEXT, Vocabulary
@@ -97,7 +96,7 @@ class Preference:
         # Tokens that hold a whole pattern are found at every step; where nothing is begun, nothing can go on.
         self._whole = np.zeros(len(vocabulary), np.bool_)
         self._whole[self.matcher.fixed[0]] = True
-        self.tracker: TextTracker = self.matcher.track()
+        self.tracker: Tracker = self.matcher.track()
         self._known_ways: dict[tuple[int, int, bool], tuple[NDArray[np.int32], NDArray[np.int32], bytes]] = {}
         self._begun: OrderedDict[bytes, tuple[int, list[Begun]]] = OrderedDict()
 
@@ -118,7 +117,7 @@ class Preference:
 
     def find(
         self,
-        tracker: TextTracker | UnescapedTracker,
+        tracker: Tracker,
         rows: NDArray[np.int64],
         text_of: Callable[[int], NDArray[np.int64]],
         begun: Mapping[int, tuple[int, Sequence[Begun]]],
@@ -205,7 +204,7 @@ class Preference:
 
     def _arriving(
         self,
-        tracker: TextTracker | UnescapedTracker,
+        tracker: Tracker,
         rows: NDArray[np.int64],
         text_of: Callable[[int], NDArray[np.int64]],
     ) -> list[Move]:

@@ -213,6 +213,49 @@ def test_no_pattern_appears_in_any_generation_mode(mode: str, options: dict[str,
     assert processor.fired.total() > 0
 
 
+def given_away(text: bytes, document: bytes, piece: int) -> int:
+    """How many symbols of a document a text has in pieces."""
+    known = set(oracle.byte_windows(text, piece))
+    places = [i for i, window in enumerate(oracle.byte_windows(document, piece)) if window in known]
+    return len({i + k for i in places for k in range(piece)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_no_output_gives_away_more_than_the_budget_in_any_generation_mode(mode: str) -> None:
+    piece, budget = 6, 12
+    # What the model writes is the document, and what it writes instead is another.
+    documents: list[bytes] = []
+    reached = 0
+    rows = written(mode, None, suppress_tokens=UNUSED)
+    for _ in range(2):
+        documents += [text for text in {symbols(row) for row in rows} if len(text) >= 4 * budget]
+        entries = [
+            Entry(text.decode(), id=str(number), policy="quote", max_quote=10_000, piece=piece, budget=budget)
+            for number, text in enumerate(documents)
+        ]
+        processor = ProdLogitsProcessor(Blocklist.compile(entries), VOCABULARY)
+        rows = written(mode, processor)
+        for row in rows:
+            for document in documents:
+                counts = [given_away(symbols(row[:end]), document, piece) for end in range(len(row) + 1)]
+                stops = [count for count in counts if count >= budget]
+                reached += bool(stops)
+                # From there on nothing is added.
+                assert len(set(stops)) <= 1, (row, counts)
+    assert reached
+    assert processor.fired
+
+
+def written(mode: str, processor: ProdLogitsProcessor | None, **more: Any) -> list[list[int]]:
+    """The tokens of all outputs alone."""
+    options = {"max_new_tokens": 40, **MODES[mode], **more}
+    if options.pop("assistant", False):
+        options["assistant_model"] = tiny_model(1, layers=1)
+    groups = [[prompt] for prompt in PROMPTS] if mode.startswith(ONE_AT_A_TIME) else [PROMPTS]
+    return [row[max(map(len, group)) :] for group in groups for row in run(group, processor, **options).tolist()]
+
+
 @pytest.mark.parametrize("mode", ["greedy", "sampling", "beam", "prompt lookup"])
 def test_a_blocklist_that_never_applies_changes_no_token(mode: str) -> None:
     processor = ProdLogitsProcessor(blocklist({b"no model ever writes this"}), VOCABULARY)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bench.guards import GUARDS
+from bench.guards.budget import Budget
 from bench.guards.decode import Decode
 from prod_decode.blocklist.entries import Entry
+from prod_decode.errors import ProdError
 
 ENTRIES = [
     Entry("os.system(", id="run"),
@@ -43,6 +45,17 @@ def test_guards_that_vllm_has() -> None:
         "decode",
         "decode-commit",
         "decode-replace",
+        "decode-budget",
     }
     assert GUARDS["base"]().blocklist(ENTRIES) is None
     assert GUARDS["memfree"]().blocklist(ENTRIES) is None
+
+
+def test_budgets_for_documents() -> None:
+    guard = GUARDS["decode-budget"]()
+    assert isinstance(guard, Budget)
+    text = "".join(f"name_{number} = {number}\n" for number in range(200))
+    found = guard.blocklist([*ENTRIES, Entry(text, id="long", policy="quote", max_quote=60)])
+    assert [(one.entry.id, one.characters) for one in found.budgets()] == [("file", 57), ("long", 240)]
+    with pytest.raises(ProdError, match="decode-budget: expected documents, got phrases alone"):
+        guard.processors(ENTRIES[:2], None)

@@ -131,6 +131,22 @@ def test_sixty_characters_in_a_row_are_verbatim() -> None:
     assert task.score(task.samples[0], "b" * 60).verbatim
 
 
+def test_what_is_quoted_in_pieces_by_hand() -> None:
+    first, second = "abcdefghijklmnopqrstuvwxyz", "".join(map(str, range(20)))
+    task = CopyrightTask([Sample("a", "p", first + "-" * 14 + second)])
+    length = len(first) + 14 + len(second)
+    for output, quoted in [
+        (first, 26),
+        (first[:23], 0),
+        (f"{first[:24]} ; {first[:24]}", 24),
+        (f"{second} ; {first}", len(first) + len(second)),
+    ]:
+        score = task.score(task.samples[0], output)
+        assert (score.quoted_share, score.near_copy) == (quoted / length, quoted / length >= 0.5), output
+    assert task.score(task.samples[0], f"{second} ; {first}").near_copy
+    assert CopyrightTask([Sample("a", "p", "short")]).score(Sample("a", "p", "short"), "short").quoted_share == 0
+
+
 def test_the_text_in_new_names_is_the_text() -> None:
     old, new = "total = total + price * count\n" * 4, "label = label + stage * input\n" * 4
     task = CopyrightTask([Sample("a", "p", old)], tokenize=str.split, bleu=lambda truth, said: float(truth == said))

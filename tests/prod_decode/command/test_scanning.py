@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from prod_decode.cli import main
 from prod_decode.command import scanning
 from prod_decode.command.page import page
 from prod_decode.command.scanning import excerpts
+from prod_decode.text.normalize import Normalization
 from tests import ROOT
 from tests.pages import cells, parse, text_of
 
@@ -229,3 +231,78 @@ def test_a_page_is_whole_whoever_reads_the_lines() -> None:
 def test_names_that_are_not_text_are_shown() -> None:
     Path("code", os.fsdecode(b"b\xe9.py")).write_text("yaml.load(")
     assert [text_of(part) for part in scanned("code").iter("h2")] == ["code/b\\udce9.py"]
+
+
+@pytest.fixture
+def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A document of 40 lines; it is also a blocklist with a budget, and one without."""
+    monkeypatch.chdir(tmp_path)
+    text = "".join(f"value_{number:02} = {number * 7919}\n" for number in range(40))
+    marked = Path("theirs.py")
+    marked.write_text(f"# SPDX-License-Identifier: GPL-3.0-only OR MIT\n{text}")
+    for name, options in (("with", ["--budget", "60"]), ("without", [])):
+        assert main(["compile", "theirs.py", "-o", f"{name}.prod", *options]) == 0
+    return text
+
+
+def test_what_is_quoted_is_shown_with_licence_and_lines(document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = document.splitlines(keepends=True)
+    Path("some.py").write_text(f"import os;\n{''.join(lines[3:6])}(1);\n{''.join(lines[30:32])}")
+    Path("little.py").write_text(f"# {lines[7]}{lines[8]}")
+    Path("none.py").write_text("import os\n")
+    capsys.readouterr()
+    assert main(["scan", "with.prod", "some.py", "little.py", "none.py", "--quoted", "--html", "out.html"]) == 1
+    printed = capsys.readouterr()
+    first, second, third = (len(Normalization().symbols("".join(lines[a:b]))) for a, b in ((3, 6), (30, 32), (7, 9)))
+    length = len(Normalization().symbols(Path("theirs.py").read_text()))
+    beyond, within = f"{(first + second) / length:.1%}", f"{third / length:.1%}"
+    assert printed.out.splitlines() == [
+        f"some.py: quotes {first + second} of {length} characters ({beyond}, budget 60) of theirs.py (GPL-3.0-only OR "
+        f"MIT); longest run {first}; lines 2-4, 6-7",
+        f"little.py: quotes {third} of {length} characters ({within}, budget 60) of theirs.py (GPL-3.0-only OR MIT); "
+        f"longest run {third}; lines 1-2",
+    ]
+    assert printed.err.startswith("prohibited places: 0, files: 3, documents quoted beyond their budget: 1\n")
+    root = parse(Path("out.html").read_text())
+    (table,) = (cells(table) for table in root.iter("table"))
+    assert table[1] == [
+        "some.py",
+        "theirs.py",
+        f"{first + second} of {length}",
+        beyond,
+        f"{first}",
+        "GPL-3.0-only OR MIT",
+        "theirs.py",
+    ]
+    assert [text_of(mark).strip() for mark in root.iter("mark")][:3] == [line.strip() for line in lines[3:6]]
+    assert main(["scan", "with.prod", "little.py", "none.py", "--quoted", "--json"]) == 0
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    (run,) = record.pop("runs")
+    assert Path("little.py").read_text()[run["start"] : run["end"]] == "".join(lines[7:9]).strip()
+    assert record == {
+        "path": "little.py",
+        "quoted": "theirs.py",
+        "characters": third,
+        "length": length,
+        "share": round(third / length, 4),
+        "longest": third,
+        "budget": 60,
+        "source": "theirs.py",
+        "license": "GPL-3.0-only OR MIT",
+    }
+
+
+@pytest.mark.usefixtures("document")
+def test_quoted_wants_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["scan", "without.prod", "theirs.py", "--quoted"]) == 2
+    assert "--quoted: expected a blocklist with budgets, got without.prod, which has none" in capsys.readouterr().err
+    assert main(["compile", "theirs.py", "-o", "x.prod", "--piece", "30"]) == 0
+    assert "no effect: --piece: no document has a budget without a piece of its own" in capsys.readouterr().err
+    assert main(["compile", "theirs.py", "-o", "x.prod", "--piece", "5", "--budget", "9"]) == 2
+    assert "--piece: expected at least 6 characters, got 5" in capsys.readouterr().err
+    assert main(["info", "with.prod", "--entries"]) == 0
+    assert "quote, max_quote 120, budget 60 of " in capsys.readouterr().out
+    assert main(["info", "with.prod", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["budgets"]
+    assert (found["entry"], found["characters"], found["piece"]) == ("theirs.py", 60, 24)

@@ -22,7 +22,14 @@ SPECIAL = 5
 VOCABULARY = Vocabulary.from_bytes(TOKENS, special=[SPECIAL])
 MATCHERS: list[Matcher | UnescapedMatcher] = [
     Blocklist.compile([Entry("aba."), Entry("ba<s>a"), Entry("bab", boundary="both")]).bind(VOCABULARY),
-    Blocklist.compile([Entry("a b.", boundary="none"), Entry("...")]).bind(VOCABULARY),
+    Blocklist.compile(
+        [
+            Entry("a b.", boundary="none"),
+            Entry("..."),
+            # Of 40 characters, 8 may be given away.
+            Entry("abbabaab.abab" * 3, policy="quote", max_quote=30, piece=6, budget=8),
+        ]
+    ).bind(VOCABULARY),
 ]
 MATCHERS += [unescaped(matcher) for matcher in MATCHERS if isinstance(matcher, Matcher)]
 # What follows some texts and bans nothing.

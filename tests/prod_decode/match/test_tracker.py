@@ -14,7 +14,7 @@ from prod_decode import Blocklist, Entry
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import Automaton, Pattern
 from prod_decode.match.matcher import Matcher
-from prod_decode.match.tracker import TextTracker
+from prod_decode.match.trackers import Tracker
 from prod_decode.tokens.vocabulary import Vocabulary
 from tests.oracle import NaiveMatcher
 from tests.strategies import normalizations, pattern_lists, vocabularies
@@ -27,18 +27,18 @@ def ids(*tokens: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array([TOKENS.index(token.encode()) for token in tokens], np.int64)
 
 
-def tracker_of(*phrases: str) -> TextTracker:
+def tracker_of(*phrases: str) -> Tracker:
     vocabulary = Vocabulary.from_bytes(TOKENS, special=SPECIAL, eos_ids=[10])
     return Blocklist.compile([Entry(phrase) for phrase in phrases]).bind(vocabulary).track()
 
 
-def banned(tracker: TextTracker, row: int = 0) -> set[str]:
+def banned(tracker: Tracker, row: int = 0) -> set[str]:
     rows, tokens = tracker.banned()
     assert len(set(zip(rows.tolist(), tokens.tolist(), strict=True))) == len(rows)
     return {TOKENS[token].decode() for token in tokens[rows == row].tolist()}
 
 
-def read(tracker: TextTracker, text: list[str], prompt: int) -> None:
+def read(tracker: Tracker, text: list[str], prompt: int) -> None:
     tracker.read(np.arange(1), [ids(*text)], np.array([prompt]))
 
 

@@ -1,0 +1,1 @@
+"""How much of which document a text gives away: pieces in common, counted as the text grows."""
