@@ -117,6 +117,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         eos_token_id: int | Sequence[int] | None = None,
         on_ban: Callable[[Ban], object] | None = None,
         json: bool = False,
+        exempt_prompt: bool = False,
     ) -> None:
         """Check everything that can be checked before the first step.
 
@@ -131,12 +132,16 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
                 stops, and in another loop those of the vocabulary.
             on_ban: called at each step that counts in `fired`, before the scores are masked.
             json: match the output with JSON's escapes decoded as well: for tool calls and other JSON that is parsed.
+            exempt_prompt: let an output repeat what its prompt quotes of documents, as
+                `Matcher.exempting_prompts` says.
 
         Raises:
             ProdError: an argument of another type or range than stated, a tokenizer whose bytes cannot be derived, or
                 no EOS token.
         """
         self.matcher = _bind(source, tokenizer)
+        if exempt_prompt:
+            self.matcher = self.matcher.exempting_prompts()
         self._own_ends = self.matcher.end_ids(eos_token_id)
         self._ends_given = eos_token_id is not None
         # What ends a row in the call of `generate` under way; that call's list of processors and its configuration.

@@ -126,7 +126,7 @@ def _matchers() -> dict[str, Matcher]:
     if not name:
         raise ProdError("PROD_TOKENIZER: expected the model's tokenizer, got nothing: set it to a directory or hub id")
     vocabulary = vocabulary_of(load_tokenizer(name))
-    return {name: blocklist.bind(vocabulary) for name, blocklist in _settings().load().items()}
+    return _settings().bind(_settings().load(), vocabulary)
 
 
 @lru_cache(maxsize=256)

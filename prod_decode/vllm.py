@@ -107,9 +107,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         self.names = (*self.settings.files, CHECK)
         samples = _samples(vllm_config)
         loaded = {**self.settings.load(), CHECK: _canary()} if samples else {}
-        self.matchers = [blocklist.bind(vocabulary) for blocklist in loaded.values()]
         if on_v2:
-            _refuse_budgets(loaded)
+            _refuse_on_v2(self.settings, loaded)
+        self.matchers = list(self.settings.bind(loaded, vocabulary).values())
         self._known = len(vocabulary)
         self._slots = None
         if on_v2 and samples:
@@ -295,17 +295,23 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         return tuple(found), self._preference.beside(matchers)
 
 
-def _refuse_budgets(loaded: Mapping[str, Blocklist]) -> None:
-    """Refuse lists whose budgets the V2 runner would not keep.
+def _refuse_on_v2(settings: Settings, loaded: Mapping[str, Blocklist]) -> None:
+    """Refuse what the V2 runner would not keep.
 
     Raises:
-        ProdError: with their names.
+        ProdError: with the names of the lists.
     """
+    remedy = "set VLLM_USE_V2_MODEL_RUNNER=0"
     budgeted = [name for name, blocklist in loaded.items() if blocklist.pieces]
     if budgeted:
         raise ProdError(
             f"expected lists without budgets, got {', '.join(budgeted)}: the V2 model runner does not count what an "
-            "output gives away; set VLLM_USE_V2_MODEL_RUNNER=0, or compile them without --budget"
+            f"output gives away; {remedy}, or compile them without --budget"
+        )
+    if settings.exempt_prompt:
+        raise ProdError(
+            f"exempt_prompt: expected none, got {', '.join(settings.exempt_prompt)}: the V2 model runner cannot exempt "
+            f"what a prompt quotes; {remedy}, or leave it out"
         )
 
 
@@ -412,9 +418,10 @@ def _describe_start(settings: Settings) -> str:
         with Path(file).open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         lists.append(f"{name}={file} (sha256 {digest[:16]})")
+    exempt = f"; outputs may repeat what prompts quote of {', '.join(settings.exempt_prompt)}"
     return (
         f"prod-decode {__version__}: blocklists {', '.join(lists)}; enforced on every request: "
-        f"{', '.join(settings.default) or 'none'}"
+        f"{', '.join(settings.default) or 'none'}{exempt if settings.exempt_prompt else ''}"
     )
 
 
@@ -424,6 +431,7 @@ def _warm_up(matcher: Matcher) -> None:
     matcher.banned_all(states)
     known = np.flatnonzero(matcher.vocabulary.kinds != UNKNOWN)[:1].astype(np.int64)
     matcher.advance_all(states, known)
+    matcher.track()
     decoding = unescaped(matcher)
     tracker = decoding.track()
     tracker.take(np.full(1, -1))

@@ -441,6 +441,10 @@ class Blocklist:
         """The ids of the entries that prohibit a pattern, given by its index."""
         return [self._id(number) for number in self._owner_numbers(pattern)]
 
+    def is_quote(self, pattern: int) -> bool:
+        """Whether documents alone prohibit a pattern, given by its index."""
+        return all(self.entry(number).policy == "quote" for number in self._owner_numbers(pattern))
+
     def _owner_numbers(self, pattern: int) -> list[int]:
         numbers: list[int] = self._owners[self._owner_starts[pattern] : self._owner_starts[pattern + 1]].tolist()
         return numbers
@@ -467,6 +471,7 @@ class Blocklist:
             self.entries_of,
             forks=forks,
             quotes=[(group, self._id) for group in self.pieces],
+            is_quote=self.is_quote,
         )
 
     def quoted(self, text: str) -> list[Quoted]:

@@ -21,6 +21,7 @@ from prod_decode.match.automaton import (
     Automaton,
     step,
 )
+from prod_decode.match.exempt import ExemptingTracker
 from prod_decode.match.tables import Tables
 from prod_decode.match.tracker import TextTracker
 from prod_decode.match.trackers import Combined, Tracker
@@ -89,6 +90,7 @@ class Matcher:
         ends: bool [256], the symbols before which a word may end.
         forks: where replacements can be written.
         quotes: the pieces of documents with a budget, and what names the entry of a number.
+        exempts_prompts: whether its trackers let an output repeat what its prompt quotes.
     """
 
     def __init__(
@@ -100,6 +102,9 @@ class Matcher:
         ends: NDArray[np.bool_] = WORD_ENDS,
         forks: Sequence[Fork] = (),
         quotes: Sequence[tuple[Pieces, Callable[[int], str]]] = (),
+        is_quote: Callable[[int], bool] = lambda _: False,
+        *,
+        exempts_prompts: bool = False,
     ) -> None:
         self.vocabulary = vocabulary
         self.normalization = normalization
@@ -109,6 +114,8 @@ class Matcher:
         self.ends = ends
         self.forks = tuple(forks)
         self.quotes = tuple(quotes)
+        self._is_quote = is_quote
+        self.exempts_prompts = exempts_prompts
         self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
@@ -165,14 +172,31 @@ class Matcher:
             self.ends if ends is None else ends,
             self.forks,
             self.quotes,
+            self._is_quote,
+            exempts_prompts=self.exempts_prompts,
         )
+
+    def exempting_prompts(self) -> Matcher:
+        """The matcher whose trackers let an output repeat what its prompt quotes, for "add type hints to this file".
+
+        What stands in the prompt of a document (policy `quote`) may be written again, and does not count towards a
+        budget. Everything else of the document stays prohibited, and phrases do. States are the same for both.
+        """
+        if self.exempts_prompts:
+            return self
+        twin = self.again()
+        twin.exempts_prompts = True
+        return twin
 
     def track(self) -> Tracker:
         """A tracker of a batch of texts, without rows at first: of all their readings, and of their budgets."""
-        readings = TextTracker(self)
+        readings: Tracker = TextTracker(self)
+        if self.exempts_prompts:
+            readings = ExemptingTracker(TextTracker(self), self, self._is_quote)
         if not self.quotes:
             return readings
-        return Combined([readings, *(bound.track() for bound in self._bound_quotes)])
+        budgets = [bound.track(exempt_prompts=self.exempts_prompts) for bound in self._bound_quotes]
+        return Combined([readings, *budgets])
 
     @cached_property
     def _bound_quotes(self) -> list[BoundPieces]:
@@ -265,16 +289,27 @@ class Matcher:
         Raises:
             ProdError: the id is outside the vocabulary.
         """
+        return self._names(self.completed(state, token_id))
+
+    def completed(self, state: int, token_id: int) -> list[int]:
+        """The indices of the patterns that the token would complete in this state, in the order in which they end.
+
+        Raises:
+            ProdError: the id is outside the vocabulary.
+        """
         if not 0 <= token_id < len(self):
             raise self._unknown_token(token_id)
         table, text_state = self.table, state % TEXT_STATES
         shown = token_id if table.aliases[token_id] < 0 else table.aliases[token_id]
-        return self.blame_symbols(
+        return self._completed(
             state, table.symbols[table.starts[text_state, shown] : table.starts[text_state, shown + 1]]
         )
 
     def blame_symbols(self, state: int, symbols: NDArray[np.uint8]) -> list[str]:
-        """The same for the symbols that a token emits in this state, uint8 [n]."""
+        """What `blame` says, for the symbols that a token emits in this state, uint8 [n]."""
+        return self._names(self._completed(state, symbols))
+
+    def _completed(self, state: int, symbols: NDArray[np.uint8]) -> list[int]:
         node, text_state = divmod(state, TEXT_STATES)
         nodes, rows = self.automaton.nodes, self.automaton.rows
         found: list[int] = []
@@ -285,7 +320,10 @@ class Matcher:
             in_word = is_word
             ends_word = i + 1 == len(symbols) or bool(self.ends[symbols[i + 1]])
             found.extend(index for index, _ in self.automaton.patterns_at(node, ends_word=ends_word))
-        return list(dict.fromkeys(entry_id for pattern in found for entry_id in self._entries_of(pattern)))
+        return found
+
+    def _names(self, patterns: Iterable[int]) -> list[str]:
+        return list(dict.fromkeys(entry_id for pattern in patterns for entry_id in self._entries_of(pattern)))
 
     def end_ids(self, given: int | Sequence[int] | None = None) -> list[int]:
         """The ids that end a text without a token left: `given`, by default those of the vocabulary.

@@ -148,10 +148,13 @@ class TextTracker:
 
     def blame(self, row: int, token_id: int) -> list[str]:
         """The ids of the entries whose patterns a token would complete in a row, as `Matcher.blame`; none if closed."""
+        return list(dict.fromkeys(name for state in self.states(row) for name in self.matcher.blame(state, token_id)))
+
+    def states(self, row: int) -> list[int]:
+        """The state of each reading of a row, the first one first; none if closed."""
         if self._states[row] == _UNREADABLE:
             return []
-        states = [self._states[row], *self._more[self._rows == row]]
-        return list(dict.fromkeys(name for state in states for name in self.matcher.blame(int(state), token_id)))
+        return [int(self._states[row]), *self._more[self._rows == row].tolist()]
 
     def _set(self, rows: NDArray[np.int64], more: NDArray[np.int64]) -> None:
         order = np.argsort(rows, kind="stable")

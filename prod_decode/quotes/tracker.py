@@ -53,6 +53,7 @@ class BoundPieces:
         self.follow = (table.symbols, table.starts, table.next_state, kinds)
         # Of tokens that are as long as a piece, those with a whole one inside, by text state.
         self._inside = [self._pieces_inside(state) for state in range(TEXT_STATES)]
+        self._compile()
 
     def __len__(self) -> int:
         """The number of token ids."""
@@ -98,6 +99,14 @@ class BoundPieces:
         """What a token emits."""
         starts = self.table.starts[text_state]
         return self.table.symbols[starts[token_id] : starts[token_id + 1]]
+
+    def _compile(self) -> None:
+        """Call every kernel once: at a step it would hold up the batch."""
+        tracker = self.track()
+        tracker.read(np.arange(1), [np.zeros(1, np.int64)], np.zeros(1, np.int64))
+        tracker.advance(np.zeros(1, np.int64))
+        NOTHING.more(self.pieces, np.zeros((1, 2), np.int64))
+        self.completing(np.zeros(1, np.uint8), AFTER_OTHER, NOTHING._replace(closed=np.zeros(1, np.int64)))
 
     def _pieces_inside(self, text_state: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Tokens and the parts of `order` with the pieces that they have inside, int64 [n, 2]."""

@@ -13,6 +13,7 @@ from prod_decode.errors import ProdError, closest, did_you_mean
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.match.matcher import Matcher
 
 ENVIRONMENT = "PROD_BLOCKLISTS"
 ARGUMENT = "prod_blocklists"
@@ -26,6 +27,7 @@ JSON = "prod_json"
 # Set on a request whose `ignore_eos` was taken over: EOS is masked, and written only to end a row.
 ENDLESS = "prod_ignore_eos"
 
+_KEYS = ("blocklists", "default", "json", "exempt_prompt")
 _EXAMPLE = '{"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}'
 
 
@@ -38,17 +40,20 @@ class Settings:
         default: the names that are enforced on every request, in the order of `files`.
         json: which requests are matched with JSON's escapes decoded as well: `auto`, those that write JSON as far as
             can be seen; or `always`.
+        exempt_prompt: the names of lists under which an output may repeat what its prompt quotes.
     """
 
     files: dict[str, str]
     default: tuple[str, ...]
     json: Literal["auto", "always"] = "auto"
+    exempt_prompt: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, value: object, where: str) -> Settings:
         """Settings from parsed JSON: `{"blocklists": {NAME: FILE, ...}, "default": [NAME, ...], "json": "always"}`.
 
-        Without `default` every blocklist is enforced on every request; without `json` it is `auto`.
+        Without `default` every blocklist is enforced on every request; without `json` it is `auto`. `exempt_prompt`
+        names lists as `default` does; without it there are none.
 
         Args:
             value: the JSON value.
@@ -59,9 +64,10 @@ class Settings:
         """
         if not isinstance(value, dict):
             raise ProdError(f"{where}: expected an object such as {_EXAMPLE}, got {value!r}")
-        if unknown := [key for key in value if key not in ("blocklists", "default", "json")]:
+        if unknown := [key for key in value if key not in _KEYS]:
             raise ProdError(
-                f"{where}: expected the keys 'blocklists', 'default' and 'json', got {unknown[0]!r}: remove it"
+                f"{where}: expected the keys {', '.join(map(repr, _KEYS[:-1]))} and {_KEYS[-1]!r}, got "
+                f"{unknown[0]!r}: remove it"
             )
         files = value.get("blocklists")
         if not isinstance(files, dict) or not files:
@@ -71,19 +77,21 @@ class Settings:
                 raise ProdError(f"{where}: blocklists: expected a name and a file, got {name!r}: {file!r}")
             if name == CHECK:
                 raise ProdError(f"{where}: blocklists: {CHECK!r} is the name of the canary: use another one")
-        default = value.get("default", list(files))
-        if not isinstance(default, list) or not all(isinstance(name, str) for name in default):
-            raise ProdError(f"{where}: default: expected a list of names, [] for none, got {default!r}")
-        for name in default:
-            if name not in files:
-                raise ProdError(f"{where}: default: {_unknown(name, files)}")
+        chosen = {key: value.get(key, absent) for key, absent in (("default", list(files)), ("exempt_prompt", []))}
+        for key, names in chosen.items():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ProdError(f"{where}: {key}: expected a list of names, [] for none, got {names!r}")
+            for name in names:
+                if name not in files:
+                    raise ProdError(f"{where}: {key}: {_unknown(name, files)}")
         unescape = value.get("json", "auto")
         if unescape not in ("auto", "always"):
             raise ProdError(
                 f"{where}: json: expected 'auto', for requests with structured output or tools, or 'always', got "
                 f"{unescape!r}"
             )
-        return cls(dict(files), tuple(name for name in files if name in default), unescape)
+        default, exempt = (tuple(name for name in files if name in names) for names in chosen.values())
+        return cls(dict(files), default, unescape, exempt)
 
     @classmethod
     def find(cls, options: object, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -128,6 +136,16 @@ class Settings:
             except ProdError as error:
                 raise ProdError(f"blocklist {name!r}: {error}") from None
         return loaded
+
+    def bind(self, loaded: Mapping[str, Blocklist], tokenizer: Any) -> dict[str, Matcher]:
+        """The matchers of blocklists for a tokenizer, by name, with the exemptions of `exempt_prompt`.
+
+        Raises:
+            ProdError: as `Blocklist.bind`.
+        """
+        bound = {name: blocklist.bind(tokenizer) for name, blocklist in loaded.items()}
+        exempting = {name: bound[name].exempting_prompts() for name in self.exempt_prompt if name in bound}
+        return {**bound, **exempting}
 
     def names(self, arguments: Mapping[str, Any] | None) -> tuple[str, ...]:
         """What to enforce on a request: the default and what its arguments add, in the order of `files`.

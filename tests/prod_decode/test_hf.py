@@ -229,7 +229,8 @@ def test_no_output_gives_away_more_than_the_budget_in_any_generation_mode(mode: 
     reached = 0
     rows = written(mode, None, suppress_tokens=UNUSED)
     for _ in range(2):
-        documents += [text for text in {symbols(row) for row in rows} if len(text) >= 4 * budget]
+        texts = {symbols(row).decode(errors="ignore").encode() for row in rows}
+        documents += [text for text in sorted(texts) if len(text) >= 4 * budget]
         entries = [
             Entry(text.decode(), id=str(number), policy="quote", max_quote=10_000, piece=piece, budget=budget)
             for number, text in enumerate(documents)
@@ -569,6 +570,25 @@ def test_a_call_that_goes_on_with_the_last_output_begins_an_output_of_its_own() 
     assert begun[0].tolist() == [0, 1]
     assert go_on(begun, [2, 3])[0, 2].item() == 2
     assert go_on(begun, [2, 3])[0, 3].item() != 3
+
+
+def test_what_the_prompt_quotes_may_be_exempt() -> None:
+    wanted = b"def f(x):\n    return yaml.load(x)\n"
+    entries = [Entry(wanted.decode(), id="d", policy="quote", max_quote=16, piece=6, budget=6)]
+    text = ids(encode(b"again: " + wanted))
+
+    def write(prompt: Tensor, **options: Any) -> bytes:
+        processor = ProdLogitsProcessor(Blocklist.compile(entries), VOCABULARY, **options)
+        towards = Towards(encode(wanted))
+        more = {"max_new_tokens": len(encode(wanted)), "do_sample": False}
+        out = tiny_model().generate(prompt, logits_processor=[towards, processor], **more)
+        return symbols(out[0, prompt.shape[1] :].tolist())
+
+    said = oracle.normalize(wanted, "code", False)
+    assert write(text, exempt_prompt=True) == said
+    assert write(text) != said
+    other = ids(encode(b"again: x\n"))
+    assert write(other, exempt_prompt=True) == write(other) != said
 
 
 def test_a_loop_of_ones_own_says_where_an_output_begins() -> None:

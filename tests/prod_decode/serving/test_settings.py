@@ -10,6 +10,7 @@ import pytest
 
 from prod_decode import Blocklist, Entry, ProdError
 from prod_decode.serving.settings import Settings, requested
+from prod_decode.tokens.vocabulary import Vocabulary
 
 FILES = {"gpl": "gpl.prod", "insecure": "insecure.prod", "ours": "ours.prod"}
 
@@ -20,13 +21,18 @@ def test_settings_from_either_source() -> None:
     assert Settings.find({}, {"PROD_BLOCKLISTS": json.dumps(value)}) == Settings(FILES, ("gpl", "ours"))
     assert Settings.find(None, {"PROD_BLOCKLISTS": json.dumps({"blocklists": FILES})}).default == tuple(FILES)
     assert Settings.parse({"blocklists": FILES, "default": []}, "here").default == ()
+    assert Settings.parse({"blocklists": FILES}, "here").exempt_prompt == ()
+    assert Settings.parse({"blocklists": FILES, "exempt_prompt": ["ours"]}, "here").exempt_prompt == ("ours",)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ([], r"here: expected an object such as \{.*\}, got \[\]"),
-        ({"blocklist": FILES}, r"here: expected the keys 'blocklists', 'default' and 'json', got 'blocklist': remove"),
+        (
+            {"blocklist": FILES},
+            r"here: expected the keys 'blocklists', 'default', 'json' and 'exempt_prompt', got 'blocklist': remove",
+        ),
         ({"blocklists": FILES, "json": "never"}, r"here: json: expected 'auto', .* or 'always', got 'never'"),
         ({"blocklists": FILES, "json": True}, r"here: json: expected 'auto', .* or 'always', got True"),
         ({}, r"here: blocklists: expected names and files as in .*, got None"),
@@ -166,3 +172,15 @@ def test_load_names_the_file_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "b.prod").write_text("foreign")
     with pytest.raises(ProdError, match="blocklist 'b': "):
         Settings({**settings.files, "b": str(tmp_path / "b.prod")}, ()).load()
+
+
+def test_a_list_is_exempt_where_the_settings_say_so() -> None:
+    vocabulary = Vocabulary.from_bytes([b"a", b"b", b"</s>"], eos_ids=[2])
+    lists = {name: Blocklist.compile([Entry("ab" * 20, policy="quote", max_quote=6)]) for name in FILES}
+    bound = Settings(FILES, (), exempt_prompt=("insecure",)).bind(lists, vocabulary)
+    assert {name: matcher.exempts_prompts for name, matcher in bound.items()} == {
+        "gpl": False,
+        "insecure": True,
+        "ours": False,
+    }
+    assert list(bound) == list(FILES)

@@ -1,0 +1,116 @@
+"""What a prompt quotes may be repeated, and nothing else: beside a search for every pattern in every text."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prod_decode import Blocklist, Entry
+from prod_decode.match.matcher import Matcher
+from prod_decode.tokens.vocabulary import Vocabulary
+from tests import oracle
+
+SOURCE = Path(textwrap.__file__).read_text()
+CHARACTERS = Vocabulary.from_bytes([bytes([i]) for i in range(128)] + [b"</s>"], eos_ids=[128])
+
+TEXTS = st.text("ab(", min_size=6, max_size=24)
+
+
+@given(
+    documents=st.lists(TEXTS, min_size=1, max_size=2, unique=True),
+    phrases=st.lists(st.text("ab(", min_size=3, max_size=4), max_size=2, unique=True),
+    tokens=st.lists(st.text("ab(", min_size=1, max_size=6), max_size=6),
+    data=st.data(),
+)
+def test_bans_are_those_of_a_search(
+    documents: list[str], phrases: list[str], tokens: list[str], data: st.DataObject
+) -> None:
+    entries = [Entry(text, id=f"d{i}", policy="quote", max_quote=6) for i, text in enumerate(documents)]
+    entries += [Entry(text, id=f"p{i}", boundary="none") for i, text in enumerate(phrases)]
+    blocklist = Blocklist.compile(entries, normalize="none")
+    # Cut of documents, so that prompts have their anchors and tokens complete several.
+    spelled = [*"ab(", *tokens, *(text[i : i + 5] for text in documents for i in range(0, len(text), 4))]
+    vocabulary = Vocabulary.from_bytes([token.encode() for token in spelled])
+    tracker = blocklist.bind(vocabulary).exempting_prompts().track()
+    pick = st.lists(st.integers(0, len(spelled) - 1), max_size=10)
+    rows = data.draw(st.lists(st.tuples(pick, pick), min_size=1, max_size=2))
+    texts = [np.array(prompt + output, np.int64) for prompt, output in rows]
+    ends = np.array([len(prompt) for prompt, _ in rows])
+    tracker.read(np.arange(len(rows)), texts, ends)
+    extra = data.draw(st.integers(0, len(spelled) - 1))
+    tracker.advance(np.full(len(rows), extra))
+    sources = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=3))
+    tracker.take(np.array(sources))
+    found, banned = tracker.banned()
+    patterns = {number: pattern.decode() for number, pattern in enumerate(spellings(blocklist))}
+    for row, source in enumerate(sources):
+        prompt, output = ("".join(spelled[i] for i in part) for part in rows[source])
+        text = prompt + output + spelled[extra]
+        exempt = {n for n, p in patterns.items() if p in prompt and blocklist.is_quote(n)}
+        expected = {}
+        for token, word in enumerate(spelled):
+            ended = {n for n, p in patterns.items() if p in (text + word)[max(0, len(text) - len(p) + 1) :]}
+            if ended - exempt:
+                expected[token] = {name for n in ended for name in blocklist.entries_of(n)}
+        assert set(banned[found == row].tolist()) == expected.keys()
+        for token in range(len(spelled)):
+            assert set(tracker.blame(row, token)) == expected.get(token, set())
+
+
+def spellings(blocklist: Blocklist) -> list[bytes]:
+    """Every pattern, by its index."""
+    spelled = blocklist.automaton.spell()
+    return [spelled.data[a:b].tobytes() for a, b in zip(spelled.offsets, spelled.offsets[1:], strict=False)]
+
+
+def write(matcher: Matcher, prompt: str, wanted: str) -> str:
+    """What is written by somebody who wants a text and writes `~` wherever its next character is banned."""
+    tracker = matcher.track()
+    ids = np.frombuffer(prompt.encode(), np.uint8).astype(np.int64)
+    tracker.read(np.arange(1), [ids], np.array([len(ids)]))
+    written = []
+    for character in wanted.encode():
+        written.append(ord("~") if character in tracker.banned()[1].tolist() else character)
+        tracker.advance(np.array(written[-1:]))
+    return bytes(written).decode()
+
+
+def with_hints(text: str) -> str:
+    """An edit of code: return types."""
+    return text.replace("):\n", ") -> object:\n")
+
+
+def test_type_hints_may_be_added_to_a_document_in_the_prompt() -> None:
+    half = SOURCE[: len(SOURCE) // 2]
+    entries = [
+        Entry(SOURCE, id="textwrap", policy="quote", max_quote=120, budget=240),
+        Entry("re.compile(", id="phrase"),
+    ]
+    guarded = Blocklist.compile(entries).bind(CHARACTERS)
+    exempting = guarded.exempting_prompts()
+    assert (guarded.exempts_prompts, exempting.exempts_prompts) == (False, True)
+    # The phrase of the list is no quotation, and stays prohibited.
+    allowed = with_hints(half).replace("re.compile(", "re.compile~")
+    task = f"Add type hints:\n{half}\n"
+    assert write(exempting, task, with_hints(half)) == allowed
+    assert write(guarded, task, with_hints(half)).count("~") > 10
+    # The other half is guarded as without: its first budget, then nothing.
+    other = SOURCE[len(SOURCE) // 2 :]
+    rest = write(exempting, f"Go on:\n{half}\n", other)
+    assert "~" in rest
+    assert len(given_away(rest, SOURCE) - given_away(half, SOURCE)) <= 239 + 24
+    assert not given_away(rest, other, 120) - given_away(half, other, 120)
+    # And where the prompt quotes nothing, all of it.
+    assert write(exempting, "Go on:\n", other) == write(guarded, "Go on:\n", other)
+
+
+def given_away(text: str, document: str, piece: int = 24) -> set[int]:
+    """The places of a document's symbols that a text has in pieces."""
+    known, normal = (oracle.normalize(one.encode(), "code", False) for one in (text, document))
+    wanted = set(oracle.byte_windows(known, piece))
+    places = [i for i, window in enumerate(oracle.byte_windows(normal, piece)) if window in wanted]
+    return {i + k for i in places for k in range(piece)}
