@@ -22,6 +22,7 @@ COMMANDS = {
         "an epoch with cached targets, without, and of plain cross-entropy",
     ),
     "detectors": ("bench.detectors", "precision and recall of detectors of insecure code on labelled rows"),
+    "collateral": ("bench.collateral", "what a list of documents changes in code that is not theirs"),
     "humaneval": ("bench.humaneval.utility", "score completions of HumanEval in the sandbox"),
 }
 

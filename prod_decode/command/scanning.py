@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_decode.blocklist.blocklist import Match
 from prod_decode.command.options import FOUND, READ, Uncovered, add_coverage, load
 from prod_decode.command.page import Html, beginning, element, join, page, table, warning, write_page
 from prod_decode.command.render import Span, mark_prohibited, to_html
@@ -21,7 +20,7 @@ from prod_decode.command.terminal import note, read_stdin, to_json
 from prod_decode.errors import ProdError, brief, one_line
 
 if TYPE_CHECKING:
-    from prod_decode.blocklist.blocklist import Blocklist, Quoted
+    from prod_decode.blocklist.blocklist import Blocklist, Match, Quoted
     from prod_decode.blocklist.entries import EntryInfo
     from prod_decode.blocklist.selection import Selection
     from prod_decode.command.options import Commands
@@ -332,6 +331,8 @@ class Findings:
 
     def add_quoted(self, path: str, text: str, ends: Sequence[int], quoted: Sequence[Quoted]) -> None:
         """What a file has of documents with a budget."""
+        from prod_decode.blocklist.blocklist import Match
+
         self._quoted += [(path, one) for one in quoted]
         shown = [Match(start, end, one.entry.id) for one in quoted for start, end in one.spans][: self._room]
         self._room -= len(shown)

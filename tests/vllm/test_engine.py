@@ -18,11 +18,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
-from prod_decode import Blocklist, ProdLogitsProcessor, Vocabulary
+from prod_decode import Blocklist, Entry, ProdLogitsProcessor, Vocabulary
 from prod_decode.storage.models import load_model, load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
 from prod_train.run.trainer import run as train
+from tests.oracle import byte_windows, normalize
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -42,6 +43,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_k": 5, "skip_special_tokens": False},
 ]
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
+# At length, so that a quarter of what comes is several pieces.
+LONG, RECITED = SamplingParams(temperature=0, max_tokens=64), PROMPTS[:6:2]
 
 
 @dataclass(frozen=True)
@@ -101,26 +104,34 @@ def run(llm: LLM, batch: list[Request], **options: Any) -> list[list[tuple[str, 
 
 @dataclass(frozen=True)
 class Plain:
-    """What the model writes without the processor: to the prompts, and to the first of the mixed requests."""
+    """What the model writes without the processor: to the prompts, to some of them at length, and to mixed requests."""
 
     greedy: list[list[tuple[str, list[int]]]]
+    long: list[list[tuple[str, list[int]]]]
     mixed: list[list[tuple[str, list[int]]]]
 
 
 @pytest.fixture(scope="module")
 def plain() -> Plain:
     with start(max_num_seqs=16) as llm:
-        return Plain(run(llm, [Request(prompt, GREEDY) for prompt in PROMPTS]), run(llm, requests()[:SAMPLE]))
+        greedy, long = (
+            [Request(prompt, params) for prompt in some] for some, params in ((PROMPTS, GREEDY), (RECITED, LONG))
+        )
+        return Plain(run(llm, greedy), run(llm, long), run(llm, requests()[:SAMPLE]))
 
 
 @pytest.fixture(scope="module")
 def blocklists(plain: Plain) -> dict[str, Blocklist]:
-    """What the model wrote: half of it each in `main` and `extra`."""
+    """What the model wrote: half of it each in `main` and `extra`, and as documents with a budget."""
     texts = [text for outputs in [*plain.greedy, *plain.mixed] for text, _ in outputs]
     return {
         "empty": compile_phrases([], allow_empty=True),
         "main": compile_phrases(phrases_of(texts[::2], 9, 11)),
         "extra": compile_phrases(phrases_of(texts[1::2], 6, 29), normalize="none", ignore_case=True),
+        "budget": Blocklist.compile(
+            Entry(text, id=str(number), policy="quote", max_quote=10_000, budget=40)
+            for number, [(text, _)] in enumerate(plain.long)
+        ),
     }
 
 
@@ -198,6 +209,44 @@ def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
             row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=16, do_sample=False)[0]
         assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
     assert processor.fired.total() > 8
+
+
+def test_budgets_are_kept_for_each_answer_alone(
+    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist], vocabulary: Vocabulary
+) -> None:
+    model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
+    processor = ProdLogitsProcessor(blocklists["budget"], tokenizer)
+    lists = {"prod_blocklists": ["budget"]}
+    greedy = SamplingParams(temperature=0, max_tokens=64, extra_args=lists)
+    warm = SamplingParams(temperature=0.7, n=3, max_tokens=64, extra_args=lists)
+    # Beside requests that take the memory, so that rows come and go.
+    batch = [Request(prompt, params) for params in (greedy, warm) for prompt in RECITED]
+    results = run(guarded, [*batch, *requests({"main": [], "extra": [], "both": [], "unguarded": []})])[: len(batch)]
+    documents = [normalize(text.encode(), "code", False) for [(text, _)] in plain.long]
+    reached = 0
+    for outputs in results:
+        for _, ids in outputs:
+            texts = [normalize(vocabulary.decode(ids[:end]).encode(), "code", False) for end in range(len(ids) + 1)]
+            for document in documents:
+                budget = min(40, max(24, len(document) // 4))
+                counts = [given_away(text, document) for text in texts]
+                beyond = {count for count in counts if count >= budget}
+                # From there on nothing is added.
+                assert len(beyond) <= 1, counts
+                reached += bool(beyond)
+    assert reached >= len(RECITED)
+    for prompt, [(_, ids)] in zip(RECITED, results, strict=False):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=64, do_sample=False)[0]
+        assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
+
+
+def given_away(text: bytes, document: bytes, piece: int = 24) -> int:
+    """How many symbols of a document a text has in pieces."""
+    known = set(byte_windows(text, piece))
+    places = [i for i, window in enumerate(byte_windows(document, piece)) if window in known]
+    return len({i + k for i in places for k in range(piece)})
 
 
 def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:

@@ -801,6 +801,21 @@ def test_a_key_beside_the_arguments_is_refused(shell: dict[str, str], beside: di
         ask(other)
 
 
+def test_what_v2_does_not_count_is_refused_at_the_start(files: dict[str, str], tmp_path: Path) -> None:
+    text = "".join(f"name_{number} = {number}\n" for number in range(40))
+    Blocklist.compile([Entry(text, policy="quote", budget=60)]).save(tmp_path / "b.prod")
+    budgets = {**files, "copied": str(tmp_path / "b.prod")}
+    message = "expected lists without budgets, got copied: the V2 model runner does not count .*; set VLLM_USE_V2_MODEL"
+    with pytest.raises(ProdError, match=message):
+        on_v2(budgets, request_states(2), [])
+    settings = {"blocklists": files, "exempt_prompt": ["one"]}
+    with pytest.raises(ProdError, match="exempt_prompt: expected none, got one: the V2 model runner cannot exempt"):
+        ProdLogitsProcessor(config(settings), request_states(2))
+    # V1 takes both.
+    on_v1 = ProdLogitsProcessor(config({"blocklists": budgets, "exempt_prompt": ["copied"]}), "cpu")
+    assert [matcher.exempts_prompts for matcher in on_v1.matchers] == [*(name == "copied" for name in budgets), False]
+
+
 def test_what_v2_does_not_decode(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ProdError, match='"json": "always": the V2 model runner does not decode the escapes of JSON'):
         ProdLogitsProcessor(config({"blocklists": files, "json": "always"}), request_states(2))

@@ -56,6 +56,6 @@ def test_budgets_for_documents() -> None:
     assert isinstance(guard, Budget)
     text = "".join(f"name_{number} = {number}\n" for number in range(200))
     found = guard.blocklist([*ENTRIES, Entry(text, id="long", policy="quote", max_quote=60)])
-    assert [(one.entry.id, one.characters) for one in found.budgets()] == [("file", 57), ("long", 240)]
+    assert [(one.entry.id, one.characters) for one in found.budgets()] == [("file", 54), ("long", 240)]
     with pytest.raises(ProdError, match="decode-budget: expected documents, got phrases alone"):
         guard.processors(ENTRIES[:2], None)
