@@ -21,6 +21,7 @@ from prod_decode.errors import ProdError, brief, closest, reason
 from prod_decode.storage.files import readable_as_usual
 
 BUNDLED = "bundled"
+ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
 EXPECTED = "expected a hub id, a directory, a .gguf file, or 'bundled'"
 
 # What huggingface_hub takes for the name of a repository.
@@ -228,6 +229,7 @@ def require_name(name: str) -> None:
     if is_folder:
         if not any(any(path.glob(pattern)) for pattern in ("*config.json", "*token*", "vocab*")):
             raise ProdError(f"cannot load the model {brief(name)!r}: the directory has no config.json ({EXPECTED})")
+        require_one(path)
         return
     # The hub has no model whose name is one word so like it.
     if not there and "/" not in name and (meant := closest(name.lower(), [BUNDLED], 0.7)):
@@ -235,6 +237,22 @@ def require_name(name: str) -> None:
     if there or not _HUB_ID.fullmatch(name):
         why = "it is a file" if there and name else "no such directory"
         raise ProdError(f"cannot load the model {brief(name)!r}: {why} ({EXPECTED})")
+
+
+def require_one(directory: Path) -> None:
+    """Refuse a directory with a model and an adapter in it.
+
+    transformers puts the adapter on the model: on one that it was merged into, a second time.
+
+    Raises:
+        ProdError: it holds both.
+    """
+    weights = (*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin"))
+    if weights and Path(directory, ADAPTER).is_file() and Path(directory, "config.json").is_file():
+        raise ProdError(
+            f"{directory}: expected a model or an adapter, it holds both, and transformers would load them together: "
+            f"move {ADAPTER} and adapter_model.* to a directory of their own, and name the one that is meant"
+        )
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:

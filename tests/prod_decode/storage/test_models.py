@@ -170,6 +170,15 @@ def test_a_damaged_directory_is_one_line(
     assert capfd.readouterr().err == ""
 
 
+def test_a_directory_with_a_model_and_an_adapter_is_neither(tmp_path: Path) -> None:
+    """transformers would put the adapter on the model, into which it may be merged already."""
+    folder = Path(save_tiny_model(tmp_path / "m"))
+    (folder / "adapter_config.json").write_text("{}")
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ProdError, match="m: expected a model or an adapter, it holds both, and"):
+            load(str(folder))
+
+
 def truncate(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
 
