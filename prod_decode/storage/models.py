@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import socket
@@ -166,14 +167,14 @@ def save_model(
     Args:
         model: of transformers.
         tokenizer: the model's.
-        directory: where; it must not exist yet and appears whole or not at all.
+        directory: where; it must not exist yet, links followed, and appears whole or not at all.
         check: is given the folder with the files before it gets its name, and may add to it; if it raises, nothing is
             left.
 
     Raises:
         ProdError: it cannot be written.
     """
-    target = Path(directory)
+    target = Path(os.path.realpath(directory))  # a link that leads nowhere yet is followed, as it is for files
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -189,7 +190,7 @@ def save_model(
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return Path(directory)
 
 
 def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> str:

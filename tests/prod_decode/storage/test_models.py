@@ -142,6 +142,18 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         save_model(Unwritable(), Unwritable(), tmp_path / "file" / "deep" / "model")
 
 
+def test_a_link_that_leads_nowhere_yet_gets_its_model(tmp_path: Path) -> None:
+    class Model:
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "config.json").write_text("{}")
+
+    (tmp_path / "current").symlink_to("versions/2")
+    assert save_model(Model(), Model(), tmp_path / "current") == tmp_path / "current"
+    assert (tmp_path / "current").is_symlink()
+    assert [path.name for path in (tmp_path / "versions" / "2").iterdir()] == ["config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "versions"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
