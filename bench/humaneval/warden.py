@@ -288,10 +288,17 @@ def drop_privileges(uid: int | None, capabilities: int) -> None:
 
 def _require_readable(interpreter: str, packages: str | None) -> None:
     """Say so where root installed under a umask of 077: the program would fail for a reason that is not its own."""
-    entries = [entry.path for entry in os.scandir(packages) if entry.is_dir()] if packages else []
-    for path in (interpreter, *([packages] if packages else []), *entries):
+
+    def require(path: str) -> None:
         if not os.access(path, os.R_OK | os.X_OK):
             raise PermissionError(f"its user may not read {path}: chmod -R go+rX {packages or interpreter}")
+
+    require(interpreter)
+    if packages:
+        require(packages)
+        for entry in os.scandir(packages):
+            if entry.is_dir():
+                require(entry.path)
 
 
 def set_limits(limits: dict[str, Any], processes: int | None) -> None:
@@ -414,7 +421,7 @@ def _reporting(setup: int, start: Callable[[], NoReturn]) -> NoReturn:
     try:
         start()
     except BaseException as error:  # noqa: BLE001 (this process must end here, whatever happens)
-        os.write(setup, str(error).encode())
+        os.write(setup, f"{' '.join(str(error).split())}\n".encode(errors="backslashreplace"))
     finally:
         os._exit(1)
 
@@ -472,7 +479,7 @@ def _confine(config: dict[str, Any]) -> dict[str, Any]:
         os.close(fd)
     try:
         if error := _read_all(setup):
-            raise OSError(error.decode(errors="replace"))
+            raise OSError(error.decode(errors="replace").splitlines()[0])  # the tests' process may say it as well
         found = _watch(config, process, begun, output, answers, reports)
     finally:
         os.kill(process, signal.SIGKILL)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from prod_decode.blocklist.entries import Boundary, Defaults, Entry, entry_from
 from prod_decode.blocklist.ready import LIST, READY, Targets, list_named, read_list, require_list
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
-from prod_decode.errors import Mistakes, ProdError, one_line
+from prod_decode.errors import Mistakes, ProdError, brief, one_line
 from prod_decode.storage.files import as_path, kind_of, mode_of, require_there
 
 JSON_LISTS = (".jsonl", ".ndjson")
@@ -141,6 +141,8 @@ def _found(
     paths: Iterable[str | os.PathLike[str]], mistakes: Mistakes, find: Callable[[str | os.PathLike[str]], _S]
 ) -> list[_S]:
     """Those that are there."""
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise ProdError(f"expected a list of files and directories, got {brief(paths)!r} alone: pass it as [...]")
     found = []
     for path in paths:
         with mistakes.caught():

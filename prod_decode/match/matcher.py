@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
 from prod_decode.match import follow
 from prod_decode.match.automaton import (
     ACCEPT,
@@ -147,7 +147,11 @@ class Matcher:
         A word may then end before the first character of a stop string: with ` evaluate` and the stop string `uate` the
         output ends in `eval`. None: the output may be cut anywhere, as where the stop string stays in it. States are
         the same for both matchers.
+
+        Raises:
+            ProdError: a string in place of a list of them, or something else in it.
         """
+        stops = None if stops is None else _strings(stops)
         firsts = set(WORD_BYTES) if stops is None else {stop.encode()[0] for stop in stops if stop}
         if self.normalization.ignore_case:
             firsts |= set(bytes(firsts).lower())
@@ -368,6 +372,14 @@ class Matcher:
             f"token id {token_id} has no known bytes in the vocabulary of {len(self)} tokens: the text so far cannot "
             "be checked; use the tokenizer that belongs to the model"
         )
+
+
+def _strings(stops: Iterable[str]) -> list[str]:
+    """Stop strings as a list; one string is not taken for its characters."""
+    found = [] if isinstance(stops, str) else list(stops)
+    if isinstance(stops, str) or not all(isinstance(stop, str) for stop in found):
+        raise ProdError(f"stop: expected a list of strings, got {brief(stops)!r}: pass their texts, as ['END']")
+    return found
 
 
 @jit

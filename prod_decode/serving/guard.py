@@ -66,6 +66,8 @@ class Guard:
         """
         if not matchers:
             raise ProdError("expected at least one matcher, got none: pass blocklist.bind(tokenizer)")
+        if wrong := [matcher for matcher in matchers if not isinstance(matcher, Matcher)]:
+            raise ProdError(f"expected a Matcher, got {type(wrong[0]).__name__}: pass blocklist.bind(tokenizer)")
         self.vocabulary = matchers[0].vocabulary
         if any(matcher.vocabulary is not self.vocabulary for matcher in matchers):
             raise ProdError("expected matchers of one vocabulary, got several: bind every blocklist to one Vocabulary")

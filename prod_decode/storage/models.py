@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import socket
@@ -21,6 +22,7 @@ from prod_decode.errors import ProdError, brief, closest, reason
 from prod_decode.storage.files import readable_as_usual
 
 BUNDLED = "bundled"
+ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
 EXPECTED = "expected a hub id, a directory, a .gguf file, or 'bundled'"
 
 # What huggingface_hub takes for the name of a repository.
@@ -165,14 +167,14 @@ def save_model(
     Args:
         model: of transformers.
         tokenizer: the model's.
-        directory: where; it must not exist yet and appears whole or not at all.
+        directory: where; it must not exist yet, links followed, and appears whole or not at all.
         check: is given the folder with the files before it gets its name, and may add to it; if it raises, nothing is
             left.
 
     Raises:
         ProdError: it cannot be written.
     """
-    target = Path(directory)
+    target = Path(os.path.realpath(directory))  # a link that leads nowhere yet is followed, as it is for files
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -188,7 +190,7 @@ def save_model(
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return Path(directory)
 
 
 def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> str:
@@ -228,6 +230,7 @@ def require_name(name: str) -> None:
     if is_folder:
         if not any(any(path.glob(pattern)) for pattern in ("*config.json", "*token*", "vocab*")):
             raise ProdError(f"cannot load the model {brief(name)!r}: the directory has no config.json ({EXPECTED})")
+        require_one(path)
         return
     # The hub has no model whose name is one word so like it.
     if not there and "/" not in name and (meant := closest(name.lower(), [BUNDLED], 0.7)):
@@ -235,6 +238,22 @@ def require_name(name: str) -> None:
     if there or not _HUB_ID.fullmatch(name):
         why = "it is a file" if there and name else "no such directory"
         raise ProdError(f"cannot load the model {brief(name)!r}: {why} ({EXPECTED})")
+
+
+def require_one(directory: Path) -> None:
+    """Refuse a directory with a model and an adapter in it.
+
+    transformers puts the adapter on the model: on one that it was merged into, a second time.
+
+    Raises:
+        ProdError: it holds both.
+    """
+    weights = (*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin"))
+    if weights and Path(directory, ADAPTER).is_file() and Path(directory, "config.json").is_file():
+        raise ProdError(
+            f"{directory}: expected a model or an adapter, it holds both, and transformers would load them together: "
+            f"move {ADAPTER} and adapter_model.* to a directory of their own, and name the one that is meant"
+        )
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:

@@ -57,6 +57,13 @@ _SPELLED = (
     (re.compile(rb"\xc4\xa0[A-Za-z]"), None, "GPT-2's characters for bytes", "byte_level_bytes(token)"),
     (re.compile(rb"\xe2\x96\x81[A-Za-z]"), None, "U+2581 for spaces", "token.replace('\\u2581', ' ').encode()"),
     (re.compile(rb"<0x[0-9A-F]{2}>\Z"), 128, "names of bytes", "bytes([int(token[3:5], 16)])"),
+    (
+        re.compile(rb"##[A-Za-z]"),
+        None,
+        "## where a word goes on",
+        "(token[2:] if token.startswith('##') else ' ' + token).encode()",
+    ),
+    (re.compile(rb"(?s:.*)[A-Za-z]</w>\Z"), None, "</w> where a word ends", "token.replace('</w>', ' ').encode()"),
 )
 
 

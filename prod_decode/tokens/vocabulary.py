@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief
 from prod_decode.storage.jit import jit
 from prod_decode.text.escapes import decode_each
 from prod_decode.text.normalize import (
@@ -75,15 +75,21 @@ class Vocabulary:
                 as those of a tokenizer are; without it, only what looks like the spellings of a file is refused.
 
         Raises:
-            ProdError: no token at all, a special id outside the vocabulary, spellings, or `decode` shows other text.
+            ProdError: no token at all, tokens that are no bytes, a special id outside the vocabulary, spellings, or
+                `decode` shows other text.
         """
         if not len(tokens):
             raise ProdError("expected at least one token, got an empty vocabulary")
+        if wrong := [token for token in tokens if token is not None and not isinstance(token, bytes)]:
+            raise ProdError(
+                f"expected the bytes of each token, got {type(wrong[0]).__name__} {brief(wrong[0])!r}: pass bytes, as "
+                "token.encode() gives where the text is what users are shown"
+            )
         kinds = np.fromiter((UNKNOWN if token is None else TEXT for token in tokens), np.uint8, len(tokens))
         eos = tuple(dict.fromkeys(eos_ids))
         for token_id in {*special, *eos}:
-            if not 0 <= token_id < len(tokens):
-                raise ProdError(f"special token id {token_id} is outside the vocabulary of {len(tokens)} tokens")
+            if not isinstance(token_id, int | np.integer) or not 0 <= token_id < len(tokens):
+                raise ProdError(f"special token id {token_id!r} is outside the vocabulary of {len(tokens)} tokens")
             kinds[token_id] = SPECIAL
         if not _proved:
             check_bytes(tokens, set(np.flatnonzero(kinds == SPECIAL).tolist()), decode)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from prod_decode.errors import ProdError, brief, did_you_mean, reason
 from prod_decode.storage.files import write_whole
-from prod_decode.storage.models import require_name
+from prod_decode.storage.models import ADAPTER, require_name
 from prod_train.data.formats import DATA_FILES
 from prod_train.methods import METHODS, OPTIONS
 from prod_train.option import COUNT, POSITIVE, POSITIVE_OR_INF, SHARE, WEIGHT, Option, Within
@@ -23,7 +23,6 @@ from prod_train.option import COUNT, POSITIVE, POSITIVE_OR_INF, SHARE, WEIGHT, O
 TRACKERS = ("none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 LORA_INITS = ("random", "contrast")
 RETAIN_REFERENCES = ("start", "base")
-ADAPTER = "adapter_config.json"  # what makes a directory one of an adapter, as PEFT calls it
 BASE = "base"  # in the output's directory, with `--save-base`
 
 

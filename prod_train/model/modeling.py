@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prod_decode.errors import ProdError, reason
 from prod_decode.storage.models import (
+    ADAPTER,
     BUNDLED,
     bundled_model,
     expect_all_weights,
@@ -23,8 +24,9 @@ from prod_decode.storage.models import (
     load_model,
     load_tokenizer,
     loading,
+    require_one,
 )
-from prod_train.config.config import ADAPTER, BASE, Config, flag
+from prod_train.config.config import BASE, Config, flag
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Pass
 
@@ -40,12 +42,7 @@ def base_name(name: str) -> str:
     about = Path(name, ADAPTER)
     if not about.is_file():
         return name
-    weights = (*about.parent.glob("model*.safetensors"), *about.parent.glob("pytorch_model*.bin"))
-    if weights and Path(name, "config.json").is_file():
-        raise ProdError(
-            f"{name}: expected a model or an adapter, it holds both, and transformers would load them together: move "
-            f"{ADAPTER} and adapter_model.* to a directory of their own, and name the one that is meant"
-        )
+    require_one(about.parent)
     try:
         base = json.loads(about.read_text()).get("base_model_name_or_path")
     except (OSError, json.JSONDecodeError) as error:

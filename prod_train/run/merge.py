@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prod_decode.errors import ProdError, reason
 from prod_decode.storage.files import write_whole
-from prod_decode.storage.models import load_model, save_model
-from prod_train.config.config import ADAPTER, Config, saved_config
+from prod_decode.storage.models import ADAPTER, load_model, save_model
+from prod_train.config.config import Config, saved_config
 from prod_train.config.schedule import Schedule
 from prod_train.loss.objective import Encoder
 from prod_train.methods import make_method

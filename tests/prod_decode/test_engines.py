@@ -140,6 +140,12 @@ def test_a_guard_decodes_the_escapes_of_json() -> None:
 
 
 def test_what_a_guard_refuses() -> None:
+    for wrong in (Blocklist.compile([Entry("abc")]), "abc.prod"):
+        with pytest.raises(ProdError, match=rf"^expected a Matcher, got {type(wrong).__name__}: pass blocklist.bind"):
+            Guard([matcher("ab"), wrong])  # type: ignore[list-item]
+    for stops in ("END", [b"END"], [None]):
+        with pytest.raises(ProdError, match=r"^stop: expected a list of strings, got .*: pass their texts, as \["):
+            Guard([matcher("ab")], stop=stops)  # type: ignore[arg-type]
     with pytest.raises(ProdError, match="expected at least one matcher, got none: pass"):
         Guard([])
     other = Vocabulary.from_bytes(TOKENS, eos_ids=[0])

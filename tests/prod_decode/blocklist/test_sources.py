@@ -357,6 +357,13 @@ def test_no_name_is_not_the_current_directory(read: Any, name: str) -> None:
         read(name)
 
 
+@pytest.mark.parametrize("read", [read_entries, read_texts], ids=lambda read: read.__name__)
+@pytest.mark.parametrize("paths", ["nowhere", b"nowhere", Path("nowhere")])
+def test_one_path_is_not_taken_for_its_characters(read: Any, paths: Any) -> None:
+    with pytest.raises(ProdError, match=r"^expected a list of files and directories, got .* alone: pass it as \["):
+        list(read(paths))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProdError, match=r"cannot read .*nowhere\.txt: No such file"):
         read_text(tmp_path / "nowhere.txt")

@@ -142,6 +142,18 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         save_model(Unwritable(), Unwritable(), tmp_path / "file" / "deep" / "model")
 
 
+def test_a_link_that_leads_nowhere_yet_gets_its_model(tmp_path: Path) -> None:
+    class Model:
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "config.json").write_text("{}")
+
+    (tmp_path / "current").symlink_to("versions/2")
+    assert save_model(Model(), Model(), tmp_path / "current") == tmp_path / "current"
+    assert (tmp_path / "current").is_symlink()
+    assert [path.name for path in (tmp_path / "versions" / "2").iterdir()] == ["config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "versions"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -168,6 +180,15 @@ def test_a_damaged_directory_is_one_line(
         load_model(str(tmp_path / "m"))
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr().err == ""
+
+
+def test_a_directory_with_a_model_and_an_adapter_is_neither(tmp_path: Path) -> None:
+    """transformers would put the adapter on the model, into which it may be merged already."""
+    folder = Path(save_tiny_model(tmp_path / "m"))
+    (folder / "adapter_config.json").write_text("{}")
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ProdError, match="m: expected a model or an adapter, it holds both, and"):
+            load(str(folder))
 
 
 def truncate(file: Path, size: int) -> None:

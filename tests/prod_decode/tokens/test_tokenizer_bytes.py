@@ -1106,6 +1106,9 @@ def test_a_byte_by_its_spelling_is_one_to_byte_fallback() -> None:
         (["\u0120or\u0121", "\u0120a", " a", " b", " c"], None),
         ([" a", " b", *(f"<0x{byte:02X}>" for byte in range(256))], r"take bytes\(\[int\(token\[3:5\], 16\)\]\)"),
         ([" a", "<0x28>"], None),
+        (["eval", "##uate", "("], r"take \(token\[2:\] if token.startswith\('##'\) else ' ' \+ token\).encode\(\)"),
+        (["eval</w>", "(", "(</w>"], r"take token.replace\('</w>', ' '\).encode\(\)"),
+        ([" a", " b", "##", "##x", "i</w>"], None),
     ],
 )
 def test_spellings_are_no_bytes(tokens: list[str], recipe: str | None) -> None:
@@ -1116,6 +1119,20 @@ def test_spellings_are_no_bytes(tokens: list[str], recipe: str | None) -> None:
         with pytest.raises(ProdError, match=f"expected the bytes of each token, .*{recipe}") as refusal:
             Vocabulary.from_bytes(spellings)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "special", "message"),
+    [
+        ([b"a", "load"], [], "expected the bytes of each token, got str 'load': pass bytes, as token.encode"),
+        ("load", [], "expected the bytes of each token, got str 'l'"),
+        (b"load", [], "expected the bytes of each token, got int '108'"),
+        ([b"a"], "0", "special token id '0' is outside the vocabulary of 1 tokens"),
+    ],
+)
+def test_what_is_no_vocabulary(tokens: Any, special: Any, message: str) -> None:
+    with pytest.raises(ProdError, match=f"^{message}"):
+        Vocabulary.from_bytes(tokens, special=special)
 
 
 def test_real_spellings_are_no_bytes() -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
-from prod_decode.storage.models import load_model
-from prod_train.config.config import ADAPTER, Config
+from prod_decode.storage.models import ADAPTER, load_model
+from prod_train.config.config import Config
 from prod_train.data.rows import Row
 from prod_train.measure.continued import continued_rows, load_continued, save_continued
 from prod_train.measure.evaluate import ending_ids
