@@ -187,10 +187,10 @@ def _functions(modules: Iterable[str]) -> Iterator[str]:
             tree = ast.parse(text)
         except (SyntaxError, ValueError):
             continue
-        lines = text.splitlines(keepends=True)
+        lines = text.split("\n")
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                source = "".join(lines[node.lineno - 1 : node.end_lineno]).strip()
+                source = "\n".join(lines[node.lineno - 1 : node.end_lineno]).strip()
                 if len(source) >= SHORTEST_FUNCTION:
                     yield source
 
