@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,8 @@ from prod_decode.storage.jit import jit
 from prod_decode.text.escapes import AFTER_BACKSLASH, BACKSLASH, IN_ESCAPES, MOST, OUTSIDE, feed
 from prod_decode.text.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, fold, transduce
 from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
+
+_LOG = logging.getLogger(__name__)
 
 # States of which is remembered what they ban.
 _CACHED = 1 << 12
@@ -53,6 +56,11 @@ def unescaped(matcher: Matcher, stops: Iterable[str] | None = ()) -> UnescapedMa
             for escape in (OUTSIDE, AFTER_BACKSLASH)
         }
         made[key] = UnescapedMatcher(matcher.vocabulary, matchers, ends)
+        if matcher.quotes:
+            _LOG.warning(
+                "budgets count an output as it is written: where its JSON is decoded, phrases and max_quote hold, and "
+                "a line end in a string ends a piece"
+            )
     return made[key]
 
 

@@ -320,3 +320,12 @@ def test_no_walk_writes_a_pattern_into_json() -> None:
         assert not list(blocklist.scan(read))
     assert found > 20
     assert stopped > 100
+
+
+def test_budgets_in_decoded_json_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    vocabulary = Vocabulary.from_bytes([b"a", b"\\n", b"</s>"], eos_ids=[2])
+    for budget, told in ((None, 0), (8, 1)):
+        caplog.clear()
+        document = Entry("a(b)\n" * 20, policy="quote", max_quote=30, budget=budget)
+        unescaped(Blocklist.compile([document]).bind(vocabulary))
+        assert caplog.text.count("budgets count an output as it is written") == told
