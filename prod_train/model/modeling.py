@@ -329,7 +329,7 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         for owner, module in model.named_modules()
         if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         for name, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3 and any(part.isdigit() for part in owner.split("."))
+        if weight.ndim == 3 and len(weight) > 1 and any(part.isdigit() for part in owner.split("."))
     }
 
 
