@@ -366,6 +366,38 @@ def test_the_output_alone_begins_a_word(files: dict[str, str]) -> None:
     assert masked[:, TOKENS.index(b"a")].tolist() == [-INF, -INF, -INF, 0]
 
 
+@pytest.mark.parametrize(
+    ("options", "is_cut"),
+    [
+        ({}, False),
+        ({"stop": ["\n", ".a"]}, False),
+        ({"stop": "ba"}, True),
+        ({"stop": ["\n", "b"]}, True),
+        ({"stop": ["(b"], "include_stop_str_in_output": True}, True),
+        ({"include_stop_str_in_output": True}, False),
+    ],
+)
+def test_a_stop_string_may_end_a_word(
+    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], is_cut: bool
+) -> None:
+    """Whole words `a` are banned: `ab` is another, unless vLLM may cut it behind its `a`. V2 does not see where."""
+    whole, request = {"a": save(tmp_path, "a", ["a"], boundary="both")}, SamplingParams(**options)
+    processor = make(whole)
+    processor.update_state(added((request, encode("("), []), (params(), encode("("), [])))
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[:, TOKENS.index(b"ab")].tolist() == [-INF if is_cut else 0, 0]
+    assert masked[:, TOKENS.index(b" a")].tolist() == [-INF, -INF]
+    states = request_states(1)
+    processor = on_v2(whole, states, ["a"])
+    processor.add_request(0, request)
+    hold(states, 0, encode("("), [])
+    processor.apply_staged_writes()
+    masked = processor.apply(torch.zeros(1, WIDTH), context([(0, 0, encode("(")[0], 0)]))
+    left = (masked[0] > -INF).nonzero().flatten().tolist()
+    assert (left == [EOS], "its stop strings" in caplog.text) == (is_cut, is_cut)
+    assert is_cut or TOKENS.index(b"ab") in left
+
+
 def test_a_token_that_was_replaced_is_seen(files: dict[str, str]) -> None:
     processor = make(files)
     output = encode("(")
