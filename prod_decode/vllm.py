@@ -155,10 +155,13 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
                 "use_beam_search, and use n for several answers (max_tokens=1 with logprobs and detokenize=False is "
                 "taken for beam search)"
             )
-        if key := misplaced_key():
-            raise ProdError(f"{key[:64]}: expected it inside of vllm_xargs, got it beside, where nothing would read it")
-        shown = _unmasked_probabilities(sampling_params)
         arguments = sampling_params.extra_args or {}
+        if key := misplaced_key(arguments):
+            raise ProdError(
+                f"{key[:64]}: expected it inside of the request's vllm_xargs, got it where a request of this kind does "
+                "not read it"
+            )
+        shown = _unmasked_probabilities(sampling_params)
         added = requested(arguments)
         tools = has_tools()
         if not (shown or sampling_params.ignore_eos or added or tools or CHECK in arguments or JSON in arguments):

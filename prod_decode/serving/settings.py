@@ -111,9 +111,10 @@ class Settings:
         if given is not None:
             return cls.parse(given, '--additional-config, "prod"')
         if text is None:
+            found = next((name for name in environment if is_variable(name)), None)
             raise ProdError(
                 f"blocklists: expected --additional-config '{{\"prod\": {_EXAMPLE}}}' or {ENVIRONMENT}='{_EXAMPLE}', "
-                "got neither: say which compiled blocklists to enforce"
+                f"got {found or 'neither'}: say which compiled blocklists to enforce"
             )
         try:
             value = json.loads(text, object_pairs_hook=unique_keys)
@@ -207,6 +208,11 @@ def is_close(key: str) -> bool:
     letters = "".join(filter(str.isalnum, plain))
     close = closest(letters, [ARGUMENT.replace("_", "")], 0.8)
     return plain.startswith("prod_") or "blocklist" in letters or close is not None
+
+
+def is_variable(name: str) -> bool:
+    """Whether an environment variable is `PROD_BLOCKLISTS`, or a wrong spelling of it."""
+    return closest(name.casefold(), [ENVIRONMENT.casefold()], 0.95) is not None
 
 
 def is_meant(key: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 
 from prod_decode.errors import ProdError
-from prod_decode.serving.settings import CHECK, ENVIRONMENT, is_close, is_meant, requested
+from prod_decode.serving.settings import CHECK, is_close, is_meant, is_variable, requested
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
@@ -60,8 +60,8 @@ class Watch(*_BASES):  # type: ignore[misc]
         if config is None:
             return
         check_named(config)
-        arguments = sampling_params.extra_args
-        if not is_named(config) and (requested(arguments) or (arguments and CHECK in arguments)):
+        arguments = sampling_params.extra_args or {}
+        if not is_named(config) and (requested(arguments) or CHECK in arguments or misplaced_key(arguments)):
             raise ProdError(
                 f"expected a server that enforces blocklists, got one that was started without --logits-processors "
                 f"{PROCESSOR}: ask another server"
@@ -138,7 +138,7 @@ def _asked_for(additional_config: object) -> str | None:
     for key in keys:
         if isinstance(key, str) and (key.casefold() == "prod" or is_close(key)):
             return f"--additional-config, {key!r}"
-    return ENVIRONMENT if ENVIRONMENT in os.environ else None
+    return next((name for name in os.environ if is_variable(name)), None)
 
 
 def config_of_caller() -> Any:
@@ -160,19 +160,36 @@ def has_tools() -> bool:
     return any(here.get("tools") or getattr(here.get("request"), "tools", None) for here in _callers())
 
 
-def misplaced_key() -> str | None:
-    """A key of ours that a request of vLLM's server has beside `vllm_xargs`, where vLLM ignores it; None if none.
+def misplaced_key(arguments: Mapping[str, Any]) -> str | None:
+    """A key of ours that stands in a request to vLLM's server where nothing reads it; None if there is none.
 
-    vLLM shows its validation hook no request, but its functions further up have it.
+    vLLM shows its validation hook no request, but its functions further up have it: the fields that its kind of request
+    does not have, or all that was sent where the kind drops those.
+
+    Args:
+        arguments: what was read, `vllm_xargs`: a kind of request that hands on what it does not know may have read it.
     """
     for here in _callers():
-        beside = getattr(here.get("request"), "model_extra", None)
-        if isinstance(beside, Mapping):
-            nested = [value for value in beside.values() if isinstance(value, Mapping)]
-            for key in (key for keys in (beside, *nested) for key in keys):
-                if isinstance(key, str) and is_meant(key):
+        request = here.get("request")
+        fields = getattr(type(request), "model_fields", None)
+        sent = getattr(here.get("raw_request"), "_json", None) if fields else None
+        for body in (getattr(request, "model_extra", None), sent):
+            beside = {key: body[key] for key in body if key not in (fields or ())} if isinstance(body, Mapping) else {}
+            for key, value in _all_keys(beside):
+                if is_meant(key) and not (key in arguments and arguments[key] == value):
                     return key
     return None
+
+
+def _all_keys(value: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every key of an object of JSON and of those in it, but not of those in arrays, with its value."""
+    found = [value]
+    for mapping in found:
+        for key, inside in mapping.items():
+            if isinstance(key, str):
+                yield key, inside
+            if isinstance(inside, Mapping):
+                found.append(inside)
 
 
 def _callers() -> Iterator[Mapping[str, Any]]:
@@ -185,6 +202,37 @@ def _callers() -> Iterator[Mapping[str, Any]]:
 
 
 def register() -> None:
+    """What vLLM calls in every process: its classes do two things in another way from then on."""
+    _end_grammars()
+    _validate_where_requests_arrive()
+
+
+def _validate_where_requests_arrive() -> None:
+    """Let requests be validated where vLLM's server calls its engine.
+
+    vLLM 0.32 validates once it asks for the first token. A request with several prompts asks in a task for each of
+    them, of which no caller has the request, and an answer that streams has begun by then, as HTTP 200.
+    """
+    try:
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        plain = AsyncLLM.generate
+    except (ImportError, AttributeError) as error:
+        _LOG.warning("requests with several prompts are not looked through for keys beside vllm_xargs: %s", error)
+        return
+    if plain.__module__ == __name__:
+        return
+
+    def generate(self: Any, prompt: Any, sampling_params: Any, *rest: Any, **options: Any) -> Any:
+        validate = getattr(self.input_processor, "validate_logits_processors_params", None)
+        if validate is not None:
+            validate(sampling_params)
+        return plain(self, prompt, sampling_params, *rest, **options)
+
+    AsyncLLM.generate = generate
+
+
+def _end_grammars() -> None:
     """Let a request with a grammar end where all that the grammar allows is banned.
 
     There the processor leaves EOS alone. vLLM 0.32 stops the request at it, and then asks the grammar, which rejects

@@ -289,7 +289,8 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
     """The model with the adapter of a directory on it.
 
     Raises:
-        ProdError: the adapter has no weights, is of another model, or some of its weights are not finite.
+        ProdError: the adapter has no weights, is of another model, some of its weights are not finite, or it is of
+            another base each time that it is loaded.
     """
     from peft import PeftModel
 
@@ -305,6 +306,15 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
             f"{adapter} does not fit its base: {reason(error)} (expected an adapter's weights, made for this base "
             "model)"
         ) from None
+    # peft takes the first parts of a decomposition out of the base's weights when it loads one of PiSSA, and finds them
+    # at random with so many iterations: the same files gave logits 7 apart.
+    initial = str(getattr(adapted.peft_config["default"], "init_lora_weights", None))
+    if initial.startswith("pissa_niter"):
+        raise ProdError(
+            f"{adapter}: expected an adapter that its files say all of, got init_lora_weights {initial!r}, with which "
+            "peft changes the base at random whenever it loads them: save it again where it was trained, with peft's "
+            "path_initial_model_for_weight_conversion"
+        )
     check_finite(((key, weight) for key, weight in adapted.named_parameters() if ".default" in key), adapter)
     return adapted
 
@@ -316,7 +326,7 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         for owner, module in model.named_modules()
         if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         for name, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3 and any(part.isdigit() for part in owner.split("."))
+        if weight.ndim == 3 and len(weight) > 1 and any(part.isdigit() for part in owner.split("."))
     }
 
 

@@ -207,6 +207,11 @@ def _merged(adapted: Any, adapter: str, dtype: str, *, untie: bool) -> Any:
     kind = adapted.peft_config["default"].peft_type.value
     if not hasattr(adapted.base_model, "merge_and_unload"):
         raise ProdError(f"{adapter}: expected an adapter that changes weights, got {kind}, which cannot be merged")
+    if getattr(adapted.peft_config["default"], "layer_replication", None):
+        raise ProdError(
+            f"{adapter}: it repeats layers of its base (layer_replication), which have one weight that a merge cannot "
+            "make several of: load it unmerged, with peft"
+        )
     inner = adapted.get_base_model()
     ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
     weights = [getattr(end, "base_layer", end) for end in ends if end is not None]

@@ -11,6 +11,8 @@ import re
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +24,12 @@ import vllm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from pydantic import BaseModel, ConfigDict
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.triton_utils.dispatcher import _rebind_kernels
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import (
     BatchUpdate,
@@ -360,6 +364,38 @@ def test_the_output_alone_begins_a_word(files: dict[str, str]) -> None:
     rows = [(slot, 0, output[-1], int(states.total_len.gpu[slot]) - 1) for slot, output in enumerate(outputs)]
     masked = processor.apply(torch.zeros(4, WIDTH), context(rows))
     assert masked[:, TOKENS.index(b"a")].tolist() == [-INF, -INF, -INF, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_cut"),
+    [
+        ({}, False),
+        ({"stop": ["\n", ".a"]}, False),
+        ({"stop": "ba"}, True),
+        ({"stop": ["\n", "b"]}, True),
+        ({"stop": ["(b"], "include_stop_str_in_output": True}, True),
+        ({"include_stop_str_in_output": True}, False),
+    ],
+)
+def test_a_stop_string_may_end_a_word(
+    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], is_cut: bool
+) -> None:
+    """Whole words `a` are banned: `ab` is another, unless vLLM may cut it behind its `a`. V2 does not see where."""
+    whole, request = {"a": save(tmp_path, "a", ["a"], boundary="both")}, SamplingParams(**options)
+    processor = make(whole)
+    processor.update_state(added((request, encode("("), []), (params(), encode("("), [])))
+    masked = processor.apply(torch.zeros(2, WIDTH))
+    assert masked[:, TOKENS.index(b"ab")].tolist() == [-INF if is_cut else 0, 0]
+    assert masked[:, TOKENS.index(b" a")].tolist() == [-INF, -INF]
+    states = request_states(1)
+    processor = on_v2(whole, states, ["a"])
+    processor.add_request(0, request)
+    hold(states, 0, encode("("), [])
+    processor.apply_staged_writes()
+    masked = processor.apply(torch.zeros(1, WIDTH), context([(0, 0, encode("(")[0], 0)]))
+    left = (masked[0] > -INF).nonzero().flatten().tolist()
+    assert (left == [EOS], "its stop strings" in caplog.text) == (is_cut, is_cut)
+    assert is_cut or TOKENS.index(b"ab") in left
 
 
 def test_a_token_that_was_replaced_is_seen(files: dict[str, str]) -> None:
@@ -757,7 +793,7 @@ def test_escapes_are_decoded_in_requests_that_write_json(shell: dict[str, str]) 
 
 # As the function of vLLM's server that has the request, and as `LLM.chat`.
 CALLERS: dict[str, Any] = {"__name__": "vllm.entrypoints"}
-exec("async def serve(request, validate):\n    validate()", CALLERS)
+exec("async def serve(request, validate, raw_request=None):\n    validate()", CALLERS)
 exec("def chat(messages, tools, validate):\n    validate()", CALLERS)
 
 
@@ -779,6 +815,35 @@ def test_a_request_with_tools_is_marked(shell: dict[str, str]) -> None:
             frontend.validate(SamplingParams(extra_args={"prod_json": wrong}))
 
 
+class Completion(BaseModel):
+    """A request as vLLM's OpenAI-compatible server has it: it keeps what it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+    prompt: str = ""
+    vllm_xargs: dict[str, Any] | None = None
+    tools: None = None
+
+
+class Message(BaseModel):
+    """One as its other servers have it: they drop what they do not know."""
+
+    vllm_xargs: dict[str, Any] | None = None
+
+
+class Batch(BaseModel):
+    """One that hands on what it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def ask_for(body: dict[str, Any], *, kind: type[BaseModel], validate: Callable[[SamplingParams], None]) -> None:
+    """Validate the request of this body where the function of vLLM's server is among the callers that has it."""
+    raw = SimpleNamespace(_json=body)
+    arguments = body.get("vllm_xargs")
+    check = partial(validate, SamplingParams(extra_args=arguments))
+    asyncio.run(CALLERS["serve"](kind.model_validate(body), check, raw))
+
+
 @pytest.mark.parametrize(
     ("beside", "key"),
     [
@@ -786,19 +851,49 @@ def test_a_request_with_tools_is_marked(shell: dict[str, str]) -> None:
         ({"Prod-Blocklist": "gpl"}, "Prod-Blocklist"),
         ({"extra_args": {"prod_json": True}}, "prod_json"),
         ({"extra_body": {"prod_blocklists": []}}, "prod_blocklists"),
+        ({"extra_body": {"vllm_xargs": {"prod_blocklists": ["gpl"]}}}, "prod_blocklists"),
+        ({"prod_blocklists": ["gpl"], "vllm_xargs": {"prod_blocklists": ["shell"]}}, "prod_blocklists"),
     ],
 )
-def test_a_key_beside_the_arguments_is_refused(shell: dict[str, str], beside: dict[str, Any], key: str) -> None:
+@pytest.mark.parametrize("kind", [Completion, Message])
+def test_a_key_beside_the_arguments_is_refused(
+    shell: dict[str, str], beside: dict[str, Any], key: str, kind: type[BaseModel]
+) -> None:
+    guarded, unguarded = Frontend({"blocklists": shell}), Frontend(None, logits_processors=None)
+    message = f"{key}: expected it inside of the request's vllm_xargs, got it where a request of this kind"
+    with pytest.raises(VLLMValidationError, match=message):
+        ask_for(beside, kind=kind, validate=guarded.validate)
+    with pytest.raises(ProdError, match="expected a server that enforces blocklists"):
+        ask_for(beside, kind=kind, validate=unguarded.watch)
+    for other in ({}, {"product": 1, "prod_env": 2, "extra_args": {"top": 1}}, {"prompt": "prod_blocklists"}):
+        ask_for(other, kind=kind, validate=guarded.validate)
+        ask_for(other, kind=kind, validate=unguarded.watch)
+
+
+def test_a_key_that_is_read_is_not_beside(shell: dict[str, str]) -> None:
     frontend = Frontend({"blocklists": shell})
+    for kind in (Completion, Message, Batch):
+        ask_for({"vllm_xargs": {"prod_blocklists": ["shell"]}}, kind=kind, validate=frontend.validate)
 
-    def ask(extra: Any) -> None:
-        request = SimpleNamespace(tools=None, model_extra=extra)
-        asyncio.run(CALLERS["serve"](request, lambda: frontend.validate(SamplingParams())))
 
-    with pytest.raises(VLLMValidationError, match=f"{key}: expected it inside of vllm_xargs, got it beside"):
-        ask(beside)
-    for other in (None, {}, {"product": 1, "prod_env": 2, "extra_args": {"top": 1}}):
-        ask(other)
+def test_requests_are_validated_where_they_arrive(shell: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the task of one prompt of several, which has no caller with the request."""
+    monkeypatch.setattr(AsyncLLM, "generate", AsyncLLM.generate)
+    register()
+    register()
+    frontend = Frontend({"blocklists": shell})
+    engine = SimpleNamespace(input_processor=SimpleNamespace(validate_logits_processors_params=frontend.validate))
+    begun: list[Any] = []
+
+    def generate(sampling_params: SamplingParams) -> None:
+        begun.append(AsyncLLM.generate(engine, "x", sampling_params, "0"))  # type: ignore[arg-type]
+
+    ask_for({"vllm_xargs": {"prod_blocklists": ["shell"]}}, kind=Completion, validate=generate)
+    assert len(begun) == 1
+    with pytest.raises(VLLMValidationError, match="prod_blocklists: expected it inside"):
+        ask_for({"prod_blocklists": ["shell"]}, kind=Completion, validate=generate)
+    with pytest.raises(VLLMValidationError, match="got 'shel'"):
+        ask_for({"vllm_xargs": {"prod_blocklists": ["shel"]}}, kind=Completion, validate=generate)
 
 
 def test_what_v2_does_not_count_is_refused_at_the_start(files: dict[str, str], tmp_path: Path) -> None:
@@ -970,20 +1065,21 @@ def test_a_server_says_what_it_enforces(files: dict[str, str], caplog: pytest.Lo
         ({"prod": {"blocklists": {}}}, None, "--additional-config, 'prod'"),
         ({"Prod": {}}, None, "--additional-config, 'Prod'"),
         ({"prod_blocklists": {}}, None, "--additional-config, 'prod_blocklists'"),
-        ({}, "{}", "PROD_BLOCKLISTS"),
+        ({}, ("PROD_BLOCKLISTS", "{}"), "PROD_BLOCKLISTS"),
+        ({}, ("prod_blocklist", "x"), "prod_blocklist"),
     ],
 )
 @pytest.mark.parametrize("processors", [None, ["tests.vllm.test_processor:Other"]])
 def test_blocklists_that_nothing_enforces(
     additional: dict[str, Any],
-    environment: str | None,
+    environment: tuple[str, str] | None,
     found: str,
     processors: list[str] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PROD_BLOCKLISTS", raising=False)
     if environment is not None:
-        monkeypatch.setenv("PROD_BLOCKLISTS", environment)
+        monkeypatch.setenv(*environment)
     settings = config(logits_processors=processors)
     settings.additional_config = additional
     message = f"{found}: blocklists are configured, and nothing enforces them: add --logits-processors prod_decode"

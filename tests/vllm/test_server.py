@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,6 +55,17 @@ class Server:
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
             return str(response.read().decode())
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
+        """The status and the text of the answer."""
+        headers = {"Content-Type": "application/json"}
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url + path, json.dumps(body).encode(), headers), timeout=120
+            ) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def is_healthy(self) -> bool:
         with contextlib.suppress(OSError):
@@ -355,6 +367,31 @@ def test_probabilities_before_the_mask_are_refused(server: Server) -> None:
             asyncio.run(asked(**options))
     asyncio.run(asked(echo=True))
     asyncio.run(asked(logprobs=0))
+
+
+KEY = {"prod_blocklists": ["extra"]}
+QUESTION = [{"role": "user", "content": "Continue."}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": ["x", "y"]}),
+        ("completions", {"prompt": "x", "stream": True}),
+        ("chat/completions", {"messages": QUESTION, "stream": True}),
+        ("chat/completions/batch", {"messages": [QUESTION, QUESTION]}),
+        ("messages", {"messages": QUESTION}),
+        ("messages", {"messages": QUESTION, "stream": True}),
+    ],
+)
+def test_a_key_that_would_not_be_read_is_refused(server: Server, path: str, body: dict[str, Any]) -> None:
+    """Whatever the kind of request, and before an answer that streams has begun."""
+    request = {"model": "smol", "max_tokens": 2, **body}
+    for beside in (KEY, {"extra_body": {"vllm_xargs": KEY}}):
+        status, text = server.post(f"/v1/{path}", {**request, **beside})
+        assert (status, "prod_blocklists: expected it inside of the request's vllm_xargs" in text) == (400, True), text
+    status, text = server.post(f"/v1/{path}", {**request, "vllm_xargs": KEY})
+    assert status == 200, text
 
 
 def tiny(folder: Path) -> str:

@@ -66,6 +66,8 @@ def test_settings_that_are_refused(value: object, message: str) -> None:
         ),
         ({}, {"PROD_BLOCKLISTS": "{}"}, "PROD_BLOCKLISTS: blocklists: expected names and files"),
         ({"prod": 1}, {}, '--additional-config, "prod": expected an object'),
+        ({}, {"PROD_DATA": "/data"}, "got neither: say which compiled blocklists"),
+        ({}, {"PROD_BLOCKLIST": "{}"}, "got PROD_BLOCKLIST: say which compiled blocklists"),
     ],
 )
 def test_sources_that_are_refused(options: dict[str, Any], environment: dict[str, str], message: str) -> None:

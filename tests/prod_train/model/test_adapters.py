@@ -69,8 +69,11 @@ def lora(targets=("q_proj", "v_proj"), **options):
         lora(layers_to_transform=[1]),
         lora(["embed_tokens", "q_proj"]),
         lora(lora_bias=True),
+        lora(init_lora_weights="pissa"),
+        lora(layer_replication=[(0, 2), (1, 2)]),
+        lora(target_parameters=["mlp.gate_proj.weight"]),
     ],
-    ids=["dora", "rslora", "one layer", "embeddings", "bias of B"],
+    ids=["dora", "rslora", "one layer", "embeddings", "bias of B", "pissa", "repeated layers", "parameters"],
 )
 def test_all_that_trains_is_saved_and_resumed(world, tmp_path, config):
     """What plain peft makes of the files says what the model in memory said, which has moved; bit for bit resumed."""
@@ -106,6 +109,7 @@ def test_all_that_trains_is_saved_and_resumed(world, tmp_path, config):
         (lora(modules_to_save=["norm"]), r"got modules_to_save \['norm'\]"),
         (lora(trainable_token_indices=[3, 4]), r"got trainable_token_indices \[3, 4\]"),
         (lora(["lm_head"]), "got an adapted output head"),
+        (lora(init_lora_weights="pissa_niter_4"), "got init_lora_weights 'pissa_niter_4', with which peft changes"),
         (lora(bias="all", modules_to_save=["lm_head"]), r"bias 'all' and modules_to_save \['lm_head'\] and an adapted"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

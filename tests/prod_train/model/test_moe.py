@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qw
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
+from prod_train.model.modeling import expert_weights
 from prod_train.run.merge import merge
 from prod_train.run.trainer import run
 from tests.tiny import save_tiny_model, write_snippets
@@ -60,6 +61,14 @@ def test_experts_are_adapted_on_request(world, tmp_path, caplog):
     assert torch.allclose(adapted, merged, atol=1e-4)
     assert (adapted - plain).abs().max() > 0.1
     run(make({**world, "model": str(tmp_path / "o")}, tmp_path / "again", lora_rank=16))
+
+
+def test_what_is_no_expert_s_weight():
+    """RWKV mixes each token with the one before by weights of shape [1, 1, width]."""
+    block = torch.nn.Module()
+    block.experts, block.time_mix = torch.nn.Parameter(torch.zeros(4, 8, 8)), torch.nn.Parameter(torch.zeros(1, 1, 8))
+    block.convolution = torch.nn.Conv1d(8, 8, 3)
+    assert set(expert_weights(torch.nn.Sequential(block))) == {"0.experts"}
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,10 @@ def test_other_adapters_are_merged_as_peft_applies_them(world, tmp_path, config,
     [
         (PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "changes weights, got PROMPT_TUNING"),
         (lora(lora_bias=True), "base layer has no bias"),
+        (lora(layer_replication=[(0, 2), (1, 2)]), r"repeats layers of its base .*: load it unmerged"),
+        (lora(init_lora_weights="pissa_niter_4"), "got init_lora_weights 'pissa_niter_4', with which peft changes"),
     ],
-    ids=["prompt", "bias"],
+    ids=["prompt", "bias", "repeated layers", "random base"],
 )
 def test_what_cannot_be_merged_is_one_line(world, tmp_path, config, part):
     adapter = save_adapter(world["model"], tmp_path / "a", config)
