@@ -71,12 +71,15 @@ def _executes(program: str) -> bool:
 
 @dataclass(frozen=True)
 class _Common:
-    """What most cells of a bed share: the start as a model, tokenised rows, and what it says of those held out."""
+    """What most cells of a bed share: the start as a model, tokenised rows, and what it says of those held out.
+
+    Nothing is held out, and `reference` is None, where outputs alone are measured.
+    """
 
     subject: Subject
     forget: list[Row]
     held_out: list[Row]
-    reference: ReferenceStore
+    reference: ReferenceStore | None
 
 
 class Experiment:
@@ -248,14 +251,18 @@ class Experiment:
         def rows(file: str) -> list[Row]:
             return load_rows(file, subject.tokenizer, max_length=1024, truncate=True)
 
-        held_out = rows(self.trainer.held_out(self.plan.profile.held_out))
-        reference = subject.reference(held_out, self.trainer.folder / "targets")
+        count = self.plan.profile.held_out
+        held_out = rows(self.trainer.held_out(count)) if count else []
+        reference = subject.reference(held_out, self.trainer.folder / "targets") if held_out else None
         return _Common(subject, rows(self.forget), held_out, reference)
 
     def _of_the_model(self, subject: Subject, matcher: Matcher | None) -> dict[str, Value]:
         """What needs no task: recall of the forget set, and distance from the start on held-out code."""
-        found = subject.recall(self._common.forget, matcher)
-        return found | subject.moved(self._common.held_out, self._common.reference, matcher)
+        common = self._common
+        if common.reference is None:
+            return {}
+        found = subject.recall(common.forget, matcher)
+        return found | subject.moved(common.held_out, common.reference, matcher)
 
     def _writing(self, subject: Subject, guard: Guard, processors: Sequence[Any]) -> Callable[..., Writing]:
         """`Subject.write` without its processors, or the same through vLLM where it has both model and guard."""

@@ -196,6 +196,8 @@ def make_plan(options: Any) -> Plan:
         opening=profile.opening if options.opening is None else options.opening,
         lora_init=options.lora_init or profile.lora_init,
         seeds=seeds(),
+        max_line_tokens=options.line_tokens or profile.max_line_tokens,
+        held_out=profile.held_out if options.held_out is None else options.held_out,
     )
     tasks = names("tasks", tuple(TASKS), tuple(TASKS))
     given = {name: getattr(options, name) for name in (*with_data(), "humaneval")}
@@ -207,9 +209,13 @@ def make_plan(options: Any) -> Plan:
     ]
     if options.engine == "vllm" and not vllm_is_installed():
         problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
-    for flag in ("problems", "samples", "epochs", "every", "retained"):
+    for flag in ("problems", "samples", "epochs", "every", "retained", "line_tokens"):
         if (number := getattr(options, flag)) is not None and number < 1:
-            problems.append(f"--{flag}: expected at least 1, got {number}")
+            problems.append(f"--{flag.replace('_', '-')}: expected at least 1, got {number}")
+    if profile.held_out < 0:
+        problems.append(f"--held-out: expected at least 0, got {profile.held_out}")
+    if profile.retain and not (profile.retained or profile.held_out):
+        problems.append("--held-out 0: leaves the retain set without functions: add --retained N")
     if options.problems is not None and options.humaneval is None:
         problems.append("--problems: expected --humaneval with the file or hub name of the problems, got none")
     if options.humaneval_each and options.humaneval is None:

@@ -26,7 +26,7 @@ class Profile:
 
     Attributes:
         samples: of each task, the first ones; None for all.
-        held_out: functions of the standard library for KL and agreement.
+        held_out: functions of the standard library for KL and agreement; 0: outputs alone are measured.
         learn_epochs: of teaching, in the protocol `learn`.
         epochs: of unlearning.
         every: epochs between cells of one training.

@@ -54,7 +54,8 @@ def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
         "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every "
-        "rate seeds engine execute retain retained learn_retain max_quote opening lora_init"
+        "rate seeds engine execute retain retained learn_retain max_quote opening lora_init "
+        "line_tokens held_out"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32", "jobs": 1}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -265,6 +266,14 @@ def test_the_untaught_model_is_the_natural_base_and_far_from_the_taught_one(mode
     assert learned > 1.5 * cells["learn", "untaught", "none"]["probability"].value
 
 
+def test_outputs_alone_are_measured_where_nothing_is_held_out(model: str, tmp_path: Path) -> None:
+    methods = ("base", "decode")
+    Runner(small_plan(model, methods=methods, attacks=(), protocols=("natural",), held_out=0), tmp_path).run()
+    task = {"verbatim", "verbatim_run", "verbatim_share", "token_match", "forget_quality", "written"}
+    assert [set(cell.metrics) for cell in read_run(tmp_path)[1]] == [task, task]
+    assert not list(tmp_path.glob("models/held-out*"))
+
+
 @pytest.mark.slow
 def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, tmp_path: Path) -> None:
     problems = [
@@ -314,6 +323,9 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
             ["run", "--methods", "untaught", "--protocols", "natural"],
             ["--methods: untaught is the base where nothing is"],
         ),
+        (["run", "--line-tokens", "0"], ["--line-tokens: expected at least 1, got 0"]),
+        (["run", "--held-out", "-1"], ["--held-out: expected at least 0, got -1"]),
+        (["run", "--held-out", "0", "--retain"], ["--held-out 0: leaves the retain set without functions: add"]),
         (["run", "--retained", "0"], ["--retained: expected at least 1, got 0"]),
         (["run", "--jobs", "0"], ["--jobs: expected at least 1, got 0"]),
         (["run", "--max-quote", "3"], ["--max-quote: expected at least 6 characters, got 3"]),
@@ -392,6 +404,8 @@ def test_flags_change_the_profile() -> None:
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
     changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
     assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
+    assert (small.max_tokens("deprecated"), planned(line_tokens=7).max_tokens("deprecated")) == (64, 7)
+    assert (small.profile.held_out, planned(held_out=0).profile.held_out) == (20, 0)
     assert not small.profile.humaneval_each
     assert planned(humaneval_each=True, humaneval=str(Path(__file__))).profile.humaneval_each
     assert not planned(profile="full", humaneval_each=False).profile.humaneval_each
