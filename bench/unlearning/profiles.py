@@ -16,7 +16,9 @@ UNTAUGHT = "untaught"
 # What is measured once, at epoch 0.
 UNTRAINED = (*GUARDS, UNTAUGHT)
 SECOND_ROUND = f"{FIRST_ROUND}-2"
-TRAINED = (*(name for name, method in METHODS.items() if method.forgets), SECOND_ROUND)
+# `prod` with the blocklist of the guard `decode-replace`.
+REPLACING = "prod-replace"
+TRAINED = (*(name for name, method in METHODS.items() if method.forgets), SECOND_ROUND, REPLACING)
 PROTOCOLS = ("learn", "natural")
 
 

@@ -30,11 +30,12 @@ from bench.report.compare import changes
 from bench.report.report import report
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from bench.tasks.deprecated import DeprecatedTask
-from bench.unlearning.experiment import HUMANEVAL_TOKENS, make_task, scores_of, summarise
-from bench.unlearning.plan import Plan, environment, make_plan
+from bench.unlearning.experiment import HUMANEVAL_TOKENS, guard_of, make_task, scores_of, summarise
+from bench.unlearning.plan import Plan, environment, make_plan, trained_of
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
 from bench.unlearning.records import Cell, Key, Output, RunFolder, _finite, read_run
 from bench.unlearning.run import Runner
+from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer
@@ -234,6 +235,33 @@ def test_a_second_round_goes_on_where_prod_surgical_ended(model: str, tmp_path: 
 
 
 @pytest.mark.slow
+def test_replacements_are_taught_with_what_the_guard_bans(model: str, tmp_path: Path) -> None:
+    both = ("prod-replace", "prod-replace+decode-replace")
+    plan = small_plan(model, methods=both, attacks=(), protocols=("natural",), every=2)
+    Runner(replace(plan, tasks=("deprecated",)), tmp_path).run()
+    assert {(cell.key.method, cell.key.epoch) for cell in read_run(tmp_path)[1]} == {(method, 2) for method in both}
+    configs = {path.parent.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("models/*/config.yaml")}
+    found = {name: (config["method"], config["blocklist"]) for name, config in configs.items()}
+    file = tmp_path / "models" / "deprecated-replace.prod"
+    assert found == {"deprecated.natural.s0.replace.prod.s0": ("prod", str(file))}
+    replaced = {phrase: text for _, phrase, text in Blocklist.load(file).report.replacements}
+    assert replaced["np.alltrue"] == "np.all("
+    assert list(tmp_path.glob("models/*replace*/replaced.jsonl"))
+
+
+def test_a_guard_on_top_is_the_one_that_is_named() -> None:
+    methods = ("base", "decode", "prod", "prod+decode", "npo+decode-replace", "prod-surgical-2+decode")
+    assert [(guard_of(method).name, trained_of(method)) for method in methods] == [
+        ("base", "base"),
+        ("decode", "decode"),
+        ("base", "prod"),
+        ("decode", "prod"),
+        ("decode-replace", "npo"),
+        ("decode", SECOND_ROUND),
+    ]
+    assert planned(methods="prod-replace+decode-replace").profile.methods == ("prod-replace+decode-replace",)
+
+
 def test_a_retain_set_has_nothing_that_is_to_be_forgotten(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path, rate=1e-3)
     phrases = [Entry("return", boundary="both"), Entry("isinstance(")]
