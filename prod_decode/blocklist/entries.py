@@ -43,7 +43,8 @@ class Entry:
             any unit, finite and above 0; the anchors are then the cheapest, not the fewest. See
             `prod_decode.command.costs`.
         replacement: for `phrase` only: what to write instead. It can be reached at decode time where it differs from
-            the phrase in the last word and not before, as `np.trapezoid(` does from `np.trapz(`.
+            the phrase in the last word and not before, as `np.trapezoid(` does from `np.trapz(`; from a phrase of one
+            word behind its first 4 characters, as `BeitImageProcessor` from `BeitFeatureExtractor`.
     """
 
     text: str
