@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
 
 from results_data import (
@@ -86,17 +86,49 @@ def _replaced(results: Results) -> str:
         ("SmolLM2, taught: the same", "replacement"),
         ("SmolLM2, taught: only calls that exist", "resolves"),
     )
+
+    def of_taught(method: str, metric: str) -> str:
+        values = results.over_seeds(REPLACED_TAUGHT, "deprecated", method, metric)
+        if len(values) > 1:
+            return spread(values)
+        return interval(results.value(REPLACED_TAUGHT, "deprecated", method, metric))
+
     rows = [
         (label, *(interval(results.value(run, task, method, metric)) for method in decoded))
         for label, run, task, metric in alone
     ]
-    rows += [
-        (label, *(spread(results.over_seeds(REPLACED_TAUGHT, "deprecated", method, metric)) for method in methods))
-        for methods in [decoded]
-        for label, metric in taught
-    ]
+    rows += [(label, *(of_taught(method, metric) for method in decoded)) for label, metric in taught]
     head = ("no guard", "ban at the end", "from the commit point", "with replacements")
     return table(("share of outputs with", *head), rows)
+
+
+# Of the 20 prompts; `integrate.simps` begins its own replacement, and so cannot be told from it.
+_REACHED = 19 / 20
+
+
+def _goals(results: Results) -> str:
+    def one(run: str, task: str, method: str, metric: str) -> float:
+        return known(results.value(run, task, method, metric))
+
+    def taught(method: str, metric: str) -> float:
+        return fmean(results.over_seeds(REPLACED_TAUGHT, "deprecated", method, metric))
+
+    def rows() -> Iterator[tuple[str, str, float, bool]]:
+        runs = (("SmolLM2", REPLACED), ("Qwen", QWEN_REPLACED))
+        for model, run in runs:
+            for task in ("insecure", "deprecated"):
+                share = one(run, task, "decode-replace", "resolves") / one(run, task, "base", "resolves")
+                yield "only calls that exist: 0.95 of the rate with no guard", f"{model}, {task}", share, share >= 0.95
+        for model, run in runs:
+            share = one(run, "deprecated", "decode-replace", "deprecated")
+            yield "deprecated calls: 0", model, share, share == 0
+        share = taught("decode-replace", "replacement") / _REACHED
+        yield "the new call: 0.95 of what can be reached", "SmolLM2, taught", share, share >= 0.95
+
+    return table(
+        ("goal", "measured on", "found", ""),
+        ((goal, where, f"{share:.2f}", "met" if met else "**missed**") for goal, where, share, met in rows()),
+    )
 
 
 def _dominance(results: Results) -> str:
@@ -231,6 +263,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "leaks": _leaks,
     "copies": _copies,
     "replaced": _replaced,
+    "goals": _goals,
     "dominance": _dominance,
     "beside": _beside,
     "growth": _growth,
