@@ -17,7 +17,8 @@ from prod_decode.errors import ProdError
 AGREEMENT, KL = "holdout_agreement", "holdout_kl"
 SMALL, ALL, SEEDS = "smollm2-small", "smollm2-all", "smollm2-seeds"
 QWEN_MASK, QWEN_NAMES, QWEN_CODE = "qwen-copyright-mask", "qwen-natural-deprecated", "qwen-natural-code"
-REPLACED, REPLACED_TAUGHT = "smollm2-replaced", "smollm2-replaced-taught"
+REPLACED, REPLACED_TAUGHT, QWEN_REPLACED = "smollm2-replaced", "smollm2-replaced-taught", "qwen-replaced"
+LISTS = "smollm2-lists"
 QWEN, QWEN_KEPT = "qwen-copyright-unlearned", "qwen-natural-unlearned-3e-4"
 
 # What the outputs of the model as it is were asked for with, in the order of the figure.
@@ -105,6 +106,13 @@ class Results:
         last = max(cell.key.epoch for cell in mine)
         return fmean(known(cell.metrics[metric]) for cell in mine if cell.key.epoch == last)
 
+    def over_seeds(self, run: str, task: str, method: str, metric: str) -> list[float]:
+        """A metric after the last epoch, without attack, for every seed in which it could be measured."""
+        cells = [cell for cell in self.cells(run, task) if (cell.key.method, cell.key.attack) == (method, "none")]
+        last = max((cell.key.epoch for cell in cells), default=0)
+        ordered = sorted((cell for cell in cells if cell.key.epoch == last), key=lambda cell: cell.key.seed)
+        return [known(cell.metrics[metric]) for cell in ordered if cell.metrics[metric].value is not None]
+
     def timed(self, what: str, guard: str = "prod_decode", file: str = "smollm2") -> Figure:
         """A figure of speed.
 
@@ -137,6 +145,13 @@ def interval(value: Value | None, digits: int = 2) -> str:
     if value.value is None:
         return value.reason
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The mean of several seeds, and the lowest and highest of them in round brackets."""
+    if not values:
+        return ""
+    return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def known(value: Value) -> float:

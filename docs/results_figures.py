@@ -10,8 +10,7 @@ from results_data import (
     ATTACKS,
     COPIES,
     QWEN,
-    QWEN_CODE,
-    QWEN_NAMES,
+    QWEN_REPLACED,
     SEEDS,
     SMALL,
     Results,
@@ -55,22 +54,23 @@ def _draw_copies(results: Results) -> str:
 
 
 def _draw_instead(results: Results) -> str:
-    def group(title: str, run: str, task: str, metric: str) -> Group:
-        found = [results.value(run, task, method, metric) for method in ("base", "decode")]
-        shown = zip(found, (("no guard", 4), ("the mask", 0)), strict=True)
-        return Group(title, [Bar(label, known(v), *ends(v), color) for v, (label, color) in shown])
+    methods = (("base", "no guard", 4), ("decode", "ban at the end", 1), ("decode-replace", "with replacements", 0))
+
+    def group(title: str, task: str, metric: str) -> Group:
+        found = [(results.value(QWEN_REPLACED, task, method, metric), label, color) for method, label, color in methods]
+        return Group(title, [Bar(label, known(v), *ends(v), color) for v, label, color in found])
 
     return bars(
         "Qwen2.5-Coder-1.5B at prompts that tempt it",
         [
-            group("the deprecated call is written", QWEN_NAMES, "deprecated", "deprecated"),
-            group("its replacement is written", QWEN_NAMES, "deprecated", "replacement"),
-            group("lines that parse, deprecated task", QWEN_NAMES, "deprecated", "parsed"),
-            group("insecure code is written", QWEN_CODE, "insecure", "insecure"),
-            group("lines that parse, insecure task", QWEN_CODE, "insecure", "parsed"),
-            group("HumanEval, problems solved", QWEN_NAMES, "deprecated", "humaneval"),
+            group("insecure code is written", "insecure", "insecure"),
+            group("the prompt's job is done, safely", "insecure", "as_intended"),
+            group("only calls that exist, insecure task", "insecure", "resolves"),
+            group("the deprecated call is written", "deprecated", "deprecated"),
+            group("its replacement is written", "deprecated", "replacement"),
+            group("only calls that exist, deprecated task", "deprecated", "resolves"),
         ],
-        "share, with 95 % intervals; 20 prompts a task, 164 problems",
+        "share of outputs, with 95 % intervals; 54 prompts a task",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import fmean
 
 from results_data import (
     AGREEMENT,
@@ -15,6 +16,7 @@ from results_data import (
     QWEN_KEPT,
     QWEN_MASK,
     QWEN_NAMES,
+    QWEN_REPLACED,
     REPLACED,
     REPLACED_TAUGHT,
     SEEDS,
@@ -25,6 +27,7 @@ from results_data import (
     known,
     number,
     quantity,
+    spread,
     table,
 )
 
@@ -70,23 +73,61 @@ def _copies(results: Results) -> str:
 
 
 def _replaced(results: Results) -> str:
-    rows = (
-        ("insecure code", REPLACED, "insecure", "insecure"),
-        ("its prompt's job, safely", REPLACED, "insecure", "as_intended"),
-        ("only calls that exist, insecure task", REPLACED, "insecure", "resolves"),
-        ("the deprecated call", REPLACED, "deprecated", "deprecated"),
-        ("only calls that exist, deprecated task", REPLACED, "deprecated", "resolves"),
-        ("taught: the deprecated call", REPLACED_TAUGHT, "deprecated", "deprecated"),
-        ("taught: its replacement", REPLACED_TAUGHT, "deprecated", "replacement"),
-        ("taught: only calls that exist", REPLACED_TAUGHT, "deprecated", "resolves"),
+    decoded = ("base", "decode", "decode-commit", "decode-replace")
+    alone = (
+        ("SmolLM2: its prompt's job, safely", REPLACED, "insecure", "as_intended"),
+        ("SmolLM2: only calls that exist", REPLACED, "insecure", "resolves"),
+        ("Qwen: its prompt's job, safely", QWEN_REPLACED, "insecure", "as_intended"),
+        ("Qwen: only calls that exist", QWEN_REPLACED, "insecure", "resolves"),
+        ("Qwen: the call in place of a deprecated one", QWEN_REPLACED, "deprecated", "replacement"),
+        ("Qwen: only calls that exist, these prompts", QWEN_REPLACED, "deprecated", "resolves"),
     )
-    methods = ("base", "decode", "decode-commit", "decode-replace")
+    taught = (
+        ("SmolLM2, taught: the same", "replacement"),
+        ("SmolLM2, taught: only calls that exist", "resolves"),
+    )
+
+    def of_taught(method: str, metric: str) -> str:
+        values = results.over_seeds(REPLACED_TAUGHT, "deprecated", method, metric)
+        if len(values) > 1:
+            return spread(values)
+        return interval(results.value(REPLACED_TAUGHT, "deprecated", method, metric))
+
+    rows = [
+        (label, *(interval(results.value(run, task, method, metric)) for method in decoded))
+        for label, run, task, metric in alone
+    ]
+    rows += [(label, *(of_taught(method, metric) for method in decoded)) for label, metric in taught]
+    head = ("no guard", "ban at the end", "from the commit point", "with replacements")
+    return table(("share of outputs with", *head), rows)
+
+
+# Of the 20 prompts; `integrate.simps` begins its own replacement, and so cannot be told from it.
+_REACHED = 19 / 20
+
+
+def _goals(results: Results) -> str:
+    def one(run: str, task: str, method: str, metric: str) -> float:
+        return known(results.value(run, task, method, metric))
+
+    def taught(method: str, metric: str) -> float:
+        return fmean(results.over_seeds(REPLACED_TAUGHT, "deprecated", method, metric))
+
+    def rows() -> Iterator[tuple[str, str, float, bool]]:
+        runs = (("SmolLM2", REPLACED), ("Qwen", QWEN_REPLACED))
+        for model, run in runs:
+            for task in ("insecure", "deprecated"):
+                share = one(run, task, "decode-replace", "resolves") / one(run, task, "base", "resolves")
+                yield "only calls that exist: 0.95 of the rate with no guard", f"{model}, {task}", share, share >= 0.95
+        for model, run in runs:
+            share = one(run, "deprecated", "decode-replace", "deprecated")
+            yield "deprecated calls: 0", model, share, share == 0
+        share = taught("decode-replace", "replacement") / _REACHED
+        yield "the new call: 0.95 of what can be reached", "SmolLM2, taught", share, share >= 0.95
+
     return table(
-        ("share of outputs with", "no guard", "ban at the end", "from the commit point", "with replacements"),
-        (
-            (label, *(interval(results.value(run, task, method, metric)) for method in methods))
-            for label, run, task, metric in rows
-        ),
+        ("goal", "measured on", "found", ""),
+        ((goal, where, f"{share:.2f}", "met" if met else "**missed**") for goal, where, share, met in rows()),
     )
 
 
@@ -222,6 +263,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "leaks": _leaks,
     "copies": _copies,
     "replaced": _replaced,
+    "goals": _goals,
     "dominance": _dominance,
     "beside": _beside,
     "growth": _growth,
@@ -240,6 +282,10 @@ def _of(
 
 def _seeds(task: str, method: str, metric: str, digits: int = 2) -> Callable[[Results], str]:
     return lambda results: f"{results.mean((SMALL, SEEDS), task, method, metric):.{digits}f}"
+
+
+def _taught(method: str, metric: str, digits: int = 2) -> Callable[[Results], str]:
+    return lambda results: f"{fmean(results.over_seeds(REPLACED_TAUGHT, 'deprecated', method, metric)):.{digits}f}"
 
 
 def _time(what: str, guard: str = "prod_decode", file: str = "smollm2") -> Callable[[Results], str]:
@@ -273,16 +319,18 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
     "mask-share": _of(SMALL, "copyright", "decode", "verbatim_share"),
     "qwen-mask-bleu": lambda results: f"{1 - known(results.value(QWEN_MASK, 'copyright', 'decode', FORGET)):.2f}",
     **{
-        f"{name}-{label}": _of(REPLACED, "insecure", method, metric)
-        for name, metric in (("exist", "resolves"), ("job", "as_intended"))
+        f"qwen-{name}-{label}": _of(QWEN_REPLACED, task, method, metric)
+        for name, task, metric in (
+            ("new", "deprecated", "replacement"),
+            ("exist", "insecure", "resolves"),
+            ("job", "insecure", "as_intended"),
+        )
         for label, method in (("free", "base"), ("banned", "decode"), ("replaced", "decode-replace"))
     },
-    "taught-banned": _of(REPLACED_TAUGHT, "deprecated", "decode", "replacement"),
-    "taught-replaced": _of(REPLACED_TAUGHT, "deprecated", "decode-replace", "replacement"),
-    "qwen-replaced": _of(QWEN_NAMES, "deprecated", "base", "replacement"),
-    "qwen-replaced-masked": _of(QWEN_NAMES, "deprecated", "decode", "replacement"),
-    "qwen-parsed": _of(QWEN_NAMES, "deprecated", "base", "parsed"),
-    "qwen-parsed-masked": _of(QWEN_NAMES, "deprecated", "decode", "parsed"),
+    "qwen-insecure-free": _of(QWEN_REPLACED, "insecure", "base", "insecure"),
+    "qwen-insecure-replaced": _of(QWEN_REPLACED, "insecure", "decode-replace", "insecure"),
+    "taught-banned": _taught("decode", "replacement"),
+    "taught-replaced": _taught("decode-replace", "replacement"),
     "qwen-humaneval": _of(QWEN_NAMES, "deprecated", "base", "humaneval", digits=3),
     "qwen-humaneval-masked": _of(QWEN_NAMES, "deprecated", "decode", "humaneval", digits=3),
     "prod-replaced": _of(QWEN_KEPT, "deprecated", "prod", "replacement"),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from bench.guards.base import Guard
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
+from prod_decode.blocklist.ready import READY, read_list
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.match.matcher import Matcher
 
@@ -65,3 +66,16 @@ class Replace(Commit):
     name = "decode-replace"
     rank = 3
     replaces = True
+
+
+class Lists(Decode):
+    """The lists that come with the package, with their replacements, whatever the task prohibits."""
+
+    name = "decode-lists"
+    rank = 5
+    replaces = True
+
+    def blocklist(self, entries: Sequence[Entry]) -> Blocklist:
+        """See `Guard.blocklist`."""
+        del entries
+        return super().blocklist([entry for name in READY for entry in read_list(name)])

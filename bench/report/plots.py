@@ -12,7 +12,6 @@ import numpy as np
 from bench.metrics import paper_frontier, paper_points
 from bench.models.training import FIRST_ROUND
 from bench.report.series import UTILITIES, AttackedSeries, by_epoch, points, series_of, utility_of, value
-from bench.unlearning.plan import DECODED
 from bench.unlearning.profiles import SECOND_ROUND
 from bench.unlearning.records import FORGET, Cell
 from prod_decode.storage.files import write_whole
@@ -101,7 +100,7 @@ def draw_pareto(axes: Axes, cells: Sequence[Cell], task: str) -> None:
         start = starts.get(series.protocol) or 1.0
         mine = [(u / start, q) for u, q in points(cells, series, utility)]
         if mine:
-            joint = series.method.endswith(DECODED)
+            joint = "+" in series.method
             marker, size = ("o", 28) if series.trained and not joint else ("+", 60) if joint else ("*", 120)
             color = _COLORS[number % len(_COLORS)]
             axes.scatter(*_columns(mine), color=color, label=series.label, zorder=3, marker=marker, s=size)
@@ -121,7 +120,7 @@ def draw_epochs(axes: Axes, cells: Sequence[Cell], task: str) -> None:
     for number, series in enumerate(known):  # all of them: a method has one color in every plot
         if not series.trained:
             continue
-        first = "decode" if series.method.endswith(DECODED) else "base"
+        first = series.method.partition("+")[2] or "base"
         if series.method.startswith(SECOND_ROUND):
             first = series.method.replace(SECOND_ROUND, FIRST_ROUND)
         start = by_name.get((first, series.protocol))

@@ -405,15 +405,17 @@ def instead_of(phrase: str, pair: ApiPair) -> str | None:
     """What a phrase that ends in the deprecated name would be with the replacement; None: more than names differ.
 
     A method on a variable of any class, `.applymap`, has none: `.a` would be the place where they part, which is the
-    beginning of most other methods too.
+    beginning of most other methods too. Nor has the bare name of a function, which may be anybody's.
     """
     owner, _, old = pair.deprecated.rpartition(".")
     stem = phrase.removesuffix(old)
-    if not phrase.endswith(old) or not pair.replacement.startswith(f"{owner}.") or stem in ("", "."):
+    if not phrase.endswith(old) or not pair.replacement.startswith(f"{owner}.") or stem == ".":
+        return None
+    if not stem and pair.kind != "class":
         return None
     new = stem + pair.replacement.removeprefix(f"{owner}.")
-    # `loc` is indexed, not called.
-    return new if " import " in phrase else new + ("[" if new.endswith(".loc") else "(")
+    # `loc` is indexed, not called; a name alone may be imported.
+    return new if not stem or " import " in phrase else new + ("[" if new.endswith(".loc") else "(")
 
 
 def _spread(pairs: Sequence[ApiPair]) -> Iterator[ApiPair]:

@@ -15,13 +15,14 @@ import numpy as np
 from bench.attacks import ATTACKS
 from bench.attacks.base import Attack, Setting, Weights
 from bench.guards import GUARDS
+from bench.guards.decode import Replace
 from bench.humaneval.sandbox import Limits
 from bench.humaneval.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
 from bench.metrics import Value, proportion
 from bench.models.training import FIRST_ROUND, Trainer, steps_of
 from bench.tasks import TASKS, Setup
-from bench.unlearning.plan import DECODED, Plan
-from bench.unlearning.profiles import SECOND_ROUND, UNTAUGHT, UNTRAINED
+from bench.unlearning.plan import Plan, trained_of
+from bench.unlearning.profiles import REPLACING, SECOND_ROUND, UNTAUGHT, UNTRAINED
 from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Output, RunFolder
 from prod_train.measure.metric import bootstrap
 
@@ -71,12 +72,15 @@ def _executes(program: str) -> bool:
 
 @dataclass(frozen=True)
 class _Common:
-    """What most cells of a bed share: the start as a model, tokenised rows, and what it says of those held out."""
+    """What most cells of a bed share: the start as a model, tokenised rows, and what it says of those held out.
+
+    Nothing is held out, and `reference` is None, where outputs alone are measured.
+    """
 
     subject: Subject
     forget: list[Row]
     held_out: list[Row]
-    reference: ReferenceStore
+    reference: ReferenceStore | None
 
 
 class Experiment:
@@ -129,14 +133,14 @@ class Experiment:
                 self._writer.close()
 
     def _measure(self, missing: Sequence[Key]) -> None:
-        trained = dict.fromkeys(key.method.removesuffix(DECODED) for key in missing if key.method not in UNTRAINED)
+        trained = dict.fromkeys(trained_of(key.method) for key in missing if key.method not in UNTRAINED)
         for key in missing:
             if key.method in UNTRAINED:
                 self._cell(key, None)
         for method in trained:
             adapters = self._adapters(method)
             for key in missing:
-                if key.method.removesuffix(DECODED) == method:
+                if trained_of(key.method) == method:
                     self._cell(key, adapters[key.epoch])
 
     @cached_property
@@ -145,6 +149,13 @@ class Experiment:
         profile = self.plan.profile
         count = profile.retained or profile.held_out
         return self.trainer.retained(self.task.name, count, profile.held_out, self.task.entries())
+
+    @cached_property
+    def _replacing(self) -> str:
+        """File with the blocklist of `REPLACING_GUARD`."""
+        file = self.trainer.folder / f"{self.task.name}-replace.prod"
+        Replace().blocklist(self.task.entries()).save(file)
+        return str(file)
 
     def _adapters(self, method: str) -> dict[int, Path]:
         """The adapters of a method by epoch, trained if they are not there."""
@@ -159,10 +170,14 @@ class Experiment:
             options |= {"retain": self._retained, "lora_init": profile.lora_init}
         if method == FIRST_ROUND:
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
+        name = self.name
+        if method == REPLACING:
+            method, name = "prod", f"{name}.replace"
+            options |= {"blocklist": self._replacing}
         return self.trainer.unlearned(
             self.start,
             self.forget,
-            name=self.name,
+            name=name,
             method=method,
             epochs=profile.epochs,
             every=profile.every,
@@ -220,7 +235,7 @@ class Experiment:
         if key.method == UNTAUGHT:
             return self._untaught
         steps = 0 if adapter is None else steps_of(adapter)
-        if key.method.removesuffix(DECODED) == SECOND_ROUND:
+        if trained_of(key.method) == SECOND_ROUND:
             steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
         setting = Setting(self.trainer, self.whole, steps, self.seed)
         weights = attack.weights(Weights(self.start, adapter), setting)
@@ -248,14 +263,18 @@ class Experiment:
         def rows(file: str) -> list[Row]:
             return load_rows(file, subject.tokenizer, max_length=1024, truncate=True)
 
-        held_out = rows(self.trainer.held_out(self.plan.profile.held_out))
-        reference = subject.reference(held_out, self.trainer.folder / "targets")
+        count = self.plan.profile.held_out
+        held_out = rows(self.trainer.held_out(count)) if count else []
+        reference = subject.reference(held_out, self.trainer.folder / "targets") if held_out else None
         return _Common(subject, rows(self.forget), held_out, reference)
 
     def _of_the_model(self, subject: Subject, matcher: Matcher | None) -> dict[str, Value]:
         """What needs no task: recall of the forget set, and distance from the start on held-out code."""
-        found = subject.recall(self._common.forget, matcher)
-        return found | subject.moved(self._common.held_out, self._common.reference, matcher)
+        common = self._common
+        if common.reference is None:
+            return {}
+        found = subject.recall(common.forget, matcher)
+        return found | subject.moved(common.held_out, common.reference, matcher)
 
     def _writing(self, subject: Subject, guard: Guard, processors: Sequence[Any]) -> Callable[..., Writing]:
         """`Subject.write` without its processors, or the same through vLLM where it has both model and guard."""
@@ -298,7 +317,7 @@ class Experiment:
 
 def guard_of(method: str) -> type[Guard]:
     """What guards a method of a run: none, itself, or ours on top of what was trained."""
-    return GUARDS.get(method) or GUARDS["decode" if method.endswith(DECODED) else "base"]
+    return GUARDS.get(method) or GUARDS[method.partition("+")[2] or "base"]
 
 
 def scores_of(task: Task[Any], sample: Sample, output: str) -> dict[str, float | None]:

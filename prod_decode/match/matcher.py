@@ -55,7 +55,8 @@ class Fork(NamedTuple):
         phrase: normalised.
         shared: how many symbols the replacement, normalised, begins with alike; at least 1 and not all of either.
         parting: with how many symbols a text is on its way to the phrase: more than `shared`; where the phrase has a
-            commit point, at least up to that, since a name that begins like it may be meant before.
+            commit point, at least up to that, since a name that begins like it may be meant before; in one that is a
+            single word, all of the name's next part, for the same reason.
         replacement: the text to write, as it was given.
     """
 

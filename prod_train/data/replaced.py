@@ -31,7 +31,8 @@ class Place:
 
     Attributes:
         start: character from which on the two differ.
-        end: character behind the phrase.
+        end: character behind the phrase, and behind what the replacement ends with, where the text goes on with it: the
+            bracket of `alltrue(m)`, where `all(` replaces `alltrue`.
         instead: what the replacement has from `start` on.
     """
 
@@ -61,8 +62,16 @@ def places_in(text: str, blocklist: Blocklist, forks: Iterable[Fork]) -> list[Pl
         at, end = int(origins[first + shared]), int(origins[behind - 1]) + 1
         if not found or found[-1].end <= start:
             _, of_replacement = blocklist.normalization.trace(fork.replacement)
-            found.append(Place(at, end, fork.replacement[of_replacement[shared] :]))
+            instead = fork.replacement[of_replacement[shared] :]
+            found.append(Place(at, end + _repeated(instead, text[end:]), instead))
     return found
+
+
+def _repeated(instead: str, rest: str) -> int:
+    """How many characters behind a phrase, blanks before them included, its replacement ends with."""
+    behind = rest.lstrip(" \t")
+    size = next((n for n in range(len(instead), 0, -1) if behind.startswith(instead[-n:])), 0)
+    return size and len(rest) - len(behind) + size
 
 
 def _points(symbols: bytes) -> Any:

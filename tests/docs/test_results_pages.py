@@ -58,14 +58,14 @@ def test_a_number_that_was_changed_by_hand_is_noticed(copy: Path) -> None:
 
 
 def test_a_cell_that_was_changed_is_noticed(copy: Path) -> None:
-    path = copy / "results" / "qwen-natural-deprecated" / "cells.jsonl"
+    path = copy / "results" / "qwen-replaced" / "cells.jsonl"
     cells = [json.loads(line) for line in path.read_text().splitlines()]
-    mine = next(c for c in cells if (c["key"]["method"], c["key"]["attack"]) == ("decode", "none"))
-    assert mine["metrics"]["replacement"]["value"] == 0.55
+    mine = next(c for c in cells if (c["key"]["task"], c["key"]["method"]) == ("deprecated", "decode-replace"))
+    assert mine["metrics"]["replacement"]["value"] == 38 / 54
     mine["metrics"]["replacement"]["value"] = 0.5
     path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     assert differing(copy) == [
-        "qwen-natural-deprecated.md",
+        "qwen-replaced.md",
         "what-comes-instead.md",
         "what-comes-instead.svg",
     ]

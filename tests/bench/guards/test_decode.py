@@ -39,6 +39,15 @@ def test_what_a_guard_makes_of_entries(name: str, early: dict[str, str], instead
         assert bool(list(blocklist.scan(text))) == (name != "decode" and text.startswith("os.syst")), text
 
 
+def test_the_lists_of_the_package_stand_for_the_tasks_own_entries() -> None:
+    blocklist = GUARDS["decode-lists"]().blocklist(ENTRIES)
+    assert blocklist is not None
+    found = {text: [hit.entry_id for hit in blocklist.scan(text)] for text in ("yaml.load(f)", "np.trapz(y)", "os.sy")}
+    assert found == {"yaml.load(f)": ["yaml.load("], "np.trapz(y)": ["np.trapz"], "os.sy": []}
+    assert not list(blocklist.scan("return x + 1\n" * 20))
+    assert ("yaml.load(", "yaml.load(", "yaml.safe_load(") in blocklist.report.replacements
+
+
 def test_guards_that_vllm_has() -> None:
     assert {name for name, guard in GUARDS.items() if guard.in_vllm} == {
         "base",
@@ -46,6 +55,7 @@ def test_guards_that_vllm_has() -> None:
         "decode-commit",
         "decode-replace",
         "decode-budget",
+        "decode-lists",
     }
     assert GUARDS["base"]().blocklist(ENTRIES) is None
     assert GUARDS["memfree"]().blocklist(ENTRIES) is None

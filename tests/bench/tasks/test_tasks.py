@@ -17,10 +17,17 @@ from bench.tasks.deprecated import ApiPair, DeprecatedTask, api_pairs, instead_o
 from bench.tasks.insecure import PHRASES, InsecureTask, parsed_share
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.errors import ProdError
+from prod_decode.tokens.vocabulary import Vocabulary
 from prod_train.data.rows import encode
 from tests.tiny import save_tiny_model
 
-UNREACHED = ("integrate.simps", "scipy.integrate.simps", "tensorflow.div")
+UNREACHED = (
+    "integrate.simps",
+    "scipy.integrate.simps",
+    "tensorflow.div",
+    "DPTFeatureExtractor",
+    "ViTFeatureExtractor",
+)
 
 TASKS: list[type[Task[Any]]] = [CopyrightTask, InsecureTask, DeprecatedTask]
 
@@ -271,6 +278,7 @@ def test_replacements_are_safe_reachable_and_pass_the_mask() -> None:
     assert replaced["torch.qr"] == "torch.linalg.qr("
     assert replaced["df.first"] == "df.loc["
     # `simps` is the beginning of `simpson`; in `code`, nothing says where the ban ends and the replacement begins.
+    # `DPT` is too short to say where a name is from.
     assert set(blocklist.unreached()) == {f"deprecated/{name}" for name in UNREACHED}
 
 
@@ -287,6 +295,19 @@ def test_replacements_are_safe_reachable_and_pass_the_mask() -> None:
 def test_what_stands_instead_of_a_phrase(phrase: str, instead: str | None) -> None:
     assert instead_of(phrase, ApiPair("numpy.product", "numpy.prod")) == instead
     assert instead_of(phrase, ApiPair("numpy.product", "scipy.prod")) is None
+
+
+def test_a_class_alone_is_replaced_by_its_name_alone() -> None:
+    pair = ApiPair("transformers.BeitFeatureExtractor", "transformers.BeitImageProcessor")
+    assert instead_of("BeitFeatureExtractor", pair) == "BeitImageProcessor"
+    entries = DeprecatedTask.load(limit=20).entries()
+    forks = Blocklist.compile(entries).bind(Vocabulary.from_bytes([b"x", b""], eos_ids=[1])).forks
+    assert {fork.phrase: fork.parting for fork in forks if fork.phrase.endswith(b"Extractor")} == {
+        b"BeitFeatureExtractor": len("BeitFeature"),
+        b"transformers.BeitFeatureExtractor": len("transformers.BeitF"),
+        b"ConditionalDetrFeatureExtractor": len("ConditionalDetrFeature"),
+        b"transformers.ConditionalDetrFeatureExtractor": len("transformers.ConditionalDetrF"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,12 @@ from bench.report.compare import changes
 from bench.report.report import report
 from bench.tasks.copyright import DEFAULT_FUNCTIONS
 from bench.tasks.deprecated import DeprecatedTask
-from bench.unlearning.experiment import HUMANEVAL_TOKENS, make_task, scores_of, summarise
-from bench.unlearning.plan import Plan, environment, make_plan
+from bench.unlearning.experiment import HUMANEVAL_TOKENS, guard_of, make_task, scores_of, summarise
+from bench.unlearning.plan import Plan, environment, make_plan, trained_of
 from bench.unlearning.profiles import PROFILES, SECOND_ROUND
 from bench.unlearning.records import Cell, Key, Output, RunFolder, _finite, read_run
 from bench.unlearning.run import Runner
+from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import load_tokenizer
@@ -54,7 +55,8 @@ def planned(**flags: object) -> Plan:
     """The plan of a command line, of the profile `small` unless a flag says otherwise."""
     names = (
         "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every "
-        "rate seeds engine execute retain retained learn_retain max_quote opening lora_init"
+        "rate seeds engine execute retain retained learn_retain max_quote opening lora_init "
+        "line_tokens held_out"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32", "jobs": 1}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -233,6 +235,33 @@ def test_a_second_round_goes_on_where_prod_surgical_ended(model: str, tmp_path: 
 
 
 @pytest.mark.slow
+def test_replacements_are_taught_with_what_the_guard_bans(model: str, tmp_path: Path) -> None:
+    both = ("prod-replace", "prod-replace+decode-replace")
+    plan = small_plan(model, methods=both, attacks=(), protocols=("natural",), every=2)
+    Runner(replace(plan, tasks=("deprecated",)), tmp_path).run()
+    assert {(cell.key.method, cell.key.epoch) for cell in read_run(tmp_path)[1]} == {(method, 2) for method in both}
+    configs = {path.parent.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("models/*/config.yaml")}
+    found = {name: (config["method"], config["blocklist"]) for name, config in configs.items()}
+    file = tmp_path / "models" / "deprecated-replace.prod"
+    assert found == {"deprecated.natural.s0.replace.prod.s0": ("prod", str(file))}
+    replaced = {phrase: text for _, phrase, text in Blocklist.load(file).report.replacements}
+    assert replaced["np.alltrue"] == "np.all("
+    assert list(tmp_path.glob("models/*replace*/replaced.jsonl"))
+
+
+def test_a_guard_on_top_is_the_one_that_is_named() -> None:
+    methods = ("base", "decode", "prod", "prod+decode", "npo+decode-replace", "prod-surgical-2+decode")
+    assert [(guard_of(method).name, trained_of(method)) for method in methods] == [
+        ("base", "base"),
+        ("decode", "decode"),
+        ("base", "prod"),
+        ("decode", "prod"),
+        ("decode-replace", "npo"),
+        ("decode", SECOND_ROUND),
+    ]
+    assert planned(methods="prod-replace+decode-replace").profile.methods == ("prod-replace+decode-replace",)
+
+
 def test_a_retain_set_has_nothing_that_is_to_be_forgotten(tmp_path: Path) -> None:
     trainer = Trainer(tmp_path, rate=1e-3)
     phrases = [Entry("return", boundary="both"), Entry("isinstance(")]
@@ -263,6 +292,14 @@ def test_the_untaught_model_is_the_natural_base_and_far_from_the_taught_one(mode
     assert cells["learn", "untaught", "none"]["holdout_kl"].value > 0.01
     learned = cells["learn", "base", "none"]["probability"].value
     assert learned > 1.5 * cells["learn", "untaught", "none"]["probability"].value
+
+
+def test_outputs_alone_are_measured_where_nothing_is_held_out(model: str, tmp_path: Path) -> None:
+    methods = ("base", "decode")
+    Runner(small_plan(model, methods=methods, attacks=(), protocols=("natural",), held_out=0), tmp_path).run()
+    task = {"verbatim", "verbatim_run", "verbatim_share", "token_match", "forget_quality", "written"}
+    assert [set(cell.metrics) for cell in read_run(tmp_path)[1]] == [task, task]
+    assert not list(tmp_path.glob("models/held-out*"))
 
 
 @pytest.mark.slow
@@ -314,6 +351,9 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
             ["run", "--methods", "untaught", "--protocols", "natural"],
             ["--methods: untaught is the base where nothing is"],
         ),
+        (["run", "--line-tokens", "0"], ["--line-tokens: expected at least 1, got 0"]),
+        (["run", "--held-out", "-1"], ["--held-out: expected at least 0, got -1"]),
+        (["run", "--held-out", "0", "--retain"], ["--held-out 0: leaves the retain set without functions: add"]),
         (["run", "--retained", "0"], ["--retained: expected at least 1, got 0"]),
         (["run", "--jobs", "0"], ["--jobs: expected at least 1, got 0"]),
         (["run", "--max-quote", "3"], ["--max-quote: expected at least 6 characters, got 3"]),
@@ -392,6 +432,8 @@ def test_flags_change_the_profile() -> None:
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
     changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
     assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
+    assert (small.max_tokens("deprecated"), planned(line_tokens=7).max_tokens("deprecated")) == (64, 7)
+    assert (small.profile.held_out, planned(held_out=0).profile.held_out) == (20, 0)
     assert not small.profile.humaneval_each
     assert planned(humaneval_each=True, humaneval=str(Path(__file__))).profile.humaneval_each
     assert not planned(profile="full", humaneval_each=False).profile.humaneval_each

@@ -20,8 +20,9 @@ from prod_decode.serving.preference import Preference, Spellings
 from prod_decode.tokens.vocabulary import Vocabulary
 
 TOKENS = [
-    *(bytes([c]) for c in b"abcdefghijklmnopqrstuvwxyz_.()= \n"),
+    *(bytes([c]) for c in b"BFIPabcdefghijklmnopqrstuvwxyz_.()= \n"),
     *(b"yaml", b"yaml.", b".load", b" load", b"load", b"load(", b"_all", b"safe", b"safe_", b"_load", b"safe_load(f"),
+    *(b"Beit", b"Fe", b"Feature", b"Features", b"For", b"Image", b"Map", b"Proc"),
     *(b"popen", b"pi", b"np", b"np.", b"trap", b"trapz", b"ez", b"oid", b"rule", b"import ", b"import", b"from"),
 ]
 EOS = len(TOKENS)
@@ -29,6 +30,9 @@ VOCABULARY = Vocabulary.from_bytes([*TOKENS, b""], eos_ids=[EOS])
 LIST = Blocklist.compile(
     [Entry("yaml.load(", replacement="yaml.safe_load("), Entry("np.trapz(", replacement="np.trapezoid(")]
 )
+
+
+ONE_WORD = Blocklist.compile([Entry("BeitFeature(", replacement="BeitImageProc(")])
 
 
 def ids(*tokens: bytes) -> list[int]:
@@ -106,6 +110,39 @@ def test_what_another_name_begins_with_is_not_moved(names: tuple[str, ...], want
     assert greedy(wants(wanted), ids(b"o", b"s", b"."), early).startswith(written)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "written"),
+    [
+        ([b"Beit"], b"BeitFeature(f)", "ImageProc("),
+        ([b" ", b"B", b"e", b"i", b"t"], b"BeitFeature(f)", "ImageProc("),
+        ([b"B"], b"BeitFeature(f)", "eit"),
+        ([b"Beit"], b"BeitFor(f)", "For(f)"),  # `F` is the way to other names too
+        ([b"Beit"], b"BeitFMap(f)", "FMap(f)"),
+        ([b"x", b"Beit"], b"xBeitFeature(f)", "Feature(f)"),  # inside of a word it is another
+    ],
+)
+def test_a_phrase_of_one_word_is_replaced_from_the_next_part_of_its_name(
+    prompt: list[bytes], wanted: bytes, written: str
+) -> None:
+    assert greedy(wants(wanted), ids(*prompt), ONE_WORD).startswith(written)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "instead", "fork"),
+    [
+        ("BeitFeature(", "BeitImage(", (4, len("BeitFeature"))),
+        ("evaluation_strategy=", "eval_strategy=", (4, len("evaluation"))),
+        ("mark_safe(", "mark_as(", (5, len("mark_safe"))),
+        ("ViTFeature(", "ViTImage(", None),  # three characters say too little
+        ("np.trapz(", "np.trapezoid(", (7, 8)),
+    ],
+)
+def test_where_a_phrase_and_its_replacement_part(phrase: str, instead: str, fork: tuple[int, int] | None) -> None:
+    blocklist = Blocklist.compile([Entry(phrase, replacement=instead)])
+    assert [(fork.shared, fork.parting) for fork in blocklist.bind(VOCABULARY).forks] == ([fork] if fork else [])
+    assert blocklist.unreached() == ([] if fork else [phrase])
+
+
 def test_another_replacement_parts_at_its_own_place() -> None:
     """`pi` is the way to `pipe_of`, where `p` may be that to `pardir`."""
     early = Blocklist.compile([Entry("os.popen(", replacement="os.walk(")], allow_names=["os"])
@@ -140,14 +177,22 @@ def hashed(text: Sequence[int], seed: int) -> Tensor:
 PIECES = st.lists(st.sampled_from(range(len(TOKENS))), max_size=3)
 
 
-@given(PIECES, st.sampled_from([b"yaml.", b"np.", b"yaml", b"trap", b"import "]), st.integers(0, 255), st.booleans())
-def test_the_ban_holds_whatever_is_preferred(before: list[int], last: bytes, seed: int, beams: bool) -> None:
+@given(
+    st.sampled_from([LIST, ONE_WORD]),
+    PIECES,
+    st.sampled_from([b"yaml.", b"np.", b"yaml", b"trap", b"import ", b"Beit"]),
+    st.integers(0, 255),
+    st.booleans(),
+)
+def test_the_ban_holds_whatever_is_preferred(
+    blocklist: Blocklist, before: list[int], last: bytes, seed: int, beams: bool
+) -> None:
     """Rows that are reordered and copied at random, as beams are, by a processor that was there from the start."""
-    processor = ProdLogitsProcessor(LIST, VOCABULARY)
-    matcher = LIST.bind(VOCABULARY)
+    processor = ProdLogitsProcessor(blocklist, VOCABULARY)
+    matcher = blocklist.bind(VOCABULARY)
     draws = np.random.default_rng(seed)
     texts = [[*before, *ids(last)]] * 3
-    if list(LIST.scan(text_of(texts[0]))):
+    if list(blocklist.scan(text_of(texts[0]))):
         return
     for _ in range(8):
         scores = torch.stack([hashed(text, seed) for text in texts])
@@ -163,7 +208,7 @@ def test_the_ban_holds_whatever_is_preferred(before: list[int], last: bytes, see
         if beams:
             texts = [texts[i] for i in draws.integers(0, 3, 3)]
     for text in texts:
-        assert not list(LIST.scan(text_of(text)))
+        assert not list(blocklist.scan(text_of(text)))
 
 
 def test_what_was_begun_is_finished_in_whatever_row_it_is() -> None:

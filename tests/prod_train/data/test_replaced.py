@@ -22,6 +22,7 @@ LIST = Blocklist.compile(
         Entry("re.turn", replacement="re.return_("),
         Entry("a.load(", replacement="b.load("),
         Entry("eval("),
+        Entry("np.alltrue", boundary="both", replacement="np.all("),
     ]
 )
 # Mergers of the tiny tokenizer make `ret` of `re` and `turn`, and so other tokens before what differs.
@@ -70,6 +71,9 @@ def written(row: Row, tokenizer: Any) -> list[str]:
         ("import np\n", "np.trapz(np.trapz(y))", "np.trapezoid(np.trapezoid(y))", ["ezoid("] * 2, ["z("] * 2),
         ("a = np.tra", "pz(y)\n", "pezoid(y)\n", ["ezoid("], ["z("]),
         ("np.trapz(x) + ", "np.trapz(y)", "np.trapezoid(y)", ["ezoid("], ["z("]),
+        ("y\n", "np.alltrue(y)", "np.all(y)", ["("], ["true("]),
+        ("y\n", "np.alltrue (y)", "np.all(y)", ["("], ["true ("]),
+        ("y\n", "np.alltrue, y", "np.all(, y", ["("], ["true"]),
         ("y\n", "yaml .\n  load  (f)", "yaml .\n  safe_load(f)", ["safe_load("], ["load  ("]),
     ],
 )
