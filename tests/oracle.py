@@ -60,6 +60,13 @@ def byte_windows(text: bytes, width: int) -> list[bytes]:
     return [text[i : i + width] for i in range(len(text) - width + 1)]
 
 
+def given_away(text: bytes, document: bytes, piece: int) -> set[int]:
+    """The places of a document's symbols that a text has in pieces; both normalised."""
+    known = set(byte_windows(text, piece))
+    places = [i for i, window in enumerate(byte_windows(document, piece)) if window in known]
+    return {i + k for i in places for k in range(piece)}
+
+
 def cheapest_cover(costs: list[int], needed: list[bool], spread: int) -> int:
     """The least cost of places such that every needed window `i` has one in `i : i + spread`, by trying every set."""
     places = [p for p, cost in enumerate(costs) if cost >= 0]

@@ -75,7 +75,7 @@ def _follow(
 
 
 @jit
-def advance_all(
+def follow_all(
     text: NDArray[np.uint8],
     order: NDArray[np.int32],
     bits: NDArray[np.uint64],
@@ -91,12 +91,16 @@ def advance_all(
     hashes: NDArray[np.uint64],
     windows: NDArray[np.uint8],
     filled: NDArray[np.int64],
+    rows: NDArray[np.int64],
     tokens: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Every row one token on; the pieces that are completed, as rows and parts of `order`: int64 [m, 3]."""
+    """Follow `tokens[i]` in row `rows[i]`, one after another; the pieces that they complete: int64 [m, 3].
+
+    Of each the row, and its part of `order`.
+    """
     out = np.empty((0, 3), np.int64)
     count = 0
-    for row in range(len(states)):
+    for i in range(len(tokens)):
         out, count = _follow(
             text,
             order,
@@ -113,55 +117,8 @@ def advance_all(
             hashes,
             windows,
             filled,
-            row,
-            tokens[row],
-            out,
-            count,
-        )
-    return out[:count]
-
-
-@jit
-def read_one(
-    text: NDArray[np.uint8],
-    order: NDArray[np.int32],
-    bits: NDArray[np.uint64],
-    shift: np.uint64,
-    power: np.uint64,
-    spread: NDArray[np.uint64],
-    piece: int,
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    next_state: NDArray[np.uint8],
-    kinds: NDArray[np.uint8],
-    states: NDArray[np.int64],
-    hashes: NDArray[np.uint64],
-    windows: NDArray[np.uint8],
-    filled: NDArray[np.int64],
-    tokens: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """One row many tokens on, in the form of `advance_all`."""
-    out = np.empty((0, 3), np.int64)
-    count = 0
-    for token in tokens:
-        out, count = _follow(
-            text,
-            order,
-            bits,
-            shift,
-            power,
-            spread,
-            piece,
-            symbols,
-            starts,
-            next_state,
-            kinds,
-            states,
-            hashes,
-            windows,
-            filled,
-            0,
-            token,
+            rows[i],
+            tokens[i],
             out,
             count,
         )

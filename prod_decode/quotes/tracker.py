@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.quotes.given import NOTHING, Given, covers
-from prod_decode.quotes.kernels import advance_all, completing, gives_more, read_one
+from prod_decode.quotes.kernels import completing, follow_all, gives_more
 from prod_decode.quotes.pieces import Pieces, range_of
 from prod_decode.text.normalize import AFTER_OTHER, TEXT_STATES
 from prod_decode.tokens.vocabulary import TEXT, TokenTable
@@ -154,11 +154,6 @@ class _Rows(NamedTuple):
         self.windows[at] = other.windows[there]
         self.filled[at] = other.filled[there]
 
-    def only(self, row: int) -> _Rows:
-        """One of them; what is written to it is written here."""
-        one = slice(row, row + 1)
-        return _Rows(self.states[one], self.hashes[one], self.windows[one], self.filled[one])
-
 
 class QuoteTracker:
     """The outputs of a batch, each read alone: what it has given away, and the tokens that would give away too much.
@@ -197,7 +192,7 @@ class QuoteTracker:
 
     def advance(self, tokens: NDArray[np.int64]) -> None:
         """Every row one token on: int64 [B]."""
-        found = advance_all(*self.bound.pieces.search, self.bound.pieces.piece, *self.bound.follow, *self._rows, tokens)
+        found = self._follow(np.arange(len(self)), tokens)
         if len(found):
             for row in np.unique(found[:, 0]).tolist():
                 self._given[row] = self._given[row].more(self.bound.pieces, found[found[:, 0] == row, 1:])
@@ -245,8 +240,11 @@ class QuoteTracker:
 
     def _read(self, row: int, tokens: NDArray[np.int64], given: Given) -> Given:
         """Follow a text of its own from its start, in place of what the row had; what is given away after `given`."""
-        one = self._rows.only(row)
-        one.set(slice(None), _Rows.empty(1, self.bound.pieces.piece), slice(None))
-        search, piece = self.bound.pieces.search, self.bound.pieces.piece
-        found = read_one(*search, piece, *self.bound.follow, *one, tokens.astype(np.int64, copy=False))
+        self._rows.set(slice(row, row + 1), _Rows.empty(1, self.bound.pieces.piece), slice(None))
+        found = self._follow(np.full(len(tokens), row), tokens.astype(np.int64, copy=False))
         return given.more(self.bound.pieces, found[:, 1:]) if len(found) else given
+
+    def _follow(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `follow_all`."""
+        bound = self.bound
+        return follow_all(*bound.pieces.search, bound.pieces.piece, *bound.follow, *self._rows, rows, tokens)

@@ -213,13 +213,6 @@ def test_no_pattern_appears_in_any_generation_mode(mode: str, options: dict[str,
     assert processor.fired.total() > 0
 
 
-def given_away(text: bytes, document: bytes, piece: int) -> int:
-    """How many symbols of a document a text has in pieces."""
-    known = set(oracle.byte_windows(text, piece))
-    places = [i for i, window in enumerate(oracle.byte_windows(document, piece)) if window in known]
-    return len({i + k for i in places for k in range(piece)})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_no_output_gives_away_more_than_the_budget_in_any_generation_mode(mode: str) -> None:
@@ -239,7 +232,7 @@ def test_no_output_gives_away_more_than_the_budget_in_any_generation_mode(mode: 
         rows = written(mode, processor)
         for row in rows:
             for document in documents:
-                counts = [given_away(symbols(row[:end]), document, piece) for end in range(len(row) + 1)]
+                counts = [len(oracle.given_away(text, document, piece)) for text in map(symbols, beginnings(row))]
                 stops = [count for count in counts if count >= budget]
                 reached += bool(stops)
                 # From there on nothing is added.
@@ -248,9 +241,13 @@ def test_no_output_gives_away_more_than_the_budget_in_any_generation_mode(mode: 
     assert processor.fired
 
 
+def beginnings(row: list[int]) -> list[list[int]]:
+    return [row[:end] for end in range(len(row) + 1)]
+
+
 def written(mode: str, processor: ProdLogitsProcessor | None, **more: Any) -> list[list[int]]:
     """The tokens of all outputs alone."""
-    options = {"max_new_tokens": 40, **MODES[mode], **more}
+    options = {"max_new_tokens": 32, **MODES[mode], **more}
     if options.pop("assistant", False):
         options["assistant_model"] = tiny_model(1, layers=1)
     groups = [[prompt] for prompt in PROMPTS] if mode.startswith(ONE_AT_A_TIME) else [PROMPTS]

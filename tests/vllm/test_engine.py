@@ -23,7 +23,7 @@ from prod_decode.storage.models import load_model, load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
 from prod_train.run.trainer import run as train
-from tests.oracle import byte_windows, normalize
+from tests.oracle import given_away, normalize
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -229,7 +229,7 @@ def test_budgets_are_kept_for_each_answer_alone(
             texts = [normalize(vocabulary.decode(ids[:end]).encode(), "code", False) for end in range(len(ids) + 1)]
             for document in documents:
                 budget = min(40, max(24, len(document) // 4))
-                counts = [given_away(text, document) for text in texts]
+                counts = [len(given_away(text, document, 24)) for text in texts]
                 beyond = {count for count in counts if count >= budget}
                 # From there on nothing is added.
                 assert len(beyond) <= 1, counts
@@ -240,13 +240,6 @@ def test_budgets_are_kept_for_each_answer_alone(
         with torch.inference_mode():
             row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=64, do_sample=False)[0]
         assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
-
-
-def given_away(text: bytes, document: bytes, piece: int = 24) -> int:
-    """How many symbols of a document a text has in pieces."""
-    known = set(byte_windows(text, piece))
-    places = [i for i, window in enumerate(byte_windows(document, piece)) if window in known]
-    return len({i + k for i in places for k in range(piece)})
 
 
 def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:

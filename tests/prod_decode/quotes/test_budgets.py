@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.vocabulary import Vocabulary
 from tests import oracle
 
-SOURCE = Path(textwrap.__file__).read_text()
+SOURCE = Path(textwrap.__file__).read_text()[:8000]
 NORMALIZATION = Normalization()
 
 
@@ -26,14 +26,9 @@ def quote(text: str = SOURCE, **options: Any) -> Entry:
     return Entry(text, **{"id": "textwrap", "policy": "quote", "budget": 240, **options})
 
 
-def given_away(text: str, document: str, piece: int = 24, free: Sequence[str] = ()) -> int:
-    """How many symbols of a document a text has in pieces: sets of strings."""
-    known, normal = (oracle.normalize(one.encode(), "code", False) for one in (text, document))
-    wanted = set(oracle.byte_windows(known, piece))
-    for one in free:
-        wanted -= set(oracle.byte_windows(oracle.normalize(one.encode(), "code", False), piece))
-    places = [i for i, window in enumerate(oracle.byte_windows(normal, piece)) if window in wanted]
-    return len({i + k for i in places for k in range(piece)})
+def given_away(text: str, document: str, piece: int = 24) -> int:
+    """How many symbols of a document a text has in pieces."""
+    return len(oracle.given_away(*(oracle.normalize(one.encode(), "code", False) for one in (text, document)), piece))
 
 
 CHARACTERS = Vocabulary.from_bytes([bytes([i]) for i in range(128)] + [b"</s>"], eos_ids=[128])
@@ -55,7 +50,7 @@ def recite(blocklist: Blocklist, text: str, prompt: str = "") -> str:
 def test_an_output_gives_away_no_more_than_its_budget_and_one_character() -> None:
     without = Blocklist.compile([quote(budget=None)])
     with_budget = Blocklist.compile([quote()])
-    assert given_away(recite(without, SOURCE), SOURCE) > 10_000
+    assert given_away(recite(without, SOURCE), SOURCE) > 5_000
     written = recite(with_budget, SOURCE)
     # One token is one character here, and adds one to a run that goes on, a piece where one begins.
     assert 240 <= given_away(written, SOURCE) <= 239 + 24
@@ -73,7 +68,12 @@ def test_free_code_does_not_count() -> None:
     free = SOURCE[3000:5000]
     blocklist = Blocklist.compile([quote(max_quote=100_000)], allow=[free])
     assert recite(blocklist, free) == free
-    assert given_away(recite(blocklist, SOURCE), SOURCE, free=[free]) <= 263
+    written = oracle.normalize(recite(blocklist, SOURCE).encode(), "code", False)
+    normal, known = (oracle.normalize(text.encode(), "code", False) for text in (SOURCE, free))
+    # What is in pieces of free code alone has no place among those that count.
+    pieces = {window for window in oracle.byte_windows(normal, 24) if window not in set(oracle.byte_windows(known, 24))}
+    places = [i for i, window in enumerate(oracle.byte_windows(normal, 24)) if window in pieces and window in written]
+    assert 240 <= len({i + k for i in places for k in range(24)}) <= 263
     everything = Blocklist.compile([quote(max_quote=100_000, id="a"), quote("x" * 400, id="b")], allow=[SOURCE])
     assert everything.ineffective() == ["a"]
 
