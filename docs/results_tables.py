@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
 
@@ -32,7 +33,7 @@ from results_data import (
 )
 
 from bench.figures import Figure
-from bench.metrics import paper_points, pareto_dominance_ratio
+from bench.metrics import paper_points, pareto_dominance_ratio, wilson
 from bench.unlearning.records import FORGET
 
 _FOUR = ("ga", "npo", "dpo", "flat")  # what the paper compares PROD with
@@ -70,6 +71,24 @@ def _copies(results: Results) -> str:
 
     head = ("what writes", "copied verbatim", "longest run, characters", "that run, share of the text", "BLEU")
     return table(head, ((label, *row(method)) for method, label in COPIES.items()))
+
+
+def _collateral(results: Results) -> str:
+    path = results.folder / "collateral" / "django.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_setting = {(r["max_quote"], r["budget"], r["kind"]): r for r in records}
+    settings = dict.fromkeys((r["max_quote"], r["budget"]) for r in records)
+
+    def row(limit: int, budget: int | None) -> Iterable[str]:
+        yield f"`max_quote={limit}`" + (f", `budget={budget}`" if budget else "")
+        for kind in ("functions", "modules"):
+            found = by_setting[limit, budget, kind]
+            low, high = wilson(found["changed_outputs"], found["outputs"])
+            yield f"{found['changed_outputs'] / found['outputs']:.3f} [{low:.3f}, {high:.3f}]"
+            yield f"{found['changed_steps'] / found['steps']:.1e}"
+
+    head = ("list", "functions changed, n=500", "of their steps", "modules changed, n=50", "of their steps")
+    return table(head, (row(*setting) for setting in settings))
 
 
 def _replaced(results: Results) -> str:
@@ -262,6 +281,7 @@ def _rates(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "leaks": _leaks,
     "copies": _copies,
+    "collateral": _collateral,
     "replaced": _replaced,
     "goals": _goals,
     "dominance": _dominance,
