@@ -121,6 +121,26 @@ def _replaced(results: Results) -> str:
     return table(("share of outputs with", *head), rows)
 
 
+def _in_weights(results: Results) -> str:
+    methods = {
+        "base": "taught, no guard",
+        "decode-replace": "with replacements in the mask",
+        "prod-replace": "in the weights",
+        "prod-replace+decode-replace": "both",
+    }
+    metrics = (
+        ("deprecated call", "deprecated"),
+        ("the new call", "replacement"),
+        ("only calls that exist", "resolves"),
+        ("agreement elsewhere", AGREEMENT),
+    )
+    rows = (
+        (label, *(interval(results.value(REPLACED_TAUGHT, "deprecated", method, metric)) for _, metric in metrics))
+        for method, label in methods.items()
+    )
+    return table(("SmolLM2", *(label for label, _ in metrics)), rows)
+
+
 # Of the 20 prompts; `integrate.simps` begins its own replacement, and so cannot be told from it.
 _REACHED = 19 / 20
 
@@ -143,6 +163,8 @@ def _goals(results: Results) -> str:
             yield "deprecated calls: 0", model, share, share == 0
         share = taught("decode-replace", "replacement") / _REACHED
         yield "the new call: 0.95 of what can be reached", "SmolLM2, taught", share, share >= 0.95
+        share = taught("prod-replace", "replacement")
+        yield "the new call: 0.9 of those that used the old one", "SmolLM2, taught, in the weights", share, share >= 0.9
 
     return table(
         ("goal", "measured on", "found", ""),
@@ -283,6 +305,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "copies": _copies,
     "collateral": _collateral,
     "replaced": _replaced,
+    "in-weights": _in_weights,
     "goals": _goals,
     "dominance": _dominance,
     "beside": _beside,
