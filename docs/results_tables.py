@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
+from typing import Any
 
 from results_data import (
     AGREEMENT,
@@ -73,11 +74,20 @@ def _copies(results: Results) -> str:
     return table(head, ((label, *row(method)) for method, label in COPIES.items()))
 
 
-def _collateral(results: Results) -> str:
+def _collateral_records(results: Results) -> dict[tuple[int, int | None, str], dict[str, Any]]:
     path = results.folder / "collateral" / "django.jsonl"
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    by_setting = {(r["max_quote"], r["budget"], r["kind"]): r for r in records}
-    settings = dict.fromkeys((r["max_quote"], r["budget"]) for r in records)
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {(record["max_quote"], record["budget"], record["kind"]): record for record in records}
+
+
+def _changed(results: Results, limit: int, budget: int | None) -> float:
+    found = _collateral_records(results)[limit, budget, "functions"]
+    return float(found["changed_outputs"] / found["outputs"])
+
+
+def _collateral(results: Results) -> str:
+    by_setting = _collateral_records(results)
+    settings = dict.fromkeys((limit, budget) for limit, budget, _ in by_setting)
 
     def row(limit: int, budget: int | None) -> Iterable[str]:
         yield f"`max_quote={limit}`" + (f", `budget={budget}`" if budget else "")
@@ -372,6 +382,9 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
     },
     "qwen-insecure-free": _of(QWEN_REPLACED, "insecure", "base", "insecure"),
     "qwen-insecure-replaced": _of(QWEN_REPLACED, "insecure", "decode-replace", "insecure"),
+    "weights-replaced": _taught("prod-replace", "replacement"),
+    "narrow-changed": lambda results: f"{_changed(results, 24, None):.2f}",
+    "budget-changed": lambda results: f"{_changed(results, 120, 240):.3f}",
     "taught-banned": _taught("decode", "replacement"),
     "taught-replaced": _taught("decode-replace", "replacement"),
     "qwen-humaneval": _of(QWEN_NAMES, "deprecated", "base", "humaneval", digits=3),
