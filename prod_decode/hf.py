@@ -139,6 +139,9 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             ProdError: an argument of another type or range than stated, a tokenizer whose bytes cannot be derived, or
                 no EOS token.
         """
+        for name, flag in (("json", json), ("exempt_prompt", exempt_prompt)):
+            if not isinstance(flag, bool):
+                raise ProdError(f"{name}: expected True or False, got {flag!r}")
         self.matcher = _bind(source, tokenizer)
         if exempt_prompt:
             self.matcher = self.matcher.exempting_prompts()

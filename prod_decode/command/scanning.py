@@ -7,7 +7,7 @@ import re
 import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,7 +121,7 @@ def _scan(options: argparse.Namespace) -> int:
                 raise ProdError(f"{path}: {difference}; please report this as a bug")
         if findings is not None:
             findings.add(path, text, ends, places)
-            findings.add_quoted(path, text, ends, quoted)
+            findings.add_quoted(path, text, ends, quoted, budgets)
         elif getattr(sys.stdout, "is_gone", False):
             return FOUND  # nothing is printed but what was found
     verified = " (pyahocorasick agrees)" if auditor else ""
@@ -313,7 +313,7 @@ class Findings:
         self._by_entry: Counter[str] = Counter()
         self._by_file: dict[str, int] = {}
         self._sections: list[Html] = []
-        self._quoted: list[tuple[str, Quoted]] = []
+        self._quoted: list[tuple[str, Quoted, int]] = []
         self._room = MOST_PLACES
 
     def add(self, path: str, text: str, ends: Sequence[int], matches: Sequence[Match]) -> None:
@@ -329,11 +329,13 @@ class Findings:
             heading = element("h2", element("code", path))
             self._sections.append(element("section", heading, *figures, id=f"file-{len(self._sections) + 1}"))
 
-    def add_quoted(self, path: str, text: str, ends: Sequence[int], quoted: Sequence[Quoted]) -> None:
-        """What a file has of documents with a budget."""
+    def add_quoted(
+        self, path: str, text: str, ends: Sequence[int], quoted: Sequence[Quoted], budgets: Mapping[str, int]
+    ) -> None:
+        """What a file has of documents with a budget; `budgets`: in characters, by the id of an entry."""
         from prod_decode.blocklist.blocklist import Match
 
-        self._quoted += [(path, one) for one in quoted]
+        self._quoted += [(path, one, budgets[one.entry.id]) for one in quoted]
         shown = [Match(start, end, one.entry.id) for one in quoted for start, end in one.spans][: self._room]
         self._room -= len(shown)
         if shown:
@@ -354,6 +356,8 @@ class Findings:
         title = f"{_count(total, 'prohibited place')} in {len(self._by_file)} of {_count(files, 'file')}"
         if not total:
             title = f"Nothing prohibited in {_count(files, 'file')}"
+        if over := sum(one.characters > budget for _, one, budget in self._quoted):
+            title += f", {_count(over, 'document')} quoted beyond {'its' if over == 1 else 'their'} budget"
         lead = join("Looked for what ", element("code", name), f" prohibits{verified}.")
         parts = []
         if uncovered.count:
@@ -377,18 +381,19 @@ class Findings:
         return join(table(["entry", "places", "source"], rows, heads=1), *_more(len(self._by_entry), "entries"))
 
     def _quotations(self) -> Html:
-        heads = ["file", "quotes", "characters", "share", "longest run", "licence", "source"]
+        heads = ["file", "quotes", "characters", "budget", "share", "longest run", "licence", "source"]
         rows = [
             (
                 path,
                 element("code", brief(one.entry.id)),
                 f"{one.characters:,} of {one.length:,}",
+                f"{budget:,}{', exceeded' if one.characters > budget else ''}",
                 f"{one.share:.1%}",
                 f"{one.longest:,}",
                 one.entry.license or "",
                 one.entry.source or "",
             )
-            for path, one in sorted(self._quoted, key=lambda item: -item[1].characters)[:MOST_ROWS]
+            for path, one, budget in sorted(self._quoted, key=lambda item: -item[1].characters)[:MOST_ROWS]
         ]
         return join(table(heads, rows, heads=2), *_more(len(self._quoted), "documents"))
 

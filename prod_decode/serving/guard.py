@@ -64,6 +64,8 @@ class Guard:
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
+        if not isinstance(json, bool):
+            raise ProdError(f"json: expected True or False, got {json!r}")
         if not matchers:
             raise ProdError("expected at least one matcher, got none: pass blocklist.bind(tokenizer)")
         if wrong := [matcher for matcher in matchers if not isinstance(matcher, Matcher)]:

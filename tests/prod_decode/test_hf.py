@@ -1094,6 +1094,8 @@ def test_continuous_batching_is_refused() -> None:
         (("matcher",), {"eos_token_id": 5}, r"eos_token_id: expected ids of special tokens, got 5"),
         (("matcher",), {"eos_token_id": [EOS, 9999]}, r"eos_token_id: expected ids of special tokens, got 9999"),
         (("matcher",), {"eos_token_id": "</s>"}, r"eos_token_id: expected ids of special tokens, got '<'"),
+        (("matcher",), {"exempt_prompt": "no"}, r"exempt_prompt: expected True or False, got 'no'"),
+        (("matcher",), {"json": 1}, r"json: expected True or False, got 1"),
     ],
 )
 def test_what_is_refused_at_construction(arguments: tuple[str, ...], options: dict[str, Any], message: str) -> None:

@@ -264,11 +264,15 @@ def test_what_is_quoted_is_shown_with_licence_and_lines(document: str, capsys: p
     ]
     assert printed.err.startswith("prohibited places: 0, files: 3, documents quoted beyond their budget: 1\n")
     root = parse(Path("out.html").read_text())
+    title = "Nothing prohibited in 3 files, 1 document quoted beyond its budget"
+    assert text_of(next(root.iter("h1"))) == title
     (table,) = (cells(table) for table in root.iter("table"))
+    assert table[2][3] == "60"
     assert table[1] == [
         "some.py",
         "theirs.py",
         f"{first + second} of {length}",
+        "60, exceeded",
         beyond,
         f"{first}",
         "GPL-3.0-only OR MIT",
