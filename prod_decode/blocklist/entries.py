@@ -23,8 +23,9 @@ DEFAULT_PIECE = 24
 SHORTEST_PATTERN = 3
 # An anchor is half as wide.
 SHORTEST_QUOTE = 2 * SHORTEST_PATTERN
-# Shorter runs are in every text.
+# Shorter runs are in every text; and what a file says of longer ones would take long to check.
 SHORTEST_PIECE = 6
+LONGEST_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Entry:
             each counted once; then it may write no piece that would give away more. A document of fewer than four times
             that has a quarter of its length. Characters outside ASCII count as their bytes in UTF-8. Default: any
             number, in runs below `max_quote`.
-        piece: for `quote` with a budget only: the shortest run of normalised characters that counts, below `max_quote`;
-            default 24.
+        piece: for `quote` with a budget only: the shortest run of normalised characters that counts, 6 to 256 and below
+            `max_quote`; default 24.
         license: under which licence the text is, for people: an SPDX id such as `GPL-3.0-only`.
     """
 
@@ -111,6 +112,8 @@ class Entry:
                     f"{self.label}: expected {name} to be a whole number of at least {least} characters, got "
                     f"{reprlib.repr(value)}"
                 )
+        if self.piece is not None and self.piece > LONGEST_PIECE:
+            raise ProdError(f"{self.label}: expected piece to be at most {LONGEST_PIECE} characters, got {self.piece}")
         if self.piece is not None and self.budget is None:
             raise ProdError(f"{self.label}: piece belongs to a budget, and there is none: give one, or drop piece")
         piece, limit = self.piece or DEFAULT_PIECE, self.max_quote or DEFAULT_MAX_QUOTE

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from prod_decode.match.scan import Filter
 from prod_decode.match.tracker import Bans, TextTracker
 from prod_decode.text.normalize import Normalization
-from prod_decode.tokens.vocabulary import Vocabulary
+from prod_decode.tokens.vocabulary import UNKNOWN, Vocabulary
 
 _NOTHING: frozenset[int] = frozenset()
+
+_NO_TOKEN = -1
 
 
 class Completes(Bans, Protocol):
@@ -96,7 +98,13 @@ class ExemptingTracker:
 
     def _quoted_in(self, prompt: NDArray[np.int64]) -> frozenset[int]:
         """The patterns that a prompt has and that may be exempt."""
-        text = b"".join(map(self._matcher.vocabulary.token_bytes, prompt.tolist()))
-        symbols, _ = self._matcher.normalization.fold(np.frombuffer(text, np.uint8))
-        found = Filter.none().find(self._matcher.automaton, symbols)
-        return frozenset(pattern for pattern in np.unique(found[:, 1]).tolist() if self._is_quote(pattern))
+        vocabulary, found = self._matcher.vocabulary, set[int]()
+        known = (prompt >= 0) & (prompt < len(vocabulary))
+        known[known] = vocabulary.kinds[prompt[known]] != UNKNOWN
+        # Nobody knows what an unknown token shows: what stands around it is not joined.
+        for part in np.split(np.where(known, prompt, _NO_TOKEN), np.flatnonzero(~known)):
+            text = b"".join(vocabulary.token_bytes(token) for token in part.tolist() if token != _NO_TOKEN)
+            symbols, _ = self._matcher.normalization.fold(np.frombuffer(text, np.uint8))
+            matches = Filter.none().find(self._matcher.automaton, symbols)
+            found.update(np.unique(matches[:, 1]).tolist())
+        return frozenset(pattern for pattern in found if self._is_quote(pattern))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prod_decode.errors import ProdError
 from prod_decode.quotes.pieces import Document, Pieces
 
 # A document may not be given away as a whole because it is short.
@@ -22,7 +23,8 @@ _LAYOUT: Mapping[str, tuple[Any, int]] = {
     "order": (np.dtype("<i4"), 1),
 }
 
-_LONGEST_PIECE = 1 << 12
+# Of an entry as well.
+_LONGEST_PIECE = 256
 
 
 class Budgeted(NamedTuple):
@@ -65,6 +67,9 @@ def merge_pieces(lists: Iterable[tuple[tuple[Pieces, ...], NDArray[np.int64]]]) 
 
     Args:
         lists: of each its pieces, and the new number of each of its entries, int64 [entries].
+
+    Raises:
+        ProdError: two texts of one document, which no compiler writes.
     """
     found: dict[tuple[int, int], Document] = {}
     for groups, numbers in lists:
@@ -74,6 +79,11 @@ def merge_pieces(lists: Iterable[tuple[tuple[Pieces, ...], NDArray[np.int64]]]) 
                 key = pieces.piece, int(numbers[document.owner])
                 document = document._replace(owner=key[1])
                 if (known := found.get(key)) is not None:
+                    if not np.array_equal(known.symbols, document.symbols):
+                        raise ProdError(
+                            "cannot merge: one document has two texts, expected the same in every list: compile the "
+                            "blocklists again"
+                        )
                     # The same text, of which other code was free.
                     document = known._replace(counts=known.counts | document.counts)
                 found[key] = document

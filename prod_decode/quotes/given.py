@@ -22,6 +22,8 @@ class Given(NamedTuple):
         documents: int64 [k], the documents in which symbols were counted, ascending.
         counts: int64 [k], how many.
         closed: int64 [c], those of `documents` whose budget is reached.
+        pieces: int64 [p], where in `Pieces.order` the pieces begin that the text has, ascending: all their places are
+            given away.
     """
 
     starts: NDArray[np.int64] = _NO_PLACES
@@ -29,6 +31,7 @@ class Given(NamedTuple):
     documents: NDArray[np.int64] = _NO_PLACES
     counts: NDArray[np.int64] = _NO_PLACES
     closed: NDArray[np.int64] = _NO_PLACES
+    pieces: NDArray[np.int64] = _NO_PLACES
 
     def more(self, pieces: Pieces, found: NDArray[np.int64]) -> Given:
         """What is given away after further pieces.
@@ -37,14 +40,19 @@ class Given(NamedTuple):
             pieces: of the documents.
             found: int64 [m, 2], parts of `pieces.order`, from and to.
         """
+        found = found[np.unique(found[:, 0], return_index=True)[1]]
+        found = found[~np.isin(found[:, 0], self.pieces)]
+        if not len(found):
+            return self
         starts, ends, documents, counts = _more(
             self.starts, self.ends, self.documents, self.counts, pieces.starts, pieces.order, pieces.piece, found
         )
-        return Given(starts, ends, documents, counts, documents[counts >= pieces.budgets[documents]])
+        known = np.union1d(self.pieces, found[:, 0])
+        return Given(starts, ends, documents, counts, documents[counts >= pieces.budgets[documents]], known)
 
     def uncounted(self) -> Given:
         """The same symbols, none of which counts: what a prompt quotes and an output may repeat."""
-        return Given(self.starts, self.ends)
+        return Given(self.starts, self.ends, pieces=self.pieces)
 
 
 NOTHING = Given()

@@ -148,16 +148,36 @@ def gives_more(
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     closed: NDArray[np.int64],
+    known: NDArray[np.int64],
     parts: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Which parts of `order` have such a piece: bool [n]."""
+    """Which parts of `order` have such a piece: bool [n]; `known`: where those begin of which nothing is left."""
     gives = np.zeros(len(parts), np.bool_)
     for i in range(len(parts)):
-        for at in range(parts[i, 0], parts[i, 1]):
-            if _is_more(int(order[at]), piece, begins, starts, ends, closed):
-                gives[i] = True
-                break
+        gives[i] = _has_more(order, parts[i, 0], parts[i, 1], piece, begins, starts, ends, closed, known)
     return gives
+
+
+@jit
+def _has_more(
+    order: NDArray[np.int32],
+    low: int,
+    high: int,
+    piece: int,
+    begins: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    closed: NDArray[np.int64],
+    known: NDArray[np.int64],
+) -> bool:
+    """Whether `order[low:high]`, all places of one piece, has one of which more would be given away."""
+    at = np.searchsorted(known, low)
+    if at < len(known) and known[at] == low:
+        return False
+    for place in range(low, high):  # noqa: SIM110 (numba knows no `any`)
+        if _is_more(int(order[place]), piece, begins, starts, ends, closed):
+            return True
+    return False
 
 
 @jit
@@ -173,6 +193,7 @@ def completing(
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     closed: NDArray[np.int64],
+    known: NDArray[np.int64],
 ) -> NDArray[np.int32]:
     """The tokens that complete a piece which is under way and would give away more.
 
@@ -191,30 +212,28 @@ def completing(
         depth = 1
         while depth > 0:
             depth -= 1
-            low, high, known, node = stack[depth, 0], stack[depth, 1], stack[depth, 2], stack[depth, 3]
+            low, high, done, node = stack[depth, 0], stack[depth, 1], stack[depth, 2], stack[depth, 3]
             while low < high:
-                label = text[order[low] + known]
-                end = _end_of(text, order, known, low, high)
+                label = text[order[low] + done]
+                end = _end_of(text, order, done, low, high)
                 child = _child(nodes, node, label)
                 if child >= 0:
-                    if known + 1 == piece:
-                        for at in range(low, end):
-                            if _is_more(int(order[at]), piece, begins, starts, ends, closed):
-                                first, last = nodes[child].low, nodes[child].high
-                                while count + last - first > len(out):
-                                    longer = np.empty(2 * len(out), np.int32)
-                                    longer[:count] = out[:count]
-                                    out = longer
-                                for i in range(first, last):
-                                    out[count] = tokens[i]
-                                    count += 1
-                                break
-                    elif nodes[child].height == 255 or nodes[child].height >= piece - known - 1:
+                    if done + 1 == piece:
+                        if _has_more(order, low, end, piece, begins, starts, ends, closed, known):
+                            first, last = nodes[child].low, nodes[child].high
+                            while count + last - first > len(out):
+                                longer = np.empty(2 * len(out), np.int32)
+                                longer[:count] = out[:count]
+                                out = longer
+                            for i in range(first, last):
+                                out[count] = tokens[i]
+                                count += 1
+                    elif nodes[child].height == 255 or nodes[child].height >= piece - done - 1:
                         if depth == len(stack):
                             taller = np.empty((2 * len(stack), 4), np.int64)
                             taller[:depth] = stack
                             stack = taller
-                        stack[depth, 0], stack[depth, 1], stack[depth, 2], stack[depth, 3] = low, end, known + 1, child
+                        stack[depth, 0], stack[depth, 1], stack[depth, 2], stack[depth, 3] = low, end, done + 1, child
                         depth += 1
                 low = end
     return out[:count]

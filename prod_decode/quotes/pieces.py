@@ -22,7 +22,7 @@ from prod_decode.errors import ProdError
 from prod_decode.storage.jit import inline, jit
 
 # 2^64 over the golden ratio, odd, so that its powers can be divided by modulo 2^64 (Knuth, TAOCP 3, 6.4).
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+BASE = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD = np.uint64(0xD6E8FEB86659FD93)
 _63 = np.uint64(63)
 
@@ -36,7 +36,7 @@ _MOST_SYMBOLS = (1 << 31) - 1
 
 def _spread_bytes() -> NDArray[np.uint64]:
     """A number of 64 bits for each symbol (splitmix64's finaliser), so that sums of few of them do not cancel."""
-    z = np.arange(1, 257, dtype=np.uint64) * _BASE
+    z = np.arange(1, 257, dtype=np.uint64) * BASE
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -90,7 +90,7 @@ class Pieces:
         piece: symbols of one.
         text: uint8 [n], the documents, normalised, each followed by one byte that belongs to none.
         starts: int64 [documents + 1], where each begins in `text`.
-        owners: int32 [documents], the number of each one's entry.
+        owners: int32 [documents], the number of each one's entry, ascending.
         budgets: int64 [documents], in symbols, at least 1.
         order: int32 [pieces], where in `text` those begin that count, sorted by their symbols, then by place.
     """
@@ -153,7 +153,7 @@ class Pieces:
 
     def documents_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number of the document in which each place of `text` lies."""
-        return np.searchsorted(self.starts, places, side="right") - 1
+        return np.asarray(np.searchsorted(self.starts, places, side="right") - 1)
 
     @cached_property
     def search(self) -> Search:
@@ -165,23 +165,28 @@ class Pieces:
         power = np.uint64(1)
         with np.errstate(over="ignore"):
             for _ in range(self.piece - 1):
-                power = power * _BASE
+                power = power * BASE
         _fill(self.text, self.order, self.piece, SPREAD_BYTES, bits, shift)
         return Search(self.text, self.order, bits, shift, power, SPREAD_BYTES)
 
-    def find(self, symbols: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def find(self, symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Where a whole text has pieces of documents.
 
         Args:
             symbols: uint8 [n], normalised.
 
         Returns:
-            For every pair of equal pieces where it begins in `symbols`, ascending, and in `text`: int64 [m] each.
+            int64 [m, 3], for every place in `symbols`, ascending, at which a piece begins that documents have: it, and
+            the part of `order` with the places that have the same piece, from and to.
         """
-        found = _find_all(*self.search, self.piece, symbols)
-        counts = found[:, 2] - found[:, 1]
+        found: NDArray[np.int64] = _find_all(*self.search, self.piece, symbols)
+        return found
+
+    def places(self, parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of some parts of `order`, int64 [m, 2], one part after the other."""
+        counts = parts[:, 1] - parts[:, 0]
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(found[:, 0], counts), self.order[np.repeat(found[:, 1], counts) + within].astype(np.int64)
+        return np.asarray(self.order[np.repeat(parts[:, 0], counts) + within], np.int64)
 
     def validate(self, entries: int) -> bool:
         """Whether every index lies where it must, of so many entries: a file's checksum does not say who wrote it."""
@@ -191,7 +196,9 @@ class Pieces:
             return False
         if int(starts[0]) != 0 or int(starts[-1]) != len(self.text) or bool((starts[1:] <= starts[:-1]).any()):
             return False
-        if int(self.owners.min()) < 0 or int(self.owners.max()) >= entries or int(self.budgets.min()) < 1:
+        if int(self.owners[0]) < 0 or int(self.owners[-1]) >= entries or bool((np.diff(self.owners) <= 0).any()):
+            return False
+        if int(self.budgets.min()) < 1:
             return False
         if not len(order):
             return True
@@ -236,7 +243,7 @@ def place_in_filter(hashed: np.uint64, shift: np.uint64) -> tuple[np.uint64, np.
     """The word of the filter that stands for a piece, and the three bits (or fewer) that are set in it."""
     one = np.uint64(1)
     mixed = hashed * _SPREAD
-    other = (hashed ^ (hashed >> np.uint64(29))) * _BASE
+    other = (hashed ^ (hashed >> np.uint64(29))) * BASE
     bits = (
         (one << ((other >> np.uint64(58)) & _63))
         | (one << ((other >> np.uint64(52)) & _63))
@@ -250,7 +257,7 @@ def roll(hashed: Any, newest: int, oldest: int, is_full: bool, power: np.uint64,
     """The hash, uint64, of the last symbols after one more: `oldest` leaves it if there were `piece` already."""
     if is_full:
         hashed -= power * spread[oldest]
-    return hashed * _BASE + spread[newest]
+    return hashed * BASE + spread[newest]
 
 
 @jit
@@ -266,7 +273,7 @@ def _fill(
     for i in range(len(order)):
         hashed = np.uint64(0)
         for k in range(piece):
-            hashed = hashed * _BASE + spread[text[order[i] + k]]
+            hashed = hashed * BASE + spread[text[order[i] + k]]
         place, wanted = place_in_filter(hashed, shift)
         bits[place] |= wanted
 

@@ -87,10 +87,13 @@ class BoundPieces:
             given.starts,
             given.ends,
             given.closed,
+            given.pieces,
         )
         long_tokens, found = self._inside[text_state]
         if len(long_tokens):
-            gives = gives_more(pieces.search.order, pieces.piece, pieces.starts, *given[:2], given.closed, found)
+            gives = gives_more(
+                pieces.search.order, pieces.piece, pieces.starts, *given[:2], given.closed, given.pieces, found
+            )
             tokens = np.concatenate((tokens, long_tokens[gives]))
         tokens = np.unique(tokens)
         return tokens.compress(self._kinds[tokens] == TEXT)
@@ -172,6 +175,8 @@ class QuoteTracker:
         self._exempts = exempt_prompts
         self._rows = _Rows.empty(0, bound.pieces.piece)
         self._given: list[Given] = []
+        # Rows in which a budget is reached: nearly always none.
+        self._reached: list[int] = []
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -189,6 +194,7 @@ class QuoteTracker:
         for row, text, prompt in zip(rows.tolist(), texts, prompts.tolist(), strict=True):
             given = self._read(row, text[:prompt], NOTHING).uncounted() if self._exempts else NOTHING
             self._given[row] = self._read(row, text[prompt:], given)
+        self._note()
 
     def advance(self, tokens: NDArray[np.int64]) -> None:
         """Every row one token on: int64 [B]."""
@@ -196,6 +202,7 @@ class QuoteTracker:
         if len(found):
             for row in np.unique(found[:, 0]).tolist():
                 self._given[row] = self._given[row].more(self.bound.pieces, found[found[:, 0] == row, 1:])
+            self._note()
 
     def take(self, sources: NDArray[np.int64]) -> None:
         """Rows come, go, move, are copied, as `Tracker.take`."""
@@ -204,15 +211,17 @@ class QuoteTracker:
         old = sources >= 0
         self._rows.set(old, before, sources[old])
         self._given = [self._given[source] if source >= 0 else NOTHING for source in sources.tolist()]
+        self._note()
 
     def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The banned tokens as sparse pairs, rows int32 [n], ascending, and token ids int32 [n], each pair once."""
-        rows, tokens = [_NO_ROWS], [_NO_ROWS]
-        for row, given in enumerate(self._given):
-            if len(given.closed):
-                found = self.bound.completing(self._window(row), int(self._rows.states[row]), given)
-                rows.append(np.full(len(found), row, np.int32))
-                tokens.append(found)
+        if not self._reached:
+            return _NO_ROWS, _NO_ROWS
+        rows, tokens = [], []
+        for row in self._reached:
+            found = self.bound.completing(self._window(row), int(self._rows.states[row]), self._given[row])
+            rows.append(np.full(len(found), row, np.int32))
+            tokens.append(found)
         return np.concatenate(rows), np.concatenate(tokens)
 
     def given(self, row: int) -> Given:
@@ -225,13 +234,17 @@ class QuoteTracker:
         if not len(given.closed):
             return []
         emitted = self.bound.symbols(int(self._rows.states[row]), token_id)
-        _, places = pieces.find(np.concatenate((self._window(row), emitted)))
+        parts = pieces.find(np.concatenate((self._window(row), emitted)))[:, 1:]
+        places = pieces.places(parts[~np.isin(parts[:, 0], given.pieces)])
         found = {
             int(document)
             for place, document in zip(places.tolist(), pieces.documents_of(places).tolist(), strict=True)
             if document in given.closed and not covers(given.starts, given.ends, place, place + pieces.piece)
         }
         return [self.bound.name_of(int(pieces.owners[document])) for document in sorted(found)]
+
+    def _note(self) -> None:
+        self._reached = [row for row, given in enumerate(self._given) if len(given.closed)]
 
     def _window(self, row: int) -> NDArray[np.uint8]:
         """The last symbols of an output, one fewer than a piece at most."""

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,3 +112,23 @@ def test_type_hints_may_be_added_to_a_document_in_the_prompt() -> None:
 
 def given_away(text: str, document: str, piece: int = 24) -> set[int]:
     return oracle.given_away(*(oracle.normalize(one.encode(), "code", False) for one in (text, document)), piece)
+
+
+@pytest.mark.parametrize("between", [129, -1, -2, -130, 9999])
+def test_what_an_unknown_token_parts_is_not_joined(between: int) -> None:
+    document = SOURCE[2000:]
+    # Its last character completes an anchor, and the last token is the end of it.
+    blocklist = Blocklist.compile([Entry(document, id="d", policy="quote", max_quote=40)])
+    run = document[: next(blocklist.scan(document)).end]
+    tokens = [bytes([i]) for i in range(128)] + [b"</s>", None, run[-8:].encode()]
+    matcher = blocklist.bind(Vocabulary.from_bytes(tokens, eos_ids=[128])).exempting_prompts()
+    letters = list(run.encode())
+    # So far back that the reading of the text itself does not meet it.
+    padding = list(b"\n#" * 300)
+    for prompt in ([*letters[:-5], between, *letters[-5:]], [*letters[:-8], between]):
+        tracker = matcher.track()
+        tracker.read(np.arange(1), [np.array([*prompt, *padding])], np.array([len(prompt) + len(padding)]))
+        for character in letters[:-1]:
+            tracker.advance(np.array([character]))
+        assert letters[-1] in tracker.banned()[1].tolist()
+        assert tracker.blame(0, letters[-1]) == ["d"]

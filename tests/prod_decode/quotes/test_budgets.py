@@ -124,12 +124,14 @@ def test_files_keep_budgets_and_old_files_load(tmp_path: Path) -> None:
         ("owners_24", lambda a: np.put(a, 0, 7)),
         ("budgets_24", lambda a: np.put(a, 0, 0)),
         ("starts_24", lambda a: np.put(a, 1, 1)),
+        ("owners_24", lambda a: np.put(a, 1, 0)),
+        ("owners_24", lambda a: np.put(a, [0, 1], [1, 0])),
     ],
 )
 def test_a_forged_file_is_refused(tmp_path: Path, name: str, break_: Callable[[Any], None]) -> None:
     from prod_decode.storage.artifact import read_artifact, write_artifact
 
-    Blocklist.compile([quote()]).save(tmp_path / "a.prod")
+    Blocklist.compile([quote(), quote(SOURCE[1000:3000], id="b")]).save(tmp_path / "a.prod")
     meta, arrays = read_artifact(tmp_path / "a.prod")
     arrays = {key: array.copy() for key, array in arrays.items()}
     break_(arrays[name])
@@ -153,6 +155,26 @@ def test_merged_lists_keep_every_budget() -> None:
             assert getattr(ours, name).tolist() == getattr(theirs, name).tolist(), name
     with pytest.raises(ProdError, match="two different entries have the id 'textwrap'"):
         Blocklist.merge([first, Blocklist.compile([quote(budget=241)])])
+
+
+def test_two_texts_of_one_document_are_not_merged() -> None:
+    first, second = (Blocklist.compile([quote(text)]) for text in (SOURCE[:2000], SOURCE[1000:3000]))
+    # As a forged file has it: the record of one, the text of the other.
+    second._records, second._record_starts = first._records, first._record_starts
+    with pytest.raises(ProdError, match="cannot merge: one document has two texts"):
+        Blocklist.merge([first, second])
+
+
+def test_what_repeats_itself_is_found_once() -> None:
+    row, many = "0, ", 3000
+    blocklist = Blocklist.compile([quote(f"t = [{row * many}]", max_quote=100_000)])
+    (found,) = blocklist.quoted(f"u = [{row * many}]")
+    # `t` and `u` differ; all of the rest is one run.
+    assert (found.characters, found.length, found.longest) == (2 * many + 3, 2 * many + 4, 2 * many + 3)
+    (pieces,) = blocklist.pieces
+    assert len(pieces.find(np.frombuffer(NORMALIZATION.symbols(row * many), np.uint8))) < 2 * many
+    # One row gives all others away, and may be written for ever.
+    assert recite(blocklist, row * 200) == row * 200
 
 
 def test_what_a_text_quotes_is_named_with_places() -> None:
@@ -205,6 +227,7 @@ def test_quoted_counts_as_brute_force(text: str, documents: list[str]) -> None:
         ({"budget": 0}, "expected budget to be a whole number of at least 1 characters, got 0"),
         ({"budget": True}, "expected budget to be a whole number of at least 1 characters, got True"),
         ({"budget": "240"}, "expected budget to be a whole number of at least 1 characters, got '240'"),
+        ({"piece": 257}, "expected piece to be at most 256 characters, got 257"),
         ({"piece": 5}, "expected piece to be a whole number of at least 6 characters, got 5"),
         ({"budget": None, "piece": 24}, "piece belongs to a budget, and there is none: give one, or drop piece"),
         ({"piece": 120}, "expected pieces shorter than max_quote, .* got piece 120 and max_quote 120: lower piece"),
