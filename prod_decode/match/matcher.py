@@ -67,6 +67,11 @@ class Fork(NamedTuple):
     replacement: str
 
 
+def _is_no_quote(_pattern: int) -> bool:
+    """Of patterns that nobody says it of; a function with a name, as pickles need."""
+    return False
+
+
 class Matcher:
     """Tracks text token by token and tells which tokens are banned next.
 
@@ -103,7 +108,7 @@ class Matcher:
         ends: NDArray[np.bool_] = WORD_ENDS,
         forks: Sequence[Fork] = (),
         quotes: Sequence[tuple[Pieces, Callable[[int], str]]] = (),
-        is_quote: Callable[[int], bool] = lambda _: False,
+        is_quote: Callable[[int], bool] = _is_no_quote,
         *,
         exempts_prompts: bool = False,
     ) -> None:

@@ -28,7 +28,7 @@ from bench.models.subject import Subject
 from bench.models.training import Trainer, steps_of
 from bench.report.compare import changes
 from bench.report.report import report
-from bench.tasks.copyright import DEFAULT_FUNCTIONS
+from bench.tasks.copyright import DEFAULT_FUNCTIONS, CopyrightScore
 from bench.tasks.deprecated import DeprecatedTask
 from bench.unlearning.experiment import HUMANEVAL_TOKENS, guard_of, make_task, scores_of, summarise
 from bench.unlearning.plan import Plan, environment, make_plan, trained_of
@@ -297,7 +297,7 @@ def test_the_untaught_model_is_the_natural_base_and_far_from_the_taught_one(mode
 def test_outputs_alone_are_measured_where_nothing_is_held_out(model: str, tmp_path: Path) -> None:
     methods = ("base", "decode")
     Runner(small_plan(model, methods=methods, attacks=(), protocols=("natural",), held_out=0), tmp_path).run()
-    task = {"verbatim", "verbatim_run", "verbatim_share", "token_match", "forget_quality", "written"}
+    task = {*CopyrightScore.metrics, "written"}
     assert [set(cell.metrics) for cell in read_run(tmp_path)[1]] == [task, task]
     assert not list(tmp_path.glob("models/held-out*"))
 
