@@ -22,10 +22,11 @@ from bench.metrics import wilson
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_texts
-from prod_decode.command.options import Parser
+from prod_decode.command.options import Parser, positive
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher
+from prod_decode.storage.artifact import require_output
 from prod_decode.storage.models import load_tokenizer
 
 # Characters of a function; shorter ones are one idiom.
@@ -80,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("listed", metavar="DIR", help="documents that are prohibited: Python files")
     parser.add_argument("code", nargs="+", metavar="CODE", help="directories of other Python code")
     parser.add_argument("--settings", default="120,60,24,120+240,60+240", metavar="K[+B],...")
-    parser.add_argument("--functions", type=int, default=500, metavar="N")
-    parser.add_argument("--modules", type=int, default=50, metavar="N")
-    parser.add_argument("--module-tokens", type=int, default=2000, metavar="N", help="of a module, the first")
+    parser.add_argument("--functions", type=positive(int), default=500, metavar="N")
+    parser.add_argument("--modules", type=positive(int), default=50, metavar="N")
+    parser.add_argument("--module-tokens", type=positive(int), default=2000, metavar="N", help="of a module, the first")
     parser.add_argument("--tokenizer", default="bundled", metavar="M")
     parser.add_argument("--out", metavar="FILE", help="write JSON lines there")
     options = parser.parse_args(argv)
@@ -91,16 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     settings = [_setting(text) for text in options.settings.split(",")]
+    if options.out:
+        require_output(options.out, replaces=None)
     listed = [text for text in _python([options.listed]) if text.strip()]
     tokenizer = load_tokenizer(options.tokenizer)
     modules = list(_python(options.code))
+    whole = (_encoded(tokenizer, text) for text in _spread(modules, 4 * options.modules))
+    long = (tokens[: options.module_tokens] for tokens in whole if len(tokens) >= options.module_tokens)
     outputs = {
         "functions": [_encoded(tokenizer, text) for text in _spread(_functions(modules), options.functions)],
-        "modules": [
-            tokens[: options.module_tokens]
-            for tokens in (_encoded(tokenizer, text) for text in _spread(modules, 4 * options.modules))
-            if len(tokens) >= options.module_tokens
-        ][: options.modules],
+        "modules": list(islice(long, options.modules)),
     }
     found = []
     for setting in settings:

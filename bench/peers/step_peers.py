@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.blocklist.anchors import BASE, substring_hashes
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
+from prod_decode.text.hashes import BASE, substring_hashes
 
 
 class BloomMemFree:

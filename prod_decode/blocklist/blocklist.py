@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prod_decode.blocklist.anchors import FreeCode
 from prod_decode.blocklist.commit import commit_phrases
-from prod_decode.blocklist.entries import Entry, EntryInfo, Records, unpack, unpack_id
+from prod_decode.blocklist.entries import LONGEST_PIECE, Entry, EntryInfo, Records, unpack, unpack_id
 from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
 from prod_decode.blocklist.replacements import parting_length, replacements_of, shared_length, watch_replacements
 from prod_decode.errors import Mistakes, ProdError, brief, clear_keywords
@@ -580,7 +580,7 @@ def _is_meta(meta: dict[str, Any]) -> bool:
         and all(isinstance(run, list) and len(run) == 3 and isinstance(run[0], str) for run in report["waived"])
         and all(is_count(start) and is_count(end) for _, start, end in report["waived"])
         and all(_are_words(report.get(name, []), count) for name, count in _WORDS.items())
-        and are_lengths(report.get("pieces", []))
+        and are_lengths(report.get("pieces", []), LONGEST_PIECE)
     )
 
 

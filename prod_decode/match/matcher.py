@@ -174,7 +174,7 @@ class Matcher:
 
     def again(self, *, vocabulary: Vocabulary | None = None, ends: NDArray[np.bool_] | None = None) -> Matcher:
         """The same patterns for another vocabulary, or with words that end elsewhere."""
-        return Matcher(
+        twin = Matcher(
             self.automaton,
             self.normalization,
             self.vocabulary if vocabulary is None else vocabulary,
@@ -185,6 +185,10 @@ class Matcher:
             self._is_quote,
             exempts_prompts=self.exempts_prompts,
         )
+        if vocabulary is None and self.quotes:
+            # Found once: for each set of stop strings it would hold up a step.
+            twin._bound_quotes = self._bound_quotes
+        return twin
 
     def exempting_prompts(self) -> Matcher:
         """The matcher whose trackers let an output repeat what its prompt quotes, for "add type hints to this file".

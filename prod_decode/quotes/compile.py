@@ -23,9 +23,6 @@ _LAYOUT: Mapping[str, tuple[Any, int]] = {
     "order": (np.dtype("<i4"), 1),
 }
 
-# Of an entry as well.
-_LONGEST_PIECE = 256
-
 
 class Budgeted(NamedTuple):
     """A document as it was asked for.
@@ -112,10 +109,10 @@ def pieces_from(arrays: Mapping[str, NDArray[Any]], lengths: Iterable[int]) -> t
     return tuple(Pieces(piece, **{name: arrays[f"{name}_{piece}"] for name in _LAYOUT}) for piece in lengths)
 
 
-def are_lengths(value: object) -> bool:
-    """Whether a value of JSON is a list of lengths of pieces, ascending."""
+def are_lengths(value: object, longest: int) -> bool:
+    """Whether a value of JSON is a list of lengths of pieces up to `longest`, ascending."""
     return (
         isinstance(value, list)
-        and all(type(piece) is int and 0 < piece <= _LONGEST_PIECE for piece in value)
+        and all(type(piece) is int and 0 < piece <= longest for piece in value)
         and value == sorted(set(value))
     )

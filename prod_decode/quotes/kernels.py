@@ -8,70 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.quotes.given import covers
-from prod_decode.quotes.pieces import place_in_filter, range_of, roll
+from prod_decode.quotes.pieces import place_in_filter, put_triple, range_of, roll
 from prod_decode.storage.jit import jit
 from prod_decode.tokens.vocabulary import TEXT, UNKNOWN
-
-
-@jit
-def _follow(
-    text: NDArray[np.uint8],
-    order: NDArray[np.int32],
-    bits: NDArray[np.uint64],
-    shift: np.uint64,
-    power: np.uint64,
-    spread: NDArray[np.uint64],
-    piece: int,
-    symbols: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    next_state: NDArray[np.uint8],
-    kinds: NDArray[np.uint8],
-    states: NDArray[np.int64],
-    hashes: NDArray[np.uint64],
-    windows: NDArray[np.uint8],
-    filled: NDArray[np.int64],
-    row: int,
-    token: int,
-    out: NDArray[np.int64],
-    count: int,
-) -> tuple[NDArray[np.int64], int]:
-    """Follow one row one token on; the pieces that it completes go into `out`, behind `count` others."""
-    if token < 0 or token >= len(kinds) or kinds[token] != TEXT:
-        if token < 0 or token >= len(kinds) or kinds[token] == UNKNOWN:
-            filled[row] = 0
-            hashes[row] = 0
-        return out, count
-    state = states[row]
-    states[row] = next_state[state, token]
-    end = filled[row]
-    hashed = hashes[row]
-    window = windows[row]
-    for i in range(starts[state, token], starts[state, token + 1]):
-        if end == len(window):
-            window[:piece] = window[end - piece : end].copy()
-            end = piece
-        oldest = window[end - piece] if end >= piece else window[0]
-        hashed = roll(hashed, symbols[i], oldest, end >= piece, power, spread)
-        window[end] = symbols[i]
-        end += 1
-        if end < piece:
-            continue
-        place, wanted = place_in_filter(hashed, shift)
-        if bits[place] & wanted != wanted:
-            continue
-        low, high = range_of(text, order, window, end - piece, piece)
-        if low < high:
-            if count == len(out):
-                longer = np.empty((2 * len(out) + 16, 3), np.int64)
-                longer[:count] = out
-                out = longer
-            out[count, 0] = row
-            out[count, 1] = low
-            out[count, 2] = high
-            count += 1
-    filled[row] = end
-    hashes[row] = hashed
-    return out, count
 
 
 @jit
@@ -94,34 +33,43 @@ def follow_all(
     rows: NDArray[np.int64],
     tokens: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Follow `tokens[i]` in row `rows[i]`, one after another; the pieces that they complete: int64 [m, 3].
+    """Follow `tokens[k]` in row `rows[k]`, one after another; the pieces that they complete: int64 [m, 3].
 
     Of each the row, and its part of `order`.
     """
     out = np.empty((0, 3), np.int64)
     count = 0
-    for i in range(len(tokens)):
-        out, count = _follow(
-            text,
-            order,
-            bits,
-            shift,
-            power,
-            spread,
-            piece,
-            symbols,
-            starts,
-            next_state,
-            kinds,
-            states,
-            hashes,
-            windows,
-            filled,
-            rows[i],
-            tokens[i],
-            out,
-            count,
-        )
+    for k in range(len(tokens)):
+        row, token = rows[k], tokens[k]
+        if token < 0 or token >= len(kinds) or kinds[token] == UNKNOWN:
+            filled[row] = 0
+            hashes[row] = 0
+            continue
+        if kinds[token] != TEXT:
+            continue
+        state = states[row]
+        states[row] = next_state[state, token]
+        end = filled[row]
+        hashed = hashes[row]
+        window = windows[row]
+        for i in range(starts[state, token], starts[state, token + 1]):
+            if end == len(window):
+                window[:piece] = window[end - piece : end].copy()
+                end = piece
+            oldest = window[end - piece] if end >= piece else window[0]
+            hashed = roll(hashed, symbols[i], oldest, end >= piece, power, spread)
+            window[end] = symbols[i]
+            end += 1
+            if end < piece:
+                continue
+            place, wanted = place_in_filter(hashed, shift)
+            if bits[place] & wanted != wanted:
+                continue
+            low, high = range_of(text, order, window, end - piece, piece)
+            if low < high:
+                out, count = put_triple(out, count, row, low, high)
+        filled[row] = end
+        hashes[row] = hashed
     return out[:count]
 
 

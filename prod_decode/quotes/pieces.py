@@ -142,10 +142,15 @@ class Pieces:
     def document(self, number: int) -> Document:
         """One of the documents that it was made of."""
         start, end = int(self.starts[number]), int(self.starts[number + 1]) - 1
-        counts = np.zeros(max(0, end - start - self.piece + 1), np.bool_)
-        inside = self.order[(self.order >= start) & (self.order < end)]
-        counts[inside - start] = True
+        counts = self._counts[start : max(start, end - self.piece + 1)]
         return Document(int(self.owners[number]), int(self.budgets[number]), self.text[start:end], counts)
+
+    @cached_property
+    def _counts(self) -> NDArray[np.bool_]:
+        """The places of `text` whose piece counts."""
+        counts = np.zeros(len(self.text), np.bool_)
+        counts[self.order] = True
+        return counts
 
     def counted(self) -> NDArray[np.int32]:
         """The numbers of the entries of which any piece counts, ascending."""
@@ -320,6 +325,19 @@ def range_of(
 
 
 @jit
+def put_triple(
+    out: NDArray[np.int64], count: int, first: int, second: int, third: int
+) -> tuple[NDArray[np.int64], int]:
+    """Write three numbers behind `count` triples; `out`, or a longer copy, and how many there are now."""
+    if count == len(out):
+        longer = np.empty((2 * len(out) + 16, 3), np.int64)
+        longer[:count] = out
+        out = longer
+    out[count, 0], out[count, 1], out[count, 2] = first, second, third
+    return out, count + 1
+
+
+@jit
 def _find_all(
     text: NDArray[np.uint8],
     order: NDArray[np.int32],
@@ -331,7 +349,7 @@ def _find_all(
     symbols: NDArray[np.uint8],
 ) -> NDArray[np.int64]:
     """Of every piece in `symbols` where it begins there, and its part of `order`: int64 [m, 3]."""
-    out = np.empty((64, 3), np.int64)
+    out = np.empty((0, 3), np.int64)
     count = 0
     hashed = np.uint64(0)
     for i in range(len(symbols)):
@@ -343,14 +361,6 @@ def _find_all(
         if bits[place] & wanted != wanted:
             continue
         low, high = range_of(text, order, symbols, i + 1 - piece, piece)
-        if low == high:
-            continue
-        if count == len(out):
-            longer = np.empty((2 * len(out), 3), np.int64)
-            longer[:count] = out
-            out = longer
-        out[count, 0] = i + 1 - piece
-        out[count, 1] = low
-        out[count, 2] = high
-        count += 1
+        if low < high:
+            out, count = put_triple(out, count, i + 1 - piece, low, high)
     return out[:count]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.quotes.pieces import BASE, SPREAD_BYTES, Pieces, roll
-from prod_decode.storage.jit import jit
+from prod_decode.quotes.pieces import Pieces
+from prod_decode.text.hashes import substring_hashes
 
 
 class Quotation(NamedTuple):
@@ -72,35 +72,15 @@ def _longest(pieces: Pieces, document: int, symbols: NDArray[np.uint8], begins: 
     edges = np.concatenate(([-1], breaks, [len(begins) - 1]))
     stretches = [(int(begins[a + 1]), int(begins[b]) + piece) for a, b in pairwise(edges)]
     owned = pieces.document(document)
+    free = np.concatenate(([0], np.cumsum(~owned.counts)))
     low, high = piece, min(max(end - begin for begin, end in stretches), len(owned.symbols)) + 1
     while high - low > 1:
         size = (low + high) // 2
-        free = np.concatenate(([0], np.cumsum(~owned.counts)))
         whole = free[size - piece + 1 :] == free[: len(free) - (size - piece + 1)]
-        known = hashes_of(owned.symbols, size)[whole]
-        said = [hashes_of(symbols[a:b], size) for a, b in stretches if b - a >= size]
+        known = substring_hashes(owned.symbols, size)[whole]
+        said = [substring_hashes(symbols[a:b], size) for a, b in stretches if b - a >= size]
         if said and np.isin(np.concatenate(said), known).any():
             low = size
         else:
             high = size
     return low
-
-
-def hashes_of(symbols: NDArray[np.uint8], size: int) -> NDArray[np.uint64]:
-    """A hash of every run of so many symbols: uint64 [n - size + 1]."""
-    hashes = np.empty(max(0, len(symbols) - size + 1), np.uint64)
-    _roll_all(symbols, size, SPREAD_BYTES, hashes)
-    return hashes
-
-
-@jit
-def _roll_all(symbols: NDArray[np.uint8], size: int, spread: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> None:
-    power = np.uint64(1)
-    for _ in range(size - 1):
-        power *= BASE
-    hashed = np.uint64(0)
-    for i in range(len(symbols)):
-        oldest = symbols[i - size] if i >= size else symbols[0]
-        hashed = roll(hashed, symbols[i], oldest, i >= size, power, spread)
-        if i + 1 >= size:
-            hashes[i + 1 - size] = hashed
