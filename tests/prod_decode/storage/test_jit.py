@@ -224,9 +224,10 @@ def test_a_read_only_installation_without_a_home_is_imported(copy: Path, tmp_pat
         (folder / "__pycache__").touch()
     (tmp_path / "file").touch()
     code = """
-import prod_decode.blocklist.anchors, prod_decode.match.matcher, prod_decode.match.scan, prod_decode.text.patterns
+import numpy as np
+import prod_decode.match.matcher, prod_decode.match.scan, prod_decode.text.hashes, prod_decode.text.patterns
 import prod_decode.tokens.vocabulary
-print(prod_decode.__file__, int(prod_decode.blocklist.anchors._mix(0)))
+print(prod_decode.__file__, prod_decode.text.hashes.substring_hashes(np.zeros(1, np.uint32), 1)[0])
 """
     environment = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(tmp_path / "file"))
     printed = python(code, copy, TMPDIR=str(tmp_path), **environment)
