@@ -131,7 +131,7 @@ $(DEMO_READY): pyproject.toml constraints.txt
 
 # Beside that: linters, test tools, and the peers of the benchmark.
 $(READY): $(DEMO_READY)
-	$(INSTALL) -c constraints.txt -e '.[hf,gguf,audit,train,4bit,bench,test,dev]'
+	$(INSTALL) -c constraints.txt -e '.[hf,gguf,audit,corpus,ray,train,4bit,bench,test,dev]'
 	@touch "$@"
 
 $(LLAMA_READY): $(READY)

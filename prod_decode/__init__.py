@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist, Match
     from prod_decode.blocklist.entries import Entry
     from prod_decode.blocklist.ready import read_list
+    from prod_decode.corpus.index import CorpusIndex
     from prod_decode.errors import ProdError
     from prod_decode.hf import ProdLogitsProcessor
     from prod_decode.match.matcher import Matcher
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blocklist",
+    "CorpusIndex",
     "Entry",
     "Match",
     "Matcher",
@@ -38,6 +40,7 @@ __all__ = [
 
 _HOMES = {
     "Blocklist": "blocklist.blocklist",
+    "CorpusIndex": "corpus.index",
     "Entry": "blocklist.entries",
     "Match": "blocklist.blocklist",
     "Matcher": "match.matcher",

@@ -1,4 +1,4 @@
-"""`prod-decode`: compile, merge, inspect and scan blocklists, and generate with one in the loop."""
+"""`prod-decode`: compile, merge, inspect and scan blocklists and indices, and generate with one in the loop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from prod_decode.command import generating, lists, scanning
 from prod_decode.command.options import FOUND, STATUSES, Parser
 from prod_decode.command.terminal import exit_status, standard_streams
+from prod_decode.indexing import command as indexing
 from prod_decode.version import __version__
 
 
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prod-decode {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (lists, scanning, generating):
+    for module in (lists, scanning, indexing, generating):
         module.add_to(commands)
 
     add = commands.add_parser("check-server", help="whether a vLLM server enforces blocklists; exit status 1 if not")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import weakref
 from collections import Counter
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from prod_decode.blocklist.blocklist import Blocklist
+from prod_decode.corpus.index import CorpusIndex
 from prod_decode.errors import ProdError, clear_keywords
 from prod_decode.masking import (
     check_width,
@@ -31,12 +33,16 @@ from prod_decode.match.trackers import Combined
 from prod_decode.match.unescaped import unescaped
 from prod_decode.serving.hf_call import check_history, check_text, end_ids_of, find_call, list_of
 from prod_decode.serving.preference import Move, Preference
+from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_decode.tokens.vocabulary import SPECIAL
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
 _LOG_MASS_TOLERANCE = 1e-3
 
 _NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+# What keeps texts out.
+Source = Matcher | Blocklist | CorpusIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
     @clear_keywords
     def __init__(
         self,
-        source: Matcher | Blocklist,
+        source: Source | Sequence[Source],
         tokenizer: Any = None,
         *,
         mode: Literal["mask", "prod"] = "mask",
@@ -122,8 +128,9 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         """Check everything that can be checked before the first step.
 
         Args:
-            source: a matcher, or a blocklist together with `tokenizer`.
-            tokenizer: the model's, as for `Blocklist.bind`; only with a blocklist.
+            source: a matcher, or a blocklist or corpus index together with `tokenizer`; or a list of one blocklist and
+                indices.
+            tokenizer: the model's, as for `Blocklist.bind`; not with a matcher.
             mode: `mask` or `prod`.
             top_p: for `prod`: the nucleus, as for `prod_distribution`; 1 keeps every token.
             max_n: for `prod`: the most tokens in the nucleus; None is no limit.
@@ -405,21 +412,29 @@ def _renormalize(masked: Tensor, scores: Tensor, candidates: NDArray[np.intp]) -
     return renormalize_log_probs_(masked, rows[log_mass.abs() < _LOG_MASS_TOLERANCE])
 
 
-def _bind(source: Matcher | Blocklist, tokenizer: Any) -> Matcher:
+def _bind(source: Source | Sequence[Source], tokenizer: Any) -> Matcher:
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ProdError("expected blocklists or indices, got an empty list: nothing would be guarded")
+        vocabulary = tokenizer if tokenizer is None else vocabulary_of(tokenizer)
+        bound = sorted((_bind(one, vocabulary) for one in source), key=lambda one: not len(one.automaton.patterns))
+        return functools.reduce(Matcher.beside, bound)
     if isinstance(source, Matcher):
         if tokenizer is not None:
             raise ProdError("a Matcher is bound to its tokenizer: leave `tokenizer` out, or pass the Blocklist instead")
         return source
-    if isinstance(tokenizer, Blocklist | Matcher):
+    if isinstance(tokenizer, Blocklist | CorpusIndex | Matcher):
         raise ProdError(
             f"expected the blocklist and then the tokenizer, got {type(source).__name__} and then "
             f"{type(tokenizer).__name__}: pass ProdLogitsProcessor(blocklist, tokenizer), or a Matcher alone"
         )
-    if not isinstance(source, Blocklist):
+    if not isinstance(source, Blocklist | CorpusIndex):
         raise ProdError(
             f"expected a Matcher or a Blocklist, got {type(source).__name__}; use Blocklist.compile([...]) or "
             "Blocklist.load(path)"
         )
     if tokenizer is None:
-        raise ProdError("a Blocklist needs the model's tokenizer: pass ProdLogitsProcessor(blocklist, tokenizer)")
+        raise ProdError(
+            f"a {type(source).__name__} needs the model's tokenizer: pass ProdLogitsProcessor(blocklist, tokenizer)"
+        )
     return source.bind(tokenizer)

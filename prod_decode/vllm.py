@@ -27,6 +27,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
+from prod_decode.corpus.index import CorpusIndex
 from prod_decode.device.slots import Slots
 from prod_decode.errors import ProdError
 from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
@@ -298,14 +299,18 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         return tuple(found), self._preference.beside(matchers)
 
 
-def _refuse_on_v2(settings: Settings, loaded: Mapping[str, Blocklist]) -> None:
+def _refuse_on_v2(settings: Settings, loaded: Mapping[str, Blocklist | CorpusIndex]) -> None:
     """Refuse what the V2 runner would not keep.
 
     Raises:
         ProdError: with the names of the lists.
     """
     remedy = "set VLLM_USE_V2_MODEL_RUNNER=0"
-    budgeted = [name for name, blocklist in loaded.items() if blocklist.pieces]
+    if indices := [name for name, source in loaded.items() if isinstance(source, CorpusIndex)]:
+        raise ProdError(
+            f"expected blocklists alone, got {', '.join(indices)}: the V2 model runner follows no index; {remedy}"
+        )
+    budgeted = [name for name, source in loaded.items() if isinstance(source, Blocklist) and source.pieces]
     if budgeted:
         raise ProdError(
             f"expected lists without budgets, got {', '.join(budgeted)}: the V2 model runner does not count what an "

@@ -489,7 +489,7 @@ class Blocklist:
         Raises:
             ProdError: `text` is no string, or no document has a budget, so that no pieces are kept.
         """
-        codes = _codes(text)
+        codes = codes_of(text)
         if not self.pieces:
             raise ProdError(
                 "expected documents with a budget, whose pieces are kept, got none: compile the blocklist with "
@@ -519,7 +519,7 @@ class Blocklist:
         Raises:
             ProdError: `text` is no string.
         """
-        codes = _codes(text)
+        codes = codes_of(text)
         if not unescape or "\\" not in text:
             yield from self._matches(Decoded.nothing(codes), codes)
             return
@@ -534,17 +534,14 @@ class Blocklist:
         if not len(found):
             return
         last, patterns, lengths = found.T
-        edges = np.concatenate((last + 1 - lengths, last))
-        wanted, which = np.unique(edges, return_inverse=True)
-        places = normalization.locate(decoded.codes, marks, wanted)[which].reshape(2, -1)
-        starts, ends = decoded.origins(places[0])[0], decoded.origins(places[1])[1]
-        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
-        starts, ends = (at - np.searchsorted(continuations, at, side="right") for at in (starts, ends))
+        starts, ends = decoded.characters(
+            codes, lambda wanted: normalization.locate(decoded.codes, marks, wanted), last + 1 - lengths, last
+        )
         owned, owners = _members(self._owner_starts, patterns)
         numbers, named = np.unique(self._owners[owners], return_inverse=True)
         ids = [self._id(number) for number in numbers.tolist()]
         for place, name in zip(owned.tolist(), named.tolist(), strict=True):
-            yield Match(int(starts[place]), int(ends[place]) + 1, ids[name])
+            yield Match(int(starts[place]), int(ends[place]), ids[name])
 
     def _filter_for(self, symbols: int) -> Filter:
         """A filter, once so much has been scanned that making one, 25 ns a node, pays: it saves .2 us a symbol."""
@@ -556,7 +553,7 @@ class Blocklist:
         return self._filter
 
 
-def _codes(text: str) -> NDArray[np.uint8]:
+def codes_of(text: str) -> NDArray[np.uint8]:
     """The bytes of a text."""
     if not isinstance(text, str):
         raise ProdError(f"expected text as a string, got {type(text).__name__}: decode bytes, read files first")

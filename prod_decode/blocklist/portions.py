@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from prod_decode.blocklist.anchors import FreeCode, choose_anchors, default_width
 from prod_decode.blocklist.entries import SHORTEST_PATTERN, Entry, EntryInfo, pack, unpack
 from prod_decode.errors import ProdError
-from prod_decode.storage.artifact import are_laid_out, are_ranges, is_count, read_artifact, write_artifact
+from prod_decode.storage.artifact import Format, are_laid_out, are_ranges, is_count, read_artifact, write_artifact
 from prod_decode.text.normalize import CLASSES, WORD, Normalization
 from prod_decode.text.patterns import Collected, Pattern
 from prod_decode.text.trie import concatenate
@@ -34,7 +34,7 @@ from prod_decode.version import __version__
 _PORTION = 2_000_000
 
 # Another number wherever the patterns of an entry, or what is kept of them, become others.
-MAGIC = b"PRODPRT\x02"
+PORTION = Format(b"PRODPRT\x02", "part of a blocklist", "compile {} again", "compile the blocklist again")
 
 _BLANKS = " \t\n\r\f\v"
 
@@ -245,7 +245,7 @@ class _KeptPortions:
         if not path.exists():
             return None
         try:
-            meta, arrays = read_artifact(path, magic=MAGIC, shared=False)
+            meta, arrays = read_artifact(path, form=PORTION, shared=False)
             if not are_laid_out(arrays, _LAYOUT) or not are_ranges(
                 arrays["record_starts"], len(arrays["record_starts"]) - 1, len(arrays["records"])
             ):
@@ -271,7 +271,7 @@ class _KeptPortions:
         records, starts = concatenate(packed)
         meta = {"key": key, "too_short": portion.too_short, "waived": portion.waived, "refused": portion.refused}
         arrays = {**portion.collected.arrays(), "records": records, "record_starts": starts}
-        write_artifact(self._path(key), meta, arrays, magic=MAGIC)
+        write_artifact(self._path(key), meta, arrays, form=PORTION)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.part"

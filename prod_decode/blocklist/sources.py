@@ -210,9 +210,14 @@ def _watch_comments(phrases: Iterator[Entry]) -> Iterator[Entry]:
 def _document(path: Path, text: str, defaults: Defaults) -> Entry:
     if not text.strip():
         raise ProdError(f"{path} is empty, expected a document to protect")
-    name, found = path.as_posix(), _SPDX.search(text)
-    license_ = found[1] if found else None
-    return Entry(text, policy="quote", **defaults.of("quote", {"id": name, "source": name, "license": license_}))
+    name = path.as_posix()
+    return Entry(text, policy="quote", **defaults.of("quote", {"id": name, "source": name, "license": spdx_of(text)}))
+
+
+def spdx_of(text: str) -> str | None:
+    """The expression behind a text's first `SPDX-License-Identifier:`; None: it has none."""
+    found = _SPDX.search(text)
+    return found[1] if found else None
 
 
 def _documents(

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from prod_decode.command.options import load, positive
+from prod_decode.command.options import load_source, positive
 from prod_decode.command.terminal import note, read_stdin, to_json
 from prod_decode.errors import ProdError, printable
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.command.generation import Generation
     from prod_decode.command.options import Commands
+    from prod_decode.corpus.index import CorpusIndex
 
 
 def add_to(commands: Commands) -> None:
     """Add the sub-commands of this module."""
     add = commands.add_parser("generate", help="continue a prompt and show where the blocklist stepped in")
     add.add_argument("--model", required=True, metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`")
-    add.add_argument("--blocklist", required=True, metavar="FILE", help="a compiled blocklist, or `list:NAME`")
+    add.add_argument(
+        "--blocklist", required=True, metavar="FILE", help="a compiled blocklist, a corpus index, or `list:NAME`"
+    )
     add.add_argument(
         "--prompt", required=True, metavar="P", help="text to continue; `-` reads standard input, `@FILE` a file"
     )
@@ -55,7 +58,7 @@ def _generate(options: argparse.Namespace) -> int:
         note("no effect: --seed: it is for sampling, with --temperature above 0")
     if options.mode == "prod" and not options.temperature:
         note("no effect: --mode prod: without --temperature the likeliest token is taken, as with `mask`")
-    blocklist = load(options.blocklist)
+    blocklist = load_source(options.blocklist)
     prompt = options.prompt
     if prompt == "-":
         prompt = decode_text(read_stdin(), "the standard input")
@@ -105,7 +108,7 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def record(run: Generation, blocklist: Blocklist) -> dict[str, object]:
+def record(run: Generation, blocklist: Blocklist | CorpusIndex) -> dict[str, object]:
     """A run as `--json` shows it."""
     return {
         "prompt": run.prompt,

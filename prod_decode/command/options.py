@@ -16,6 +16,7 @@ from prod_decode.errors import Mistakes, ProdError, brief, did_you_mean, one_lin
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
     from prod_decode.blocklist.ready import Targets
+    from prod_decode.corpus.index import CorpusIndex
 
 READ = (
     "Below a directory, hidden files are read too and links are followed; left out are directories named `.git`, "
@@ -230,6 +231,22 @@ def load_all(files: Sequence[str]) -> list[Blocklist]:
             found.append(load(file))
     mistakes.refuse()
     return found
+
+
+def load_source(file: str) -> Blocklist | CorpusIndex:
+    """A compiled blocklist, as `load`, or a corpus index.
+
+    Raises:
+        ProdError: there is no such file or list, or it is neither.
+    """
+    from prod_decode.blocklist.ready import list_named
+    from prod_decode.corpus.index import load_source
+    from prod_decode.storage.files import require_file
+
+    if list_named(file) is not None:
+        return load(file)
+    require_file(file, "a compiled blocklist or a corpus index")
+    return load_source(file)
 
 
 def load(file: str) -> Blocklist:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_decode.command.options import FOUND, READ, Uncovered, add_coverage, load
+from prod_decode.command.options import FOUND, READ, Uncovered, add_coverage, load_source
 from prod_decode.command.page import Html, beginning, element, join, page, table, warning, write_page
 from prod_decode.command.render import Span, mark_prohibited, to_html
 from prod_decode.command.terminal import note, read_stdin, to_json
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prod_decode.blocklist.entries import EntryInfo
     from prod_decode.blocklist.selection import Selection
     from prod_decode.command.options import Commands
+    from prod_decode.corpus.index import CorpusIndex
 
 
 # Files in which code is escaped.
@@ -42,7 +43,7 @@ LONGEST_GAP = 1000
 def add_to(commands: Commands) -> None:
     """Add the sub-commands of this module."""
     add = commands.add_parser("scan", help="find prohibited code in files; exit status 1 if there is any")
-    add.add_argument("file", metavar="FILE", help="a compiled blocklist, or `list:NAME`")
+    add.add_argument("file", metavar="FILE", help="a compiled blocklist, a corpus index, or `list:NAME`")
     add.add_argument(
         "paths",
         nargs="+",
@@ -75,8 +76,8 @@ def add_to(commands: Commands) -> None:
     add.add_argument(
         "--quoted",
         action="store_true",
-        help="also show how much of each document with a budget (`compile --budget`) stands in a file, in pieces; exit "
-        "status 1 also if that is more than its budget",
+        help="also show how much of each document with a budget (`compile --budget`), or of an index, stands in a "
+        "file; exit status 1 also if that is more than its budget",
     )
     add.add_argument("--verify", action="store_true", help="count again with pyahocorasick and compare")
     add_coverage(add, "stop at the first file that cannot be read as text")
@@ -86,19 +87,27 @@ def add_to(commands: Commands) -> None:
 def _scan(options: argparse.Namespace) -> int:
     from prod_decode.blocklist.selection import Selection
     from prod_decode.command.audit import Auditor
+    from prod_decode.corpus.index import CorpusIndex
     from prod_decode.storage.artifact import require_output
 
     if options.html is not None:
         paths = [path for path in options.paths if path != "-"]
         require_output(options.html, [options.file, *paths], replaces=(beginning(COMMAND), "page of a scan"))
-    blocklist = load(options.file)
-    if options.quoted and not blocklist.pieces:
+    looked_for = load_source(options.file)
+    blocklist = None if isinstance(looked_for, CorpusIndex) else looked_for
+    if options.verify and blocklist is None:
+        raise ProdError(
+            f"--verify: expected a blocklist, got the index {options.file}, which has no text to count with"
+        )
+    if options.quoted and blocklist and not blocklist.pieces:
         raise ProdError(
             f"--quoted: expected a blocklist with budgets, got {options.file}, which has none: compile it with --budget"
         )
-    budgets = {found.entry.id: found.characters for found in blocklist.budgets()} if options.quoted else {}
-    places_of = Places(blocklist).of
-    auditor = Auditor(blocklist) if options.verify else None
+    budgets: dict[str, int] = {}
+    if options.quoted and blocklist:
+        budgets = {found.entry.id: found.characters for found in blocklist.budgets()}
+    places_of = Places(blocklist).of if blocklist else None
+    auditor = Auditor(blocklist) if options.verify and blocklist else None
     uncovered = Uncovered(options)
     findings = None if options.html is None else Findings()
     selection = Selection(options.exclude)
@@ -106,17 +115,18 @@ def _scan(options: argparse.Namespace) -> int:
     for path, text in _inputs(options.paths, uncovered, [options.file, *filter(None, [options.html])], selection):
         files += 1
         unescape = Path(path).suffix.lower() in JSON if options.escapes is None else options.escapes
-        matches = list(blocklist.scan(text, unescape=True) if unescape else blocklist.scan(text))
-        places = places_of(text, matches, unescape=unescape)
+        matches = list(looked_for.scan(text, unescape=True) if unescape else looked_for.scan(text))
+        places = places_of(text, matches, unescape=unescape) if places_of else matches
         total += len(places)
-        quoted = blocklist.quoted(text) if options.quoted else []
+        quoted = looked_for.quoted(text) if options.quoted else []
         ends = [found.start() for found in re.finditer("\n", text)] if places or quoted else []
         for place in places:
             _print_place(path, text, ends, place, as_json=options.json)
         for one in quoted:
-            _print_quoted(path, ends, one, budgets[one.entry.id], as_json=options.json)
-            over += one.characters > budgets[one.entry.id]
-        for audited, found in _to_verify(blocklist, text, matches, unescape=unescape) if auditor else ():
+            budget = budgets.get(one.entry.id)
+            _print_quoted(path, ends, one, budget, as_json=options.json)
+            over += budget is not None and one.characters > budget
+        for audited, found in _to_verify(looked_for, text, matches, unescape=unescape) if auditor else ():
             if auditor and (difference := auditor.compare(audited, (match.entry_id for match in found))):
                 raise ProdError(f"{path}: {difference}; please report this as a bug")
         if findings is not None:
@@ -127,18 +137,18 @@ def _scan(options: argparse.Namespace) -> int:
     verified = " (pyahocorasick agrees)" if auditor else ""
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
     excluded = _excluded(selection)
-    beyond = f", documents quoted beyond their budget: {over}" if options.quoted else ""
+    beyond = f", documents quoted beyond their budget: {over}" if options.quoted and blocklist else ""
     note(f"prohibited places: {total}, files: {files}{beyond}{left}{excluded}{verified}")
     for pattern in selection.unused():
         note(f"no effect: --exclude {pattern}: nothing was excluded by it")
     if findings is not None:
-        write_page(options.html, findings.page(blocklist, options.file, files, uncovered, f"{verified}{excluded}"))
+        write_page(options.html, findings.page(looked_for, options.file, files, uncovered, f"{verified}{excluded}"))
         note(f"the page: {options.html}")
     return FOUND if total or over else uncovered.status
 
 
 def _to_verify(
-    blocklist: Blocklist, text: str, matches: list[Match], *, unescape: bool
+    blocklist: Blocklist | CorpusIndex, text: str, matches: list[Match], *, unescape: bool
 ) -> list[tuple[str, list[Match]]]:
     """Texts and their matches: where escapes are decoded, the text as it is and decoded, each scanned alone."""
     from prod_decode.text.escapes import decode_text
@@ -261,7 +271,7 @@ def _print_place(path: str, text: str, ends: Sequence[int], place: Match, *, as_
         print(one_line(f"{path}:{line}:{column}: {place.entry_id}{lines}: {shown}"))
 
 
-def _print_quoted(path: str, ends: Sequence[int], quoted: Quoted, budget: int, *, as_json: bool) -> None:
+def _print_quoted(path: str, ends: Sequence[int], quoted: Quoted, budget: int | None, *, as_json: bool) -> None:
     entry = quoted.entry
     lines = [(_position(ends, start)[0], _position(ends, max(start, end - 1))[0]) for start, end in quoted.spans]
     if as_json:
@@ -285,8 +295,9 @@ def _print_quoted(path: str, ends: Sequence[int], quoted: Quoted, budget: int, *
     shown = [f"{line}-{last}" if last > line else str(line) for line, last in lines]
     print(
         one_line(
-            f"{path}: quotes {quoted.characters:,} of {quoted.length:,} characters ({quoted.share:.1%}, budget "
-            f"{budget:,}) of {entry.id}{_origin(entry)}; longest run {quoted.longest:,}; lines {_named(shown)}"
+            f"{path}: quotes {quoted.characters:,} of {quoted.length:,} characters ({quoted.share:.1%}"
+            f"{'' if budget is None else f', budget {budget:,}'}) of {entry.id}{_origin(entry)}; "
+            f"longest run {quoted.longest:,}; lines {_named(shown)}"
         )
     )
 
@@ -313,7 +324,7 @@ class Findings:
         self._by_entry: Counter[str] = Counter()
         self._by_file: dict[str, int] = {}
         self._sections: list[Html] = []
-        self._quoted: list[tuple[str, Quoted, int]] = []
+        self._quoted: list[tuple[str, Quoted, int | None]] = []
         self._room = MOST_PLACES
 
     def add(self, path: str, text: str, ends: Sequence[int], matches: Sequence[Match]) -> None:
@@ -335,18 +346,20 @@ class Findings:
         """What a file has of documents with a budget; `budgets`: in characters, by the id of an entry."""
         from prod_decode.blocklist.blocklist import Match
 
-        self._quoted += [(path, one, budgets[one.entry.id]) for one in quoted]
+        self._quoted += [(path, one, budgets.get(one.entry.id)) for one in quoted]
         shown = [Match(start, end, one.entry.id) for one in quoted for start, end in one.spans][: self._room]
         self._room -= len(shown)
         if shown:
             figures = [_figure(text, ends, excerpt) for excerpt in excerpts(text, ends, shown)]
             self._sections.append(element("section", element("h2", "Quoted in ", element("code", path)), *figures))
 
-    def page(self, blocklist: Blocklist, name: str, files: int, uncovered: Uncovered, verified: str) -> str:
+    def page(
+        self, looked_for: Blocklist | CorpusIndex, name: str, files: int, uncovered: Uncovered, verified: str
+    ) -> str:
         """All of it as HTML.
 
         Args:
-            blocklist: what was looked for.
+            looked_for: blocklist or index.
             name: of its file.
             files: how many were looked through.
             uncovered: what was not covered.
@@ -356,7 +369,7 @@ class Findings:
         title = f"{_count(total, 'prohibited place')} in {len(self._by_file)} of {_count(files, 'file')}"
         if not total:
             title = f"Nothing prohibited in {_count(files, 'file')}"
-        if over := sum(one.characters > budget for _, one, budget in self._quoted):
+        if over := sum(budget is not None and one.characters > budget for _, one, budget in self._quoted):
             title += f", {_count(over, 'document')} quoted beyond {'its' if over == 1 else 'their'} budget"
         lead = join("Looked for what ", element("code", name), f" prohibits{verified}.")
         parts = []
@@ -364,7 +377,7 @@ class Findings:
             listed = element("ul", *(element("li", why) for why in uncovered.reasons[:MOST_ROWS]))
             parts += [warning(element("strong", f"Not covered: {uncovered.count:,}")), listed]
         if total:
-            parts += [self._entries(blocklist), *self._files()]
+            parts += [self._entries(looked_for), *self._files()]
         if self._quoted:
             parts.append(self._quotations())
         parts += self._sections
@@ -372,8 +385,8 @@ class Findings:
             parts.append(warning(f"{total - MOST_PLACES:,} more places are not shown here: --json lists them all."))
         return page(COMMAND, title, lead, *parts)
 
-    def _entries(self, blocklist: Blocklist) -> Html:
-        sources = {info.id: info.source for info in blocklist.entries() if info.id in self._by_entry}
+    def _entries(self, looked_for: Blocklist | CorpusIndex) -> Html:
+        sources = {info.id: info.source for info in looked_for.entries() if info.id in self._by_entry}
         rows = [
             (element("code", brief(name)), f"{count:,}", sources.get(name) or "")
             for name, count in self._by_entry.most_common(MOST_ROWS)
@@ -387,7 +400,7 @@ class Findings:
                 path,
                 element("code", brief(one.entry.id)),
                 f"{one.characters:,} of {one.length:,}",
-                f"{budget:,}{', exceeded' if one.characters > budget else ''}",
+                "" if budget is None else f"{budget:,}{', exceeded' if one.characters > budget else ''}",
                 f"{one.share:.1%}",
                 f"{one.longest:,}",
                 one.entry.license or "",

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from prod_decode.match.scan import Filter
 from prod_decode.match.tracker import Bans, TextTracker
 from prod_decode.text.normalize import Normalization
-from prod_decode.tokens.vocabulary import UNKNOWN, Vocabulary
+from prod_decode.tokens.vocabulary import Vocabulary
 
 _NOTHING: frozenset[int] = frozenset()
-
-_NO_TOKEN = -1
 
 
 class Completes(Bans, Protocol):
@@ -99,11 +97,7 @@ class ExemptingTracker:
     def _quoted_in(self, prompt: NDArray[np.int64]) -> frozenset[int]:
         """The patterns that a prompt has and that may be exempt."""
         vocabulary, found = self._matcher.vocabulary, set[int]()
-        known = (prompt >= 0) & (prompt < len(vocabulary))
-        known[known] = vocabulary.kinds[prompt[known]] != UNKNOWN
-        # Nobody knows what an unknown token shows: what stands around it is not joined.
-        for part in np.split(np.where(known, prompt, _NO_TOKEN), np.flatnonzero(~known)):
-            text = b"".join(vocabulary.token_bytes(token) for token in part.tolist() if token != _NO_TOKEN)
+        for text in vocabulary.known_texts(prompt):
             symbols, _ = self._matcher.normalization.fold(np.frombuffer(text, np.uint8))
             matches = Filter.none().find(self._matcher.automaton, symbols)
             found.update(np.unique(matches[:, 1]).tolist())

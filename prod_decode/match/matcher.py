@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,18 @@ class Fork(NamedTuple):
     replacement: str
 
 
+class Watch(Protocol):
+    """What makes a tracker beside that of patterns, for the same vocabulary."""
+
+    def track(self, *, exempt_prompts: bool = False) -> Tracker:
+        """A tracker of a batch of texts, without rows at first."""
+
+
+def _by_number(pattern: int) -> list[str]:
+    """What patterns are called of which nobody says more."""
+    return [str(pattern)]
+
+
 def _is_no_quote(_pattern: int) -> bool:
     """Of patterns that nobody says it of; a function with a name, as pickles need."""
     return False
@@ -96,6 +108,7 @@ class Matcher:
         ends: bool [256], the symbols before which a word may end.
         forks: where replacements can be written.
         quotes: the pieces of documents with a budget, and what names the entry of a number.
+        corpora: what else its trackers follow texts with, such as a corpus index.
         exempts_prompts: whether its trackers let an output repeat what its prompt quotes.
     """
 
@@ -104,12 +117,13 @@ class Matcher:
         automaton: Automaton,
         normalization: Normalization,
         vocabulary: Vocabulary,
-        entries_of: Callable[[int], Iterable[str]] = lambda pattern: [str(pattern)],
+        entries_of: Callable[[int], Iterable[str]] = _by_number,
         ends: NDArray[np.bool_] = WORD_ENDS,
         forks: Sequence[Fork] = (),
         quotes: Sequence[tuple[Pieces, Callable[[int], str]]] = (),
         is_quote: Callable[[int], bool] = _is_no_quote,
         *,
+        corpora: Sequence[Watch] = (),
         exempts_prompts: bool = False,
     ) -> None:
         self.vocabulary = vocabulary
@@ -121,6 +135,7 @@ class Matcher:
         self.forks = tuple(forks)
         self.quotes = tuple(quotes)
         self._is_quote = is_quote
+        self.corpora = tuple(corpora)
         self.exempts_prompts = exempts_prompts
         self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
@@ -183,11 +198,27 @@ class Matcher:
             self.forks,
             self.quotes,
             self._is_quote,
+            # Of the same tokens: what stands in escapes is not followed in them (`match.unescaped` says so).
+            corpora=self.corpora if vocabulary is None else (),
             exempts_prompts=self.exempts_prompts,
         )
         if vocabulary is None and self.quotes:
             # Found once: for each set of stop strings it would hold up a step.
             twin._bound_quotes = self._bound_quotes
+        return twin
+
+    def beside(self, other: Matcher) -> Matcher:
+        """The matcher whose trackers follow texts with what another one has besides patterns, such as an index.
+
+        Raises:
+            ProdError: the other one has patterns of its own, or another vocabulary.
+        """
+        if len(other.automaton.patterns) or other.quotes:
+            raise ProdError("expected one blocklist and indices, got two blocklists: join them with Blocklist.merge")
+        if other.vocabulary is not self.vocabulary:
+            raise ProdError("expected matchers of one vocabulary, got several: bind all to one Vocabulary")
+        twin = self.again()
+        twin.corpora += other.corpora
         return twin
 
     def exempting_prompts(self) -> Matcher:
@@ -207,10 +238,10 @@ class Matcher:
         readings: Tracker = TextTracker(self)
         if self.exempts_prompts:
             readings = ExemptingTracker(TextTracker(self), self, self._is_quote)
-        if not self.quotes:
+        watches = [*(self._bound_quotes if self.quotes else ()), *self.corpora]
+        if not watches:
             return readings
-        budgets = [bound.track(exempt_prompts=self.exempts_prompts) for bound in self._bound_quotes]
-        return Combined([readings, *budgets])
+        return Combined([readings, *(watch.track(exempt_prompts=self.exempts_prompts) for watch in watches)])
 
     @cached_property
     def _bound_quotes(self) -> list[BoundPieces]:

@@ -61,6 +61,11 @@ def unescaped(matcher: Matcher, stops: Iterable[str] | None = ()) -> UnescapedMa
                 "budgets count an output as it is written: where its JSON is decoded, phrases and max_quote hold, and "
                 "a line end in a string ends a piece"
             )
+        if matcher.corpora:
+            _LOG.warning(
+                "a corpus index follows an output as it is written: where its JSON is decoded, a line end in a string "
+                "ends what is under way, so that lines can be quoted one by one"
+            )
     return made[key]
 
 

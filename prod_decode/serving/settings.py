@@ -13,6 +13,7 @@ from prod_decode.errors import ProdError, closest, did_you_mean
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
+    from prod_decode.corpus.index import CorpusIndex
     from prod_decode.match.matcher import Matcher
 
 ENVIRONMENT = "PROD_BLOCKLISTS"
@@ -122,23 +123,23 @@ class Settings:
             raise ProdError(f"{ENVIRONMENT}: expected JSON such as {_EXAMPLE}, got {text!r} ({error})") from None
         return cls.parse(value, ENVIRONMENT)
 
-    def load(self) -> dict[str, Blocklist]:
-        """Every blocklist, by name.
+    def load(self) -> dict[str, Blocklist | CorpusIndex]:
+        """Every blocklist and corpus index, by name.
 
         Raises:
             ProdError: a file that is missing or damaged; the message says under which name it was given.
         """
-        from prod_decode.blocklist.blocklist import Blocklist
+        from prod_decode.corpus.index import load_source
 
         loaded = {}
         for name, file in self.files.items():
             try:
-                loaded[name] = Blocklist.load(file)
+                loaded[name] = load_source(file)
             except ProdError as error:
                 raise ProdError(f"blocklist {name!r}: {error}") from None
         return loaded
 
-    def bind(self, loaded: Mapping[str, Blocklist], tokenizer: Any) -> dict[str, Matcher]:
+    def bind(self, loaded: Mapping[str, Blocklist | CorpusIndex], tokenizer: Any) -> dict[str, Matcher]:
         """The matchers of blocklists for a tokenizer, by name, with the exemptions of `exempt_prompt`.
 
         Raises:

@@ -8,6 +8,7 @@ format's version, the checksum of everything behind the header, and each array's
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import stat
@@ -18,7 +19,7 @@ from contextlib import suppress
 from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import xxhash
@@ -32,7 +33,25 @@ MAGIC = b"PRODBLK\x01"
 VERSION = 1
 _ALIGNMENT = 64
 _DIGEST = 16
-_AGAIN = "compile the blocklist again"
+
+
+class Format(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        magic: 8 bytes with which it begins.
+        name: what it is, for messages.
+        make: how to make one of a file that is none; the file stands in it as `{}`.
+        again: what to do about one that is damaged.
+    """
+
+    magic: bytes
+    name: str
+    make: str
+    again: str
+
+
+BLOCKLIST = Format(MAGIC, "blocklist", "make one with `prod-decode compile {} -o FILE`", "compile the blocklist again")
 
 # Numbers as little endian machines have them, and NumPy's limit.
 _PLAIN_TYPE = re.compile(r"\|[biu]1|<[iuf][248]")
@@ -44,7 +63,7 @@ def write_artifact(
     meta: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
     *,
-    magic: bytes = MAGIC,
+    form: Format = BLOCKLIST,
 ) -> None:
     """Write `arrays` and JSON-able `meta` to `path`; a crash at any moment leaves the file that was there before.
 
@@ -52,7 +71,7 @@ def write_artifact(
         path: the file.
         meta: for the header.
         arrays: contiguous ones are not copied.
-        magic: 8 bytes with which the file begins; another for another kind of file.
+        form: the kind of file.
 
     Raises:
         ProdError: the file cannot be written.
@@ -74,9 +93,9 @@ def write_artifact(
         {"version": VERSION, "meta": dict(meta), "size": size, "checksum": checksum.hexdigest(), "arrays": places},
         separators=(",", ":"),
     ).encode()
-    head_size = len(magic) + 8 + len(header) + _DIGEST
+    head_size = len(form.magic) + 8 + len(header) + _DIGEST
     header += b" " * (-head_size % _ALIGNMENT)
-    head = magic + struct.pack("<Q", len(header)) + header
+    head = form.magic + struct.pack("<Q", len(header)) + header
     try:
         with write_whole(target) as file:
             file.write(head + xxhash.xxh3_128_digest(head))
@@ -137,7 +156,12 @@ def _may_be_replaced(path: Path, magic: bytes) -> bool:
 
 
 def read_artifact(
-    path: str | os.PathLike[str], *, verify: bool = True, magic: bytes = MAGIC, shared: bool = True
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    form: Format = BLOCKLIST,
+    shared: bool = True,
+    mapped: bool = False,
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """A file that `write_artifact` wrote: its meta and read-only arrays, which later changes of the file do not reach.
 
@@ -145,8 +169,10 @@ def read_artifact(
         path: the file.
         verify: read all of it and compare its checksum. Otherwise, if there is a copy that processes share, which was
             compared when it was made (`prod_decode.storage.shared`), only the header is read.
-        magic: as it was written.
+        form: the kind of file that is expected.
         shared: keep and use such a copy of a large file.
+        mapped: map the file itself, which may be larger than memory: of its arrays only what is used is read, and
+            writing into the file changes them.
 
     Raises:
         ProdError: no such file, not such a file, of another version, cut short, damaged, or made by hand so that its
@@ -157,19 +183,26 @@ def read_artifact(
         with open(source, "rb", buffering=0, opener=_open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise ProdError(f"cannot read the blocklist {source}: it is a device, pipe or socket, expected a file")
-            head = _read_head(file, source, about.st_size, magic)
-            header = _parse_header(head, source, about.st_size, magic)
+                raise ProdError(
+                    f"cannot read the {form.name} {source}: it is a device, pipe or socket, expected a file"
+                )
+            head = _read_head(file, source, about.st_size, form)
+            header = _parse_header(head, source, about.st_size, form)
 
             def check(held: memoryview) -> None:
                 digest = xxhash.xxh3_128_hexdigest(held[len(head) :])
                 if bytes(held[: len(head)]) != head or digest != header["checksum"]:
-                    raise ProdError(f"{source} is damaged (its checksum is wrong): {_AGAIN}")
+                    raise ProdError(f"{source} is damaged (its checksum is wrong): {form.again}")
 
             name = xxhash.xxh3_128_hexdigest(head) if shared else None
-            held = hold(file, about.st_size, name, check, compare=verify)
+            if mapped:
+                held = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                if verify:
+                    check(held)
+            else:
+                held = hold(file, about.st_size, name, check, compare=verify)
     except OSError as error:
-        raise ProdError(f"cannot read the blocklist {source}: {why_unread(source, error)}") from None
+        raise ProdError(f"cannot read the {form.name} {source}: {why_unread(source, error)}") from None
     arrays = {}
     for array_name, place in header["arrays"].items():
         dtype, shape = _dtype(place["type"]), tuple(place["shape"])
@@ -183,36 +216,37 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read_head(file: FileIO, source: Path, size: int, magic: bytes) -> bytes:
+def _read_head(file: FileIO, source: Path, size: int, form: Format) -> bytes:
     """All that stands before the arrays, its checksum verified."""
+    magic = form.magic
     fixed = len(magic) + 8
     if size == 0:
-        raise ProdError(f"{source} is empty, expected a compiled blocklist: {_AGAIN}")
+        raise ProdError(f"{source} is empty, expected a compiled {form.name}: {form.again}")
     head = file.read(fixed)
     if head[: len(magic)] != magic:
-        raise ProdError(f"{source} is not a compiled blocklist: make one with `prod-decode compile {source} -o FILE`")
+        raise ProdError(f"{source} is not a compiled {form.name}: {form.make.format(source)}")
     head_size = fixed + struct.unpack("<Q", head[len(magic) :])[0] if len(head) == fixed else fixed
     if size < head_size + _DIGEST:
-        raise ProdError(f"{source} is cut short: {_AGAIN}")
+        raise ProdError(f"{source} is cut short: {form.again}")
     head += file.read(head_size + _DIGEST - fixed)
     if xxhash.xxh3_128_digest(head[:head_size]) != head[head_size:]:
-        raise ProdError(f"{source} is damaged (the checksum of its header is wrong): {_AGAIN}")
+        raise ProdError(f"{source} is damaged (the checksum of its header is wrong): {form.again}")
     return head
 
 
-def _parse_header(head: bytes, source: Path, size: int, magic: bytes) -> dict[str, Any]:
+def _parse_header(head: bytes, source: Path, size: int, form: Format) -> dict[str, Any]:
     """The header, so checked that every array lies in the file: a checksum does not say who wrote it."""
     try:
-        header = json.loads(head[len(magic) + 8 : -_DIGEST])
+        header = json.loads(head[len(form.magic) + 8 : -_DIGEST])
     except (ValueError, RecursionError):
         header = None
     version = header.get("version") if isinstance(header, dict) else None
     if is_count(version) and version != VERSION:
-        raise ProdError(f"{source} has format version {version}, expected {VERSION}: {_AGAIN}")
+        raise ProdError(f"{source} has format version {version}, expected {VERSION}: {form.again}")
     if version is None or not _is_header(header):
-        raise ProdError(f"{source} has a header that no compiler writes: {_AGAIN}")
+        raise ProdError(f"{source} has a header that no compiler writes: {form.again}")
     if size != len(head) + header["size"]:
-        raise ProdError(f"{source} has {size} bytes, expected {len(head) + header['size']}: {_AGAIN}")
+        raise ProdError(f"{source} has {size} bytes, expected {len(head) + header['size']}: {form.again}")
     return header  # type: ignore[no-any-return]
 
 

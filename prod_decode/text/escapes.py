@@ -13,6 +13,7 @@ changes nothing in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +175,28 @@ class Decoded(NamedTuple):
         inside = (which >= 0) & (places < end)
         shift = np.where(which >= 0, behind - end, 0)
         return np.where(inside, first, places + shift), np.where(inside, behind - 1, places + shift)
+
+    def characters(
+        self,
+        codes: NDArray[np.uint8],
+        locate: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+        firsts: NDArray[np.int64],
+        lasts: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where runs of symbols stand in the text, in its characters: from, and up to, both int64 [k].
+
+        Args:
+            codes: the text, uint8 [n].
+            locate: from indices of symbols, ascending, to those of the bytes of `self.codes` that they come from.
+            firsts: int64 [k], the index of each one's first symbol.
+            lasts: int64 [k], and of its last.
+        """
+        wanted, which = np.unique(np.concatenate((firsts, lasts)), return_inverse=True)
+        places = locate(wanted)[which].reshape(2, -1)
+        starts, ends = self.origins(places[0])[0], self.origins(places[1])[1]
+        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+        starts, ends = (at - np.searchsorted(continuations, at, side="right") for at in (starts, ends))
+        return starts, ends + 1
 
 
 @jit

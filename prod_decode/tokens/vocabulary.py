@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -110,6 +110,19 @@ class Vocabulary:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of a sequence of tokens, special tokens left out; invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def known_texts(self, token_ids: NDArray[np.int64]) -> Iterator[bytes]:
+        """The bytes of a sequence of tokens, int64 [n], special ones left out, apart where one is unknown.
+
+        Nobody knows what an unknown token shows: what stands around it is not joined.
+        """
+        known = (token_ids >= 0) & (token_ids < len(self))
+        known[known] = self.kinds[token_ids[known]] != UNKNOWN
+        begin = 0
+        for end in [*np.flatnonzero(~known).tolist(), len(token_ids)]:
+            if begin < end:
+                yield b"".join(map(self.token_bytes, token_ids[begin:end].tolist()))
+            begin = end + 1
 
     def unescaped(self, escape: int) -> Vocabulary:
         """The tokens with JSON's escapes decoded, each from an escape state; special ones show nothing. Made once."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prod_decode.blocklist import blocklist as module
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry, EntryInfo
-from prod_decode.blocklist.portions import MAGIC as PART
+from prod_decode.blocklist.portions import PORTION as PART
 from prod_decode.blocklist.portions import Portion, _KeptPortions
 from prod_decode.errors import ProdError
 from prod_decode.match.automaton import NODE
@@ -271,7 +271,7 @@ def test_a_forged_part_is_made_again(tmp_path: Path, name: str, value: list[int]
     store.put("key", Portion([entry], collected))
     assert store.get("key") is not None
     (path,) = tmp_path.iterdir()
-    meta, arrays = read_artifact(path, magic=PART)
+    meta, arrays = read_artifact(path, form=PART)
     forged = {**arrays, name: np.array(value).astype(arrays[name].dtype)}
-    write_artifact(path, meta, forged, magic=PART)
+    write_artifact(path, meta, forged, form=PART)
     assert store.get("key") is None

@@ -1,0 +1,352 @@
+"""`CorpusIndex`: the anchors of a corpus in a file, which texts may not complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prod_decode.blocklist.blocklist import Blocklist, Match, Quoted, codes_of
+from prod_decode.blocklist.entries import EntryInfo
+from prod_decode.corpus.keys import KEY_BYTES, Cut
+from prod_decode.corpus.report import IndexReport, Source
+from prod_decode.corpus.table import Table
+from prod_decode.corpus.tracker import Anchors, BoundAnchors
+from prod_decode.errors import ProdError
+from prod_decode.storage.artifact import Format, are_laid_out, is_count, read_artifact, write_artifact
+from prod_decode.storage.files import as_path
+from prod_decode.text.escapes import Decoded
+from prod_decode.text.normalize import Normalization
+
+if TYPE_CHECKING:
+    from prod_decode.match.matcher import Matcher
+
+INDEX = Format(
+    b"PRODIDX\x01",
+    "corpus index",
+    "make one with `prod-decode index build {} -o FILE`",
+    "build it again, or copy it again and rename the copy",
+)
+
+_LAYOUT: dict[str, tuple[Any, int]] = {
+    "starts": (np.dtype("<u4"), 1),
+    "remainders": (np.dtype("<u2"), 1),
+    "suffixes": (np.dtype("<u4"), 1),
+    "documents": (np.dtype("<u4"), 1),
+    "even": (np.dtype("<u4"), 2),
+    "records": (np.dtype("u1"), 1),
+    "record_starts": (np.dtype("<i8"), 1),
+}
+
+
+class CorpusIndex(Anchors):
+    """The anchors of a corpus: no window of `max_quote` symbols of a document can be written without one of them.
+
+    The file holds hashes and no text. It is mapped: it may be larger than memory, and opening it reads its header.
+
+    Attributes:
+        report: what it was made of.
+        name: its file's name.
+        even: uint32 [n, 2], of the even anchors (`winnow`) the low bits of the hashes of prefix and suffix, ascending.
+        records: uint8 [bytes], the `Source` of each document, as JSON.
+        record_starts: int64 [documents + 1], where each begins.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        cut: Cut,
+        report: IndexReport,
+        even: NDArray[np.uint32],
+        records: tuple[NDArray[np.uint8], NDArray[np.int64]],
+        name: str,
+    ) -> None:
+        """From its parts: see `load`, and `prod_decode.indexing.build`."""
+        super().__init__(table, cut)
+        self.report, self.name = report, name
+        self.even = even
+        self.records, self.record_starts = records
+        self._watched: _Watched | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> CorpusIndex:
+        """The index of a file that `prod-decode index build` wrote.
+
+        Writing into the file while it is used changes what is prohibited: replace it by renaming another one, as
+        `index build` does. It is looked at when a text is begun, and refused if it was written into.
+
+        Args:
+            path: the file.
+            verify: read all of it, compare its checksum, and look whether it is in order.
+
+        Raises:
+            ProdError: no such file, not an index, of another version, cut short, or damaged as far as that is read.
+        """
+        source = as_path(path)
+        meta, arrays = read_artifact(source, verify=verify, form=INDEX, mapped=True)
+        watched = _Watched(source)
+        table = None
+        if _is_meta(meta) and are_laid_out(arrays, _LAYOUT):
+            table = Table(*(arrays[name] for name in ("starts", "remainders", "suffixes", "documents")))
+        if table is None or not table.is_laid_out() or not len(arrays["record_starts"]) or arrays["even"].shape[1] != 2:
+            raise ProdError(f"{source} has a header that no build writes: {INDEX.again}")
+        if verify and not (table.is_sorted() and _are_named(table, arrays)):
+            raise ProdError(f"{source} has anchors out of order: {INDEX.again}")
+        cut = Cut.of(
+            meta["max_quote"],
+            meta["width"],
+            Normalization(meta["normalize"], meta["ignore_case"]),
+            bytes.fromhex(meta["key"]),
+        )
+        records = arrays["records"], arrays["record_starts"]
+        found = cls(table, cut, IndexReport(**meta["report"]), arrays["even"], records, source.name)
+        found._watched = watched
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it; a crash at any moment leaves the file that was there before.
+
+        Raises:
+            ProdError: the file cannot be written.
+        """
+        cut, report = self.cut, self.report
+        meta = {
+            "max_quote": cut.max_quote,
+            "width": cut.width,
+            "normalize": cut.normalization.mode,
+            "ignore_case": cut.normalization.ignore_case,
+            "key": cut.key.hex(),
+            "report": {name: getattr(report, name) for name in IndexReport.__slots__},
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "starts": self.table.starts,
+            "remainders": self.table.remainders,
+            "suffixes": self.table.suffixes,
+            "documents": self.table.documents,
+            "even": self.even,
+            "records": self.records,
+            "record_starts": self.record_starts,
+        }
+        write_artifact(path, meta, arrays, form=INDEX)
+
+    def __len__(self) -> int:
+        """The number of anchors."""
+        return len(self.table)
+
+    def entries(self) -> Iterator[EntryInfo]:
+        """What is known of entries by themselves: none, as a match names its document."""
+        return iter(())
+
+    @property
+    def attributes(self) -> bool:
+        """Whether it knows which document an anchor is of."""
+        return len(self.table.documents) > 0
+
+    @property
+    def size(self) -> int:
+        """The bytes of its arrays."""
+        arrays = (*vars(self.table).values(), self.even, self.records, self.record_starts)
+        return sum(array.nbytes for array in arrays)
+
+    def source(self, place: int) -> Source | None:
+        """Where the first document with an anchor comes from, by the anchor's place in the table; None: unknown."""
+        return self._source(int(self.table.documents[place])) if self.attributes else None
+
+    def _source(self, number: int) -> Source | None:
+        if number + 1 >= len(self.record_starts):
+            return None
+        begin, end = self.record_starts[number : number + 2].tolist()
+        try:
+            path, repo, license_, symbols = json.loads(self.records[max(0, begin) : max(0, end)].tobytes())
+            return Source(str(path), str(repo), str(license_), int(symbols))
+        except (TypeError, ValueError):  # of a file that nobody verified
+            return None
+
+    def name_of(self, place: int) -> str:
+        """What messages call the document of an anchor: its source, or the index where that is unknown."""
+        return str(self.source(place) or self.name)
+
+    def bind(self, tokenizer: Any) -> Matcher:
+        """The matcher of this index for a tokenizer (see `tokenizer_bytes.vocabulary_of`).
+
+        Raises:
+            ProdError: the bytes of the tokenizer's tokens cannot be derived and proved, or the file was written into.
+        """
+        from prod_decode.match.automaton import Automaton
+        from prod_decode.match.matcher import Matcher
+        from prod_decode.tokens.tokenizer_bytes import vocabulary_of
+
+        vocabulary = vocabulary_of(tokenizer)
+        return Matcher(
+            Automaton.build([]),
+            self.cut.normalization,
+            vocabulary,
+            corpora=[BoundAnchors(self, (self.even[:, 0], self.even[:, 1]), vocabulary)],
+        )
+
+    def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
+        """Every run of anchors in `text`, in the order in which they begin, in offsets of `text`.
+
+        Anchors are one run where another follows within a window of `max_quote` symbols. It is named after the
+        document to which most of them belong, as far as that is known. Around a run, up to `max_quote` symbols of the
+        document may stand.
+
+        Args:
+            text: a whole text.
+            unescape: also find what is there with JSON's escapes decoded, as they are in strings of JSON.
+
+        Raises:
+            ProdError: `text` is no string.
+        """
+        readings = [Decoded.nothing, Decoded.of] if unescape and "\\" in text else [Decoded.nothing]
+        codes = codes_of(text)
+        found = [
+            Match(start, end, str(max(sources, key=sources.__getitem__)))
+            for decode in readings
+            for start, end, sources in self._runs(decode(codes), codes)
+        ]
+        yield from sorted(dict.fromkeys(found))
+
+    def quoted(self, text: str) -> list[Quoted]:
+        """What `text` has of each document of the corpus, those with the most characters first.
+
+        Counted are characters from the first to the last anchor of every run. An anchor that several documents have
+        counts for the first of them.
+
+        Args:
+            text: a whole text.
+
+        Raises:
+            ProdError: `text` is no string, or the index was built without attribution.
+        """
+        if not self.attributes:
+            raise ProdError(f"expected an index with attribution, got {self.name}: build it without --no-attribution")
+        codes = codes_of(text)
+        symbols, marks = self.cut.normalization.fold(codes)
+        anchors = self.find(symbols)
+        owners = self.table.documents[anchors[:, 1]]
+        decoded, found = Decoded.nothing(codes), []
+        for owner in np.unique(owners).tolist():
+            begins = np.unique(anchors[owners == owner, 0])
+            breaks = np.flatnonzero(np.diff(begins) > self._reach) + 1
+            firsts = begins[np.concatenate(([0], breaks))]
+            lasts = begins[np.concatenate((breaks, [len(begins)])) - 1] + self.cut.width - 1
+            starts, ends = decoded.characters(
+                codes, lambda wanted: self.cut.normalization.locate(codes, marks, wanted), firsts, lasts
+            )
+            source = self._source(owner) or Source(self.name)
+            lengths = lasts - firsts + 1
+            found.append(
+                Quoted(
+                    source.described(self.cut.max_quote),
+                    min(int(lengths.sum()), source.symbols or int(lengths.sum())),
+                    max(source.symbols, 1),
+                    int(lengths.max()),
+                    list(zip(starts.tolist(), ends.tolist(), strict=True)),
+                )
+            )
+        return sorted(found, key=lambda one: (-one.characters, one.entry.id))
+
+    @property
+    def _reach(self) -> int:
+        """How far one anchor of a window may begin from another."""
+        return self.cut.max_quote - self.cut.width + 1
+
+    def _runs(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[tuple[int, int, Counter[str]]]:
+        """Where runs of anchors stand in the text, and the names of their documents, with how often."""
+        symbols, marks = self.cut.normalization.fold(decoded.codes)
+        anchors = self.find(symbols)
+        if not len(anchors):
+            return
+        breaks = np.flatnonzero(np.diff(anchors[:, 0]) > self._reach) + 1
+        parts = np.split(anchors, breaks)
+        starts, ends = decoded.characters(
+            codes,
+            lambda wanted: self.cut.normalization.locate(decoded.codes, marks, wanted),
+            np.array([part[0, 0] for part in parts]),
+            np.array([part[-1, 0] for part in parts]) + self.cut.width - 1,
+        )
+        for start, end, part in zip(starts.tolist(), ends.tolist(), parts, strict=True):
+            yield start, end, Counter(self.name_of(place) for place in part[:, 1].tolist())
+
+    def check(self) -> None:
+        """Refuse a file that was written into since it was loaded: what is prohibited is no longer what was built.
+
+        Raises:
+            ProdError: it was.
+        """
+        if self._watched is not None:
+            self._watched.check()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the same file."""
+        if self._watched is not None:
+            return CorpusIndex.load, (self._watched.path,)
+        records = self.records, self.record_starts
+        return CorpusIndex, (self.table, self.cut, self.report, self.even, records, self.name)
+
+
+class _Watched:
+    """A file that must not be written into."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        self._state = self._now()
+
+    def __del__(self) -> None:
+        if (descriptor := getattr(self, "_descriptor", None)) is not None:
+            os.close(descriptor)
+
+    def check(self) -> None:
+        if self._now() != self._state:
+            raise ProdError(
+                f"{self.path} was written into while it was in use, so that it is not known what it prohibits: restart "
+                "with the new file, and replace an index by renaming another one"
+            )
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+
+def load_source(path: str | os.PathLike[str]) -> Blocklist | CorpusIndex:
+    """A compiled blocklist or a corpus index, whichever a file is.
+
+    Raises:
+        ProdError: it is neither, or damaged.
+    """
+    try:
+        with as_path(path).open("rb") as file:
+            begins = file.read(len(INDEX.magic)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        begins = b""  # said by whoever reads it
+    return CorpusIndex.load(path) if begins == INDEX.magic else Blocklist.load(path)
+
+
+def _is_meta(meta: Mapping[str, Any]) -> bool:
+    report, key = meta.get("report"), meta.get("key")
+    if not isinstance(report, dict) or report.keys() != set(IndexReport.__slots__):
+        return False
+    if not all(map(is_count, report.values())) or not isinstance(key, str):
+        return False
+    try:
+        is_key = len(bytes.fromhex(key)) == KEY_BYTES
+        Cut.of(meta["max_quote"], meta["width"], Normalization(meta["normalize"], meta["ignore_case"]), bytes(16))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return is_key
+
+
+def _are_named(table: Table, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether every anchor has a document, and every document a record."""
+    starts = arrays["record_starts"]
+    rising = int(starts[0]) == 0 and int(starts[-1]) == len(arrays["records"]) and bool((np.diff(starts) > 0).all())
+    return rising and (not len(table.documents) or int(table.documents.max()) < len(starts) - 1)

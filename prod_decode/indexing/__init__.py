@@ -1,0 +1,1 @@
+"""From sources to a corpus index: what is read, the steps of a build, and where they run."""

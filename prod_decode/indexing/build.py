@@ -1,0 +1,254 @@
+"""Build an index from a corpus: map over documents, sort by key, count, write; killed anywhere, it goes on.
+
+1. *Map*: each task reads documents and writes a part, the anchors that were chosen, sorted by key.
+2. *Reduce*: each shard, a range of keys, takes its slice of every part, joins the same anchors of all documents, and
+   finds those of more than `common` repositories.
+3. Common anchors are no evidence of copying. Documents with one are read again, and take others in their place; where
+   there is none, a window is *waived*, and counted.
+4. The shards follow one another in the file.
+
+Whatever a step writes is whole or not there, so a build that was killed finds what is done. Every step is a function of
+its inputs: any engine and any number of processes gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from prod_decode.blocklist.selection import Selection
+from prod_decode.blocklist.sources import read_texts
+from prod_decode.corpus.index import CorpusIndex
+from prod_decode.corpus.keys import KEY_BYTES, Cut
+from prod_decode.corpus.report import IndexReport
+from prod_decode.corpus.table import Table, bits_for, remainders_of
+from prod_decode.corpus.winnow import Winnower
+from prod_decode.errors import ProdError
+from prod_decode.indexing.sources import Task, plan
+from prod_decode.indexing.steps import (
+    Groups,
+    Part,
+    Recipe,
+    Step,
+    choose_again,
+    common_of,
+    count_shard,
+    join_shard,
+    read_part,
+    read_task,
+    symbols_of,
+    write_array,
+)
+from prod_decode.storage.files import write_whole
+
+# Anchors that one shard sorts at a time: 200 MB.
+_SHARD = 1 << 22
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Engine(Protocol):
+    """What runs the steps of a build."""
+
+    def run(self, step: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[tuple[int, _R]]:
+        """Call `step` for every item; the number of each and what came of it, as they end."""
+
+
+def new_key() -> bytes:
+    """A key for the hashes of an index."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def build(
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    recipe: Recipe,
+    engine: Engine,
+    *,
+    work: str | os.PathLike[str] | None = None,
+    allow: Sequence[str | os.PathLike[str]] = (),
+    selection: Selection | None = None,
+    resume: bool = False,
+    skipped: Callable[[str], object] = lambda _: None,
+    progress: Progress = lambda *_: None,
+) -> CorpusIndex:
+    """Build an index and write it.
+
+    Args:
+        sources: directories, archives, and files with documents, see `indexing.sources.plan`.
+        output: the file to write; it is replaced whole.
+        recipe: how.
+        engine: what runs the steps.
+        work: a folder for what is done, on a disk that every machine of the engine reaches; removed at the end.
+            Default: beside the output.
+        allow: files and directories of code that is free to use: its anchors are never chosen.
+        selection: what of the sources is left out.
+        resume: go on with what a build that was killed left in `work`.
+        skipped: told what could not be read, and why.
+        progress: told the step, how many of its items are done, and of how many.
+
+    Raises:
+        ProdError: sources that cannot be read; no document as long as `max_quote`; a `work` folder that is there and
+            not to be resumed, or of another build.
+    """
+    found: list[str] = []
+    tasks = plan(sources, found.append, selection)
+    folder = Path(work if work is not None else f"{os.fspath(output)}.work").absolute()
+    free = _free_of(allow, recipe.cut)
+    kept = _prepare(folder, tasks, recipe, free, resume=resume)
+    step = Step(kept, folder, len(tasks))
+    run = functools.partial(_run, engine, progress)
+    for why in found:
+        skipped(why)
+    parts = run("reading", functools.partial(read_task, step), list(enumerate(tasks)))
+    for part in parts:
+        for why in part.skipped:
+            skipped(why)
+    anchors = sum(part.anchors for part in parts)
+    if not anchors:
+        raise ProdError(
+            f"expected a document of {kept.cut.max_quote} symbols and more that is no free code, got none in "
+            f"{sum(part.files for part in parts)} files: name other sources"
+        )
+    step = step._replace(shards=1 << max(0, (anchors - 1) // _SHARD).bit_length())
+    counted = run("counting", functools.partial(count_shard, step), list(range(step.shards)))
+    common, waived = sum(counted), sum(part.waived for part in parts)
+    if common:
+        write_array(step.path("excluded"), np.union1d(common_of(step), free))
+        waived += sum(run("choosing again", functools.partial(choose_again, step), list(enumerate(tasks))))
+    joined = run("joining", functools.partial(join_shard, step), list(range(step.shards)))
+    common += sum(more for more, _ in joined)
+    waived += sum(windows for _, windows in joined)
+    index = _gathered(step, parts, common, waived, len(found), Path(os.fspath(output)).name)
+    index.save(output)
+    del index
+    shutil.rmtree(folder)
+    return CorpusIndex.load(output)
+
+
+class Progress(Protocol):
+    """Told how far a build is."""
+
+    def __call__(self, step: str, done: int, total: int, /) -> object:
+        """The step, how many of its items are done, and of how many."""
+
+
+def _run(engine: Engine, progress: Progress, name: str, step: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    """What came of every item, in the order of items."""
+    found: dict[int, _R] = {}
+    progress(name, 0, len(items))
+    for number, made in engine.run(step, items):
+        found[number] = made
+        progress(name, len(found), len(items))
+    return [found[number] for number in range(len(items))]
+
+
+def _prepare(folder: Path, tasks: Sequence[Task], recipe: Recipe, free: NDArray[np.uint64], *, resume: bool) -> Recipe:
+    """Make the work folder, or find the same build in it; the recipe, with the key with which that was begun."""
+    listed = json.dumps([asdict(task) for task in tasks], sort_keys=True).encode()
+    described = recipe.described()
+    if resume:
+        described.pop("key")
+    about = {"tasks": xxhash.xxh3_128_hexdigest(listed), "free": xxhash.xxh3_128_hexdigest(free.tobytes()), **described}
+    plan_file = folder / "plan.json"
+    if folder.exists() and not resume:
+        raise ProdError(f"{folder} is there, from a build that did not end: pass --resume, or remove it")
+    if plan_file.exists():
+        try:
+            begun = json.loads(plan_file.read_text())
+            key = bytes.fromhex(begun.pop("key"))
+        except (OSError, ValueError, KeyError, AttributeError):
+            raise ProdError(f"{plan_file} cannot be read: remove {folder} and build again") from None
+        if begun != about:
+            raise ProdError(
+                f"{folder} is of a build with other sources or options: name those again, or remove it to begin anew"
+            )
+        return Recipe(recipe.cut._replace(key=key), recipe.common, recipe.attribution)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_array(folder / "free", free)
+        write_array(folder / "excluded", free)
+        with write_whole(plan_file) as file:
+            file.write(json.dumps({**about, "key": recipe.cut.key.hex()}).encode())
+    except OSError as error:
+        raise ProdError(f"cannot write {folder}: {error.strerror}; name another folder with --work") from None
+    return recipe
+
+
+def _free_of(allow: Sequence[str | os.PathLike[str]], cut: Cut) -> NDArray[np.uint64]:
+    """The anchors in free code, as `Winnower.identities`."""
+    winnower = Winnower(cut)
+    found = [winnower.identities(symbols_of(text, cut)) for _, text in read_texts(allow)] if allow else []
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+
+
+def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unreadable: int, name: str) -> CorpusIndex:
+    """The index of all shards."""
+    groups = [Groups.read(step.path("joined", shard)) for shard in range(step.shards)]
+    total = sum(len(group.keys) for group in groups)
+    bits = bits_for(total)
+    recipe = step.recipe
+    starts = np.zeros((1 << bits) + 1, np.uint32)
+    remainders, suffixes = _room(step, "remainders", np.uint16, total), _room(step, "suffixes", np.uint32, total)
+    documents = _room(step, "documents", np.uint32, total if recipe.attribution else 0)
+    even, at = [], 0
+    counts = np.zeros(1 << bits, np.int64)
+    for group in groups:
+        end = at + len(group.keys)
+        remainders[at:end] = remainders_of(group.keys, bits)
+        suffixes[at:end] = group.suffixes
+        if recipe.attribution:
+            documents[at:end] = group.documents
+        buckets, sizes = np.unique((group.keys >> np.uint64(64 - bits)).astype(np.int64), return_counts=True)
+        counts[buckets] += sizes
+        even.append(np.stack((group.prefixes, group.suffixes), axis=1)[group.even > 0])
+        at = end
+    starts[1:] = np.cumsum(counts)
+    digests, repos, records = [], [], [np.zeros(0, np.uint8)]
+    lengths = [np.zeros(1, np.int64)]
+    for number in range(step.tasks):
+        _, arrays = read_part(step.path("part", number))
+        digests.append(np.array(arrays["digests"]))
+        repos.append(np.unique(arrays["repos"]))
+        if recipe.attribution:
+            records.append(arrays["records"])
+            lengths.append(np.diff(arrays["record_starts"]))
+    files = sum(part.files for part in parts)
+    report = IndexReport(
+        files=files,
+        copies=files - len(np.unique(np.concatenate(digests))),
+        short=sum(part.short for part in parts),
+        symbols=sum(part.symbols for part in parts),
+        repositories=len(np.unique(np.concatenate(repos))),
+        common=recipe.common,
+        common_anchors=common,
+        waived=waived,
+        skipped=unreadable + sum(len(part.skipped) for part in parts),
+    )
+    return CorpusIndex(
+        Table(starts, remainders, suffixes, documents),
+        recipe.cut,
+        report,
+        np.unique(np.concatenate(even), axis=0),
+        (np.concatenate(records), np.cumsum(np.concatenate(lengths))),
+        name,
+    )
+
+
+def _room(step: Step, name: str, kind: type[np.generic], count: int) -> NDArray[Any]:
+    """An array on disk, which may be larger than memory."""
+    if not count:
+        return np.zeros(0, kind)
+    return np.memmap(step.path(name), kind, "w+", shape=(count,))

@@ -1,0 +1,327 @@
+"""The steps of a build: from documents to parts, from parts to shards, from shards to what is joined.
+
+Each is a function of files and writes one, whole or not at all; what is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from prod_decode.corpus.keys import Cut, mixed
+from prod_decode.corpus.winnow import Winnower, identities_of
+from prod_decode.indexing.sources import Task, documents
+from prod_decode.storage.artifact import Format, read_artifact, write_artifact
+from prod_decode.storage.files import write_whole
+
+DEFAULT_COMMON = 20
+
+PART = Format(b"PRODIDP\x01", "part of a corpus index", "build {} again", "remove the work folder and build again")
+
+_32 = np.uint64(0xFFFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What decides the bytes of an index, besides its documents.
+
+    Attributes:
+        cut: how documents are cut.
+        common: from more than so many repositories on, an anchor is no evidence of copying; 0: never.
+        attribution: keep which document an anchor is of.
+    """
+
+    cut: Cut
+    common: int = DEFAULT_COMMON
+    attribution: bool = True
+
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        cut = self.cut
+        normalization = {"normalize": cut.normalization.mode, "ignore_case": cut.normalization.ignore_case}
+        numbers = {"max_quote": cut.max_quote, "width": cut.width, "key": cut.key.hex(), **normalization}
+        return {**numbers, "common": self.common, "attribution": self.attribution}
+
+
+class Step(NamedTuple):
+    """What every step of a build is told.
+
+    Attributes:
+        recipe: of the index.
+        folder: of what is done.
+        tasks: how many there are.
+        shards: how many there are, a power of 2.
+    """
+
+    recipe: Recipe
+    folder: Path
+    tasks: int
+    shards: int = 1
+
+    def path(self, kind: str, number: int | None = None) -> Path:
+        """Of what a step writes."""
+        return self.folder / (kind if number is None else f"{kind}.{number:07d}")
+
+
+class Part(NamedTuple):
+    """What a task found."""
+
+    files: int
+    short: int
+    symbols: int
+    waived: int
+    anchors: int
+    skipped: list[str]
+
+
+def symbols_of(text: str, cut: Cut) -> NDArray[np.uint8]:
+    """A text, normalised: uint8 [n]."""
+    return cut.normalization.fold(np.frombuffer(text.encode(), np.uint8))[0]
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write it whole, for `numpy.load`."""
+    with write_whole(path) as file:
+        np.save(file, array)
+
+
+@functools.lru_cache(maxsize=1)
+def _winnower(cut: Cut, path: Path, _stamp: int) -> Winnower:
+    """Of anchors that may not be chosen, which a process keeps from task to task."""
+    return Winnower(cut, np.load(path))
+
+
+def _winnower_of(step: Step, excluded: str) -> Winnower:
+    path = step.path(excluded)
+    return _winnower(step.recipe.cut, path, path.stat().st_mtime_ns)
+
+
+def read_task(step: Step, item: tuple[int, Task]) -> Part:
+    """Write the part of a task, if it is not there."""
+    number, task = item
+    path = step.path("part", number)
+    if not path.exists():
+        _write_part(step, path, task, _winnower_of(step, "free"), None)
+    meta, _ = read_part(path)
+    return Part(**{name: meta[name] for name in Part._fields})
+
+
+def choose_again(step: Step, item: tuple[int, Task]) -> int:
+    """Read documents with common anchors again, and write what else stands for them; by how much `waived` changes."""
+    number, task = item
+    path = step.path("again", number)
+    if not path.exists():
+        winnower = _winnower_of(step, "excluded")
+        _, arrays = read_part(step.path("part", number))
+        common = np.isin(identities_of(arrays["prefixes"], arrays["suffixes"]), winnower.excluded)
+        _write_part(step, path, task, winnower, np.unique(arrays["documents"][common]))
+    meta, _ = read_part(path)
+    _, before = read_part(step.path("part", number))
+    return int(meta["waived"]) - int(before["waived"][read_part(path)[1]["chosen"]].sum())
+
+
+def _write_part(step: Step, path: Path, task: Task, winnower: Winnower, wanted: NDArray[np.uint32] | None) -> None:
+    """Write the anchors of a task's documents, or of the wanted ones of them."""
+    cut = step.recipe.cut
+    skipped: list[str] = []
+    records: list[bytes] = []
+    digests: list[int] = []
+    waived: list[int] = []
+    columns: list[list[NDArray[Any]]] = [[] for _ in range(6)]
+    short = symbols = 0
+    chosen = None if wanted is None else set(wanted.tolist())
+    for number, (source, text) in enumerate(documents(task, skipped.append)):
+        if chosen is not None and number not in chosen:
+            continue
+        normalized = symbols_of(text, cut)
+        found = winnower.choose(normalized)
+        repo = xxhash.xxh3_64_intdigest(source.repo.encode() or source.path.encode()) & int(_32)
+        count = len(found.starts)
+        for column, values in zip(
+            columns,
+            (
+                found.prefixes,
+                found.suffixes,
+                np.full(count, repo, np.uint32),
+                np.full(count, number, np.uint32),
+                found.windows.astype(np.uint32),
+                found.even,
+            ),
+            strict=True,
+        ):
+            column.append(np.asarray(values))
+        short += len(normalized) < cut.max_quote
+        symbols += len(normalized)
+        waived.append(found.waived)
+        digests.append(xxhash.xxh3_64_intdigest(normalized.tobytes()))
+        records.append(
+            json.dumps([source.path, source.repo, source.license, len(normalized)], ensure_ascii=False).encode()
+        )
+    kinds = (np.uint64, np.uint64, np.uint32, np.uint32, np.uint32, np.bool_)
+    prefixes, suffixes, repos, owners, windows, even = (
+        np.concatenate(column) if column else np.zeros(0, kind) for column, kind in zip(columns, kinds, strict=True)
+    )
+    order = np.lexsort((owners, suffixes, mixed(prefixes)))
+    arrays = {
+        "prefixes": prefixes[order],
+        "suffixes": suffixes[order],
+        "repos": repos[order],
+        "documents": owners[order],
+        "windows": windows[order],
+        "even": even[order].astype(np.uint8),
+        "waived": np.array(waived, np.int64),
+        "digests": np.array(digests, np.uint64),
+        "records": np.frombuffer(b"".join(records), np.uint8),
+        "record_starts": np.cumsum([0, *map(len, records)]).astype(np.int64),
+        "chosen": np.zeros(0, np.uint32) if wanted is None else wanted,
+    }
+    meta = {
+        "files": len(records),
+        "short": short,
+        "symbols": symbols,
+        "waived": sum(waived),
+        "anchors": len(order),
+        "skipped": skipped,
+    }
+    write_artifact(path, meta, arrays, form=PART)
+
+
+def read_part(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What a step has written: numbers, and arrays, of which only what is used is read."""
+    return read_artifact(path, verify=False, form=PART, mapped=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The same anchors of all documents as one, sorted by key, then by suffix.
+
+    Attributes:
+        keys: uint64 [n], of prefixes.
+        suffixes: uint32 [n], the low bits of their hashes.
+        documents: uint32 [n], the first document of each.
+        even: uint8 [n].
+        prefixes: uint32 [n], the low bits of the hashes of prefixes.
+        identities: uint64 [n], as `Winnower.identities`.
+        repositories: int64 [n], in how many it is.
+        windows: int64 [n], for how many windows it was chosen.
+    """
+
+    keys: NDArray[np.uint64]
+    suffixes: NDArray[np.uint32]
+    documents: NDArray[np.uint32]
+    even: NDArray[np.uint8]
+    prefixes: NDArray[np.uint32]
+    identities: NDArray[np.uint64]
+    repositories: NDArray[np.int64]
+    windows: NDArray[np.int64]
+
+    def where(self, kept: NDArray[Any]) -> Groups:
+        """Some of them, by a mask or their numbers."""
+        return Groups(**{name: array[kept] for name, array in vars(self).items()})
+
+    def write(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write them whole."""
+        write_artifact(path, meta, vars(self), form=PART)
+
+    @classmethod
+    def read(cls, path: Path) -> Groups:
+        """Those of a file."""
+        return cls(**read_part(path)[1])
+
+
+def count_shard(step: Step, shard: int) -> int:
+    """Write the anchors of a shard that are not common, and which are; how many those are."""
+    path = step.path("shards", shard)
+    if not path.exists():
+        groups = _grouped(step, "part", shard)
+        common = _is_common(step.recipe, groups)
+        write_array(step.path("common", shard), groups.identities[common])
+        groups.where(~common).write(path, {"common": int(common.sum())})
+    return int(read_part(path)[0]["common"])
+
+
+def join_shard(step: Step, shard: int) -> tuple[int, int]:
+    """Add what was chosen in place of common anchors; how much of that is common, and the windows that it stood for."""
+    path = step.path("joined", shard)
+    if not path.exists():
+        groups, dropped, windows = Groups.read(step.path("shards", shard)), 0, 0
+        if step.path("again", 0).exists():
+            second = _grouped(step, "again", shard)
+            common = _is_common(step.recipe, second) & ~np.isin(second.identities, groups.identities)
+            dropped, windows = int(common.sum()), int(second.windows[common].sum())
+            groups = _united(groups, second.where(~common))
+        groups.write(path, {"dropped": dropped, "windows": windows})
+    meta, _ = read_part(path)
+    return int(meta["dropped"]), int(meta["windows"])
+
+
+def _united(one: Groups, other: Groups) -> Groups:
+    """Both, each anchor once, with its first document."""
+    both = Groups(**{name: np.concatenate((array, vars(other)[name])) for name, array in vars(one).items()})
+    order = np.lexsort((both.documents, both.suffixes, both.keys))
+    both = both.where(order)
+    new = np.ones(len(both.keys), np.bool_)
+    new[1:] = (both.keys[1:] != both.keys[:-1]) | (both.suffixes[1:] != both.suffixes[:-1])
+    return both.where(new)
+
+
+def _is_common(recipe: Recipe, groups: Groups) -> NDArray[np.bool_]:
+    return groups.repositories > recipe.common if recipe.common else np.zeros(len(groups.keys), np.bool_)
+
+
+def _grouped(step: Step, kind: str, shard: int) -> Groups:
+    """The anchors of a shard from the parts of all tasks."""
+    columns: list[dict[str, NDArray[Any]]] = []
+    bits = step.shards.bit_length() - 1
+    base = 0
+    for number in range(step.tasks):
+        _, arrays = read_part(step.path(kind, number))
+        keys = mixed(arrays["prefixes"])
+        low, high = 0, len(keys)
+        if bits:
+            low, high = np.searchsorted(keys >> np.uint64(64 - bits), [shard, shard + 1]).tolist()
+        part = {
+            name: np.array(arrays[name][low:high]) for name in ("suffixes", "repos", "documents", "windows", "even")
+        }
+        part["keys"] = keys[low:high]
+        part["prefixes"] = (arrays["prefixes"][low:high] & _32).astype(np.uint32)
+        part["identities"] = identities_of(np.array(arrays["prefixes"][low:high]), part["suffixes"])
+        part["documents"] = part["documents"] + np.uint32(base)
+        columns.append(part)
+        base += len(read_part(step.path("part", number))[1]["waived"])
+    whole = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    suffixes = (whole["suffixes"] & _32).astype(np.uint32)
+    order = np.lexsort((whole["documents"], whole["repos"], suffixes, whole["keys"]))
+    keys, suffixes, repos = whole["keys"][order], suffixes[order], whole["repos"][order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (keys[1:] != keys[:-1]) | (suffixes[1:] != suffixes[:-1])
+    new_repo = first.copy()
+    new_repo[1:] |= repos[1:] != repos[:-1]
+    at = np.flatnonzero(first)
+    return Groups(
+        keys[at],
+        suffixes[at],
+        _each(np.minimum, whole["documents"][order], at),
+        _each(np.maximum, whole["even"][order], at),
+        whole["prefixes"][order][at],
+        whole["identities"][order][at],
+        _each(np.add, new_repo.astype(np.int64), at),
+        _each(np.add, whole["windows"][order].astype(np.int64), at),
+    )
+
+
+def _each(operation: np.ufunc, values: NDArray[Any], at: NDArray[np.int64]) -> NDArray[Any]:
+    """What an operation makes of each group, given where they begin."""
+    return np.asarray(operation.reduceat(values, at)) if len(at) else values[:0]
+
+
+def common_of(step: Step) -> NDArray[np.uint64]:
+    """The common anchors of all shards."""
+    return np.concatenate([np.load(step.path("common", shard)) for shard in range(step.shards)])

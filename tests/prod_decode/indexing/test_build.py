@@ -1,0 +1,428 @@
+"""Indices built from files: what they prohibit, that every way gives the same bytes, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import logging
+import os
+import tarfile
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prod_decode.corpus.index import INDEX, CorpusIndex
+from prod_decode.corpus.report import Source
+from prod_decode.errors import ProdError
+from prod_decode.indexing.build import Engine, build, new_key
+from prod_decode.indexing.engines import Local, Ray
+from prod_decode.indexing.merge import merge
+from prod_decode.indexing.sources import documents, plan
+from prod_decode.indexing.steps import Recipe
+from prod_decode.storage.artifact import read_artifact, write_artifact
+from tests.prod_decode.corpus.corpora import KEY, anchors_of, cut_of, index_of, symbols
+
+CUT = cut_of()
+RECIPE = Recipe(CUT)
+SOURCE = Path(textwrap.__file__).read_text()
+FUNCTIONS = [SOURCE[at : at + 900] for at in range(0, 9000, 900)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Ten repositories, of which one has a copy of another's file, and a file that is too short."""
+    for number, text in enumerate(FUNCTIONS):
+        folder = tmp_path / "corpus" / f"repo{number}" / "pkg"
+        folder.mkdir(parents=True)
+        (folder / "a.py").write_text(text)
+    (tmp_path / "corpus" / "repo3" / "copy.py").write_text(FUNCTIONS[0])
+    (tmp_path / "corpus" / "repo4" / "short.py").write_text("x = 1\n")
+    return tmp_path / "corpus"
+
+
+def built(sources: Sequence[Path], output: Path, recipe: Recipe = RECIPE, engine: Engine | None = None, **options: Any):
+    return build(sources, output, recipe, engine or Local(), **options)
+
+
+def identities(index: CorpusIndex) -> set[tuple[int, int]]:
+    """Of every anchor what is kept of its key and of its suffix."""
+    table = index.table
+    buckets = np.repeat(np.arange(len(table.starts) - 1), np.diff(table.starts.astype(np.int64)))
+    return set(zip((buckets << 16 | table.remainders).tolist(), table.suffixes.tolist(), strict=True))
+
+
+def test_an_index_has_the_anchors_of_its_documents_and_names_them(corpus: Path, tmp_path: Path) -> None:
+    index = built([corpus], tmp_path / "a.pidx")
+    assert len(index) == len(anchors_of(FUNCTIONS, CUT))
+    assert identities(index) == identities(index_of(FUNCTIONS, CUT))
+    report = index.report
+    assert (report.files, report.copies, report.short, report.repositories) == (12, 1, 1, 10)
+    assert report.symbols == sum(len(CUT.normalization.symbols(text)) for text in [*FUNCTIONS, FUNCTIONS[0], "x=1"])
+    assert (report.common_anchors, report.waived, report.skipped) == (0, 0, 0)
+    for number, text in enumerate(FUNCTIONS):
+        (found,) = index.scan(f"# mine\n{text}\n# mine")
+        assert found.entry_id == f"repo{number}: pkg/a.py"
+        assert len(text) - CUT.max_quote * 2 < found.end - found.start <= len(text)
+        quoted = index.quoted(text)[0]
+        assert (quoted.entry.id, quoted.entry.source, quoted.length) == (
+            "pkg/a.py",
+            f"repo{number}",
+            len(CUT.normalization.symbols(text)),
+        )
+        assert 0.7 < quoted.share <= 1
+    assert list(index.scan("nothing of it " * 40)) == []
+    assert not (tmp_path / "a.pidx.work").exists()
+
+
+def rows_of(texts: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {"content": text, "path": f"{number}.py", "repo": f"r{number}", "license": "MIT"}
+        for number, text in enumerate(texts)
+    ]
+
+
+def as_lines(path: Path) -> Path:
+    path = path.with_suffix(".jsonl.gz")
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows_of(FUNCTIONS))
+    return path
+
+
+def as_zip(path: Path) -> Path:
+    path = path.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, text in enumerate(FUNCTIONS):
+            archive.writestr(f"{number}.py", f"# SPDX-License-Identifier: MIT\n{text}")
+    return path
+
+
+def as_tar(path: Path) -> Path:
+    folder = path.with_suffix(".d")
+    folder.mkdir()
+    for number, text in enumerate(FUNCTIONS):
+        (folder / f"{number}.py").write_text(f"# SPDX-License-Identifier: MIT\n{text}")
+    path = path.with_suffix(".tar.gz")
+    with tarfile.open(path, "w:gz") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, file.name)
+    return path
+
+
+def as_parquet(path: Path) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = path.with_suffix(".parquet")
+    parquet.write_table(pa.Table.from_pylist(rows_of(FUNCTIONS)), path)
+    return path
+
+
+@pytest.mark.parametrize("made", [as_lines, as_zip, as_tar, as_parquet])
+def test_archives_lines_and_rows_are_read(made: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = made(tmp_path / "gh")
+    index = built([path], tmp_path / "a.pidx")
+    assert index.report.files == len(FUNCTIONS)
+    for number, text in enumerate(FUNCTIONS):
+        (found,) = index.scan(text)
+        repo = f"r{number}" if made in (as_lines, as_parquet) else "gh"
+        assert found.entry_id == f"{repo}: {number}.py (MIT)"
+
+
+class KilledError(Exception):
+    pass
+
+
+class Dying:
+    """An engine that dies after so many items."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def run(self, step: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for number, made in Local().run(step, items):
+            if not self.left:
+                raise KilledError
+            self.left -= 1
+            yield number, made
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tasks and several shards of small sources."""
+    monkeypatch.setattr("prod_decode.indexing.sources._TASK", 2000)
+    monkeypatch.setattr("prod_decode.indexing.build._SHARD", 32)
+
+
+@pytest.fixture
+def common(corpus: Path) -> Path:
+    """All repositories have one more file in common."""
+    for folder in corpus.iterdir():
+        (folder / "vendored.py").write_text(SOURCE[-2000:])
+    return corpus
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_anywhere_gives_the_same_bytes(
+    common: Path, tmp_path: Path, small_shards: None
+) -> None:
+    recipe = Recipe(CUT, common=5)
+    output = tmp_path / "a.pidx"
+    built([common], output, recipe)
+    expected = output.read_bytes()
+    killed = 0
+    for after in range(0, 60, 3):
+        output.unlink()
+        try:
+            built([common], output, recipe, Dying(after))
+        except KilledError:
+            killed += 1
+            assert not output.exists()
+            # Another key is given and not taken.
+            built([common], output, Recipe(CUT._replace(key=new_key()), common=5), resume=True)
+        assert output.read_bytes() == expected
+    assert killed >= 10
+
+
+def die_once(marker: Path, item: int) -> int:
+    """Kill the process in which the third item is worked on, the first time."""
+    if item == 3 and not marker.exists():
+        marker.touch()
+        os._exit(1)
+    return item * item
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """A real one, of two workers, on this machine."""
+    ray = pytest.importorskip("ray")
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_processes_and_a_ray_cluster_give_the_same_bytes(
+    common: Path, tmp_path: Path, small_shards: None, ray_cluster: str
+) -> None:
+    recipe = Recipe(CUT, common=5)
+    engines: dict[str, Engine] = {"one": Local(), "two": Local(2), "ray": Ray(ray_cluster)}
+    for name, engine in engines.items():
+        built([common], tmp_path / name, recipe, engine)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == (tmp_path / "ray").read_bytes()
+
+
+@pytest.mark.slow
+def test_what_ran_in_a_worker_that_died_runs_again(tmp_path: Path, ray_cluster: str) -> None:
+    found = dict(Ray(ray_cluster).run(functools.partial(die_once, tmp_path / "died"), list(range(9))))
+    assert found == {number: number * number for number in range(9)}
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_step_on_ray_is_told_as_such(tmp_path: Path, ray_cluster: str) -> None:
+    (tmp_path / "damaged.zip").write_bytes(b"PK\3\4 nothing")
+    with pytest.raises(ProdError, match="get it again, or leave it out"):
+        built([tmp_path / "damaged.zip"], tmp_path / "a.pidx", engine=Ray(ray_cluster))
+
+
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ProdError, match="a process of the build was killed, perhaps for want of memory: use --resume"):
+        list(Local(2).run(functools.partial(die_once, tmp_path / "died"), list(range(9))))
+
+
+def test_a_repository_is_where_git_says_so(tmp_path: Path) -> None:
+    """Named itself, or somewhere below what was named; else the folder below that."""
+    for folder in ("mine/.git", "all/group/theirs/.git", "all/other/src"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("mine/pkg/a.py", "all/group/theirs/a.py", "all/other/src/a.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(FUNCTIONS[len(name) % 7])
+    tasks = plan([tmp_path / "mine", tmp_path / "all"], skipped=lambda _: None)
+    found = [source for task in tasks for source, _ in documents(task, lambda _: None)]
+    assert found == [
+        Source("pkg/a.py", "mine"),
+        Source("a.py", "group/theirs"),
+        Source("src/a.py", "other"),
+    ]
+
+
+def test_what_many_repositories_have_may_be_quoted_and_is_told(common: Path, tmp_path: Path) -> None:
+    text = SOURCE[-2000:]
+    kept = built([common], tmp_path / "kept.pidx", Recipe(CUT, common=10))
+    assert list(kept.scan(text))
+    index = built([common], tmp_path / "left.pidx", Recipe(CUT, common=9))
+    assert list(index.scan(text)) == []
+    assert index.report.common_anchors >= len(anchors_of([text], CUT))
+    assert index.report.waived == 10 * (len(CUT.normalization.symbols(text)) - CUT.max_quote + 1)
+    # Nothing else is lost: what only one repository has.
+    for document in FUNCTIONS:
+        assert list(index.scan(document))
+
+
+def test_a_window_with_a_common_anchor_takes_another_one(corpus: Path, tmp_path: Path) -> None:
+    """Code that is in every repository, each time with something else behind it: the windows across are kept."""
+    shared = CUT.normalization.symbols(SOURCE[-80:]).decode()
+    texts = []
+    for number, folder in enumerate(sorted(corpus.iterdir())):
+        texts.append(shared + CUT.normalization.symbols(FUNCTIONS[number][:100]).decode())
+        (folder / "pkg" / "a.py").write_text(texts[-1])
+    index = built([corpus], tmp_path / "a.pidx", Recipe(CUT, common=5))
+    assert index.report.common_anchors > 0
+    for text in texts:
+        whole = np.frombuffer(text.encode(), np.uint8)
+        places = {int(at) for at, _ in index.find(whole).tolist()}
+        windows = range(len(whole) - CUT.max_quote + 1)
+        bare = [w for w in windows if not places & set(range(w, w + CUT.max_quote - CUT.width + 1))]
+        # Without an anchor are at most windows of which every possible anchor lies in what is shared.
+        assert all(w + CUT.max_quote <= len(shared) + CUT.max_quote - CUT.width for w in bare)
+        assert len(bare) < len(windows)
+
+
+def test_free_code_is_never_chosen(corpus: Path, tmp_path: Path) -> None:
+    free = tmp_path / "free.py"
+    free.write_text(FUNCTIONS[2])
+    index = built([corpus], tmp_path / "a.pidx", allow=[free])
+    assert list(index.scan(FUNCTIONS[2])) == []
+    assert index.report.waived == len(CUT.normalization.symbols(FUNCTIONS[2])) - CUT.max_quote + 1
+    assert list(index.scan(FUNCTIONS[3]))
+
+
+def test_indices_of_one_key_are_merged(corpus: Path, tmp_path: Path) -> None:
+    parts = [sorted(corpus.iterdir())[:4], sorted(corpus.iterdir())[4:]]
+    one, other = (built(part, tmp_path / f"{number}.pidx") for number, part in enumerate(parts))
+    both = merge([one, other])
+    both.save(tmp_path / "both.pidx")
+    both = CorpusIndex.load(tmp_path / "both.pidx", verify=True)
+    assert len(both) == len(index_of(FUNCTIONS, CUT))
+    for text in FUNCTIONS:
+        found = [[at for at, _ in index.find(symbols(text, CUT)).tolist()] for index in (both, one, other)]
+        assert found[0] == sorted({*found[1], *found[2]})
+        named = max(one.quoted(text) + other.quoted(text), key=lambda quoted: quoted.characters)
+        assert both.quoted(text)[0].entry == named.entry
+    assert both.report.files == 12
+    assert len(merge([one, one])) == len(one)
+    different = built([corpus], tmp_path / "d.pidx", Recipe(CUT._replace(key=bytes(16))))
+    with pytest.raises(ProdError, match=r"expected indices of one key, got 0\.pidx and d\.pidx: build one with"):
+        merge([one, different])
+
+
+def test_what_cannot_be_read_is_told(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "repo1" / "binary").write_bytes(b"\0\1\2" * 100)
+    lines = tmp_path / "x.jsonl"
+    lines.write_text('{"content": 3}\n[]\n{"content": "%s"}\nnot json\n' % ("x = f(1)\\n" * 30))
+    told: list[str] = []
+    index = built([corpus, lines], tmp_path / "a.pidx", skipped=told.append)
+    assert index.report.skipped == len(told) == 4
+    assert [any(part in line for line in told) for part in ("binary", ":1: expected source", ":2:", ":4:")] == [
+        True
+    ] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": ["nowhere"]}, "cannot read nowhere: No such file or directory"),
+        ({"sources": ["damaged.zip"]}, "cannot read .*damaged.zip: .*; get it again, or leave it out"),
+        ({"sources": ["short.py"]}, "expected a document of 50 symbols and more that is no free code, got none in 1"),
+    ],
+)
+def test_what_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("damaged.zip").write_bytes(b"PK\3\4 nothing")
+    Path("short.py").write_text("x = 1\n")
+    with pytest.raises(ProdError, match=message):
+        built([Path(name) for name in options["sources"]], tmp_path / "a.pidx")
+    assert not (tmp_path / "a.pidx").exists()
+
+
+def test_a_work_folder_is_not_taken_for_another_builds(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        built([corpus], tmp_path / "a.pidx", engine=Dying(0))
+    with pytest.raises(ProdError, match=r"a\.pidx\.work is there, from a build that did not end: pass --resume"):
+        built([corpus], tmp_path / "a.pidx")
+    with pytest.raises(ProdError, match="is of a build with other sources or options"):
+        built([corpus], tmp_path / "a.pidx", Recipe(CUT, common=3), resume=True)
+    (corpus / "repo1" / "new.py").write_text(SOURCE)
+    with pytest.raises(ProdError, match="is of a build with other sources or options"):
+        built([corpus], tmp_path / "a.pidx", resume=True)
+
+
+def test_a_damaged_index_is_refused(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.pidx"
+    built([corpus], path)
+    whole = path.read_bytes()
+    meta, arrays = read_artifact(path, form=INDEX)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    for at in (10, 100, len(whole) // 2, len(whole) - 100):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ProdError):
+            CorpusIndex.load(path, verify=True)
+    for cut in (0, 7, 200, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ProdError):
+            CorpusIndex.load(path)
+    # Order, with a checksum that is right.
+    for name in ("remainders", "starts"):
+        write_artifact(path, meta, {**arrays, name: arrays[name][::-1]}, form=INDEX)
+        with pytest.raises(ProdError, match="has anchors out of order"):
+            CorpusIndex.load(path, verify=True)
+
+
+def test_a_forged_index_stops_nothing_but_itself(corpus: Path, tmp_path: Path) -> None:
+    """Nobody reads all of an index when it is opened: whatever stands there, kernels stay within it."""
+    path = tmp_path / "a.pidx"
+    built([corpus], path)
+    meta, arrays = read_artifact(path, form=INDEX)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    generator = np.random.default_rng(0)
+    for name in ("starts", "remainders", "suffixes", "documents", "records", "record_starts", "even"):
+        for _ in range(3):
+            info = np.iinfo(arrays[name].dtype)
+            forged = generator.integers(info.min, info.max, arrays[name].shape, arrays[name].dtype, endpoint=True)
+            write_artifact(path, meta, {**arrays, name: forged}, form=INDEX)
+            index = CorpusIndex.load(path)
+            for text in FUNCTIONS[:2]:
+                list(index.scan(text))
+    for name in arrays:
+        write_artifact(path, meta, {**arrays, name: arrays[name][:-1].copy()}, form=INDEX)
+        try:
+            list(CorpusIndex.load(path).scan(FUNCTIONS[0]))
+        except ProdError as error:
+            assert "has a header that no build writes" in str(error)  # noqa: PT017
+
+
+def test_a_file_that_is_written_into_is_refused(corpus: Path, tmp_path: Path) -> None:
+    from tests.prod_decode.corpus.test_tracker import VOCABULARY
+
+    path = tmp_path / "a.pidx"
+    index = built([corpus], path)
+    tracker = index.bind(VOCABULARY).track()
+    text = [np.zeros(0, np.int64)]
+    tracker.read(np.arange(1), text, np.zeros(1, np.int64))
+    with path.open("r+b") as file:
+        file.seek(-8, 2)
+        file.write(bytes(8))
+    with pytest.raises(ProdError, match="was written into while it was in use"):
+        tracker.read(np.arange(1), text, np.zeros(1, np.int64))
+
+
+def test_without_attribution_a_match_names_the_index(corpus: Path, tmp_path: Path) -> None:
+    index = built([corpus], tmp_path / "a.pidx", Recipe(CUT, attribution=False))
+    (found,) = index.scan(FUNCTIONS[0])
+    assert found.entry_id == "a.pidx"
+    with pytest.raises(ProdError, match=r"expected an index with attribution, got a\.pidx"):
+        index.quoted(FUNCTIONS[0])
+    assert index.size < built([corpus], tmp_path / "b.pidx").size
+
+
+def test_the_key_is_another_one_each_time() -> None:
+    assert new_key() != new_key()
+    assert len(new_key()) == len(KEY)
