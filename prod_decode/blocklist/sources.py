@@ -210,9 +210,15 @@ def _watch_comments(phrases: Iterator[Entry]) -> Iterator[Entry]:
 def _document(path: Path, text: str, defaults: Defaults) -> Entry:
     if not text.strip():
         raise ProdError(f"{path} is empty, expected a document to protect")
-    name, found = path.as_posix(), _SPDX.search(text)
-    license_ = found[1] if found else None
-    return Entry(text, policy="quote", **defaults.of("quote", {"id": name, "source": name, "license": license_}))
+    name = path.as_posix()
+    about = {"id": name, "source": name, "license": license_of(text)}
+    return Entry(text, policy="quote", **defaults.of("quote", about))
+
+
+def license_of(text: str) -> str | None:
+    """What the first `SPDX-License-Identifier:` of a text says, or None."""
+    found = _SPDX.search(text)
+    return found[1] if found else None
 
 
 def _documents(
