@@ -104,8 +104,7 @@ def add_to(commands: Commands) -> None:
     add.set_defaults(run=_data)
 
 
-def _data(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    del unknown
+def _data(options: argparse.Namespace) -> int:
     from prod_decode.blocklist.selection import Selection
     from prod_train.data.documents import Left, read_documents
     from prod_train.data.sets import Wanted, make_sets
@@ -114,7 +113,7 @@ def _data(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     left = Left()
     selections = [Selection(options.exclude), Selection(options.exclude)]
     forget, free = (
-        read_documents(paths, options.longest, left, selection=selection, leave_out=[*outputs.values()])
+        read_documents(paths, options.longest, left, selection=selection)
         for paths, selection in zip((options.sources, options.retain_from), selections, strict=True)
     )
     wanted = Wanted(

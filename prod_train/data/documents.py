@@ -82,9 +82,7 @@ class Left:
             yield f"{what}: {len(places):,} ({', '.join(shown)}{f' and {rest:,} more' if rest else ''})"
 
 
-def read_documents(
-    paths: Sequence[str], longest: int, left: Left, *, selection: Selection, leave_out: Sequence[str] = ()
-) -> list[Document]:
+def read_documents(paths: Sequence[str], longest: int, left: Left, *, selection: Selection) -> list[Document]:
     """The source files that are named or lie below a directory that is, in the order of their names.
 
     Args:
@@ -92,7 +90,6 @@ def read_documents(
         longest: characters of a piece.
         left: is told what is not read, and of Python that does not parse, which is cut into blocks.
         selection: what else is left out; no file is read twice.
-        leave_out: files that are no sources, wherever they lie.
 
     Raises:
         ProdError: what is named is not there, or is no text; or it is `list:NAME`.
@@ -101,14 +98,12 @@ def read_documents(
     found = []
     for path in paths:
         with mistakes.caught():
-            found += [*_documents(path, longest, left, selection, leave_out)]
+            found += [*_documents(path, longest, left, selection)]
     mistakes.refuse()
     return found
 
 
-def _documents(
-    name: str, longest: int, left: Left, selection: Selection, leave_out: Sequence[str]
-) -> Iterator[Document]:
+def _documents(name: str, longest: int, left: Left, selection: Selection) -> Iterator[Document]:
     if list_named(name) is not None:
         raise ProdError(
             f"expected files or directories of code, got {name}, which has phrases and no code around them: "
@@ -120,7 +115,7 @@ def _documents(
         if not selection.excludes(path) and selection.is_new(path):
             yield _document(path, read_text(path), longest, left)
         return
-    for file in files_below(path, lambda why: left.add(UNREAD, why), leave_out, selection):
+    for file in files_below(path, lambda why: left.add(UNREAD, why), selection=selection):
         if file.suffix.lower() not in CODE:
             left.add(NO_CODE, file.as_posix())
             continue

@@ -167,32 +167,32 @@ def _head(block: Sequence[str]) -> int:
 
 
 def cut(piece: Piece, longest: int) -> list[Piece]:
-    """The piece, or, if it is longer, its parts; only the first has its signature."""
+    """The piece, or, if it is longer, its parts; only the first has its signature, which stays whole if it is short."""
     if len(piece.text) <= longest:
         return [piece]
     lines = _lines(piece.text)
+    whole = piece.text.count("\n", 0, piece.head) if piece.head <= longest // 2 else 0
     found = []
-    for first, end in _parts(lines, longest):
+    for first, end in _parts(lines, whole, longest):
         text = "".join(lines[first:end])
         head = piece.head if first == 0 and piece.head < len(text) else 0
         found.append(replace(piece, text=text, line=piece.line + first, head=head))
     return found
 
 
-def _parts(lines: Sequence[str], longest: int) -> list[tuple[int, int]]:
+def _parts(lines: Sequence[str], whole: int, longest: int) -> list[tuple[int, int]]:
     """Ranges of lines, one behind the other, each no longer than `longest` where whole lines allow it.
 
     What is too long is cut where `_marks` says, again and again; neighbours of one such cut are put together again as
-    long as they fit.
+    long as they fit. The first `whole` lines stay together with the next.
     """
     ends = [0, *accumulate(map(len, lines))]
-    whole = (0, len(lines))
     found: list[tuple[int, int]] = []
     of: list[tuple[int, int]] = []  # what each was cut out of
-    waiting = [(whole, whole)]
+    waiting = [((0, len(lines)), (0, 0))]
     while waiting:
         (first, end), parent = waiting.pop()
-        marks = [] if ends[end] - ends[first] <= longest else _marks(lines, first, end)
+        marks = [] if ends[end] - ends[first] <= longest else _marks(lines, max(first, whole), end)
         if marks:
             parts = pairwise([first, *marks, end])
             waiting += [(part, (first, end)) for part in reversed([*parts])]
