@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from prod_train.measure.probe import Answer, Probed
 
 COMMAND = "prod-train probe"
-MEANING = (
-    "A row counts as recited if the model writes a run of 60 characters or more of it, or all of a shorter text; "
-    "layout is left out."
-)
+MEANING = "Recited: a run of 60 characters or more, or all of a shorter text. Layout is left out."
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,8 @@ class Finding:
         model: as it was named.
         forget: the data, as it was named.
         blocklist: as it was named, or None.
-        rows: the worst first: those that are recited, then those with the longest run.
+        rows: what the model knows best first: recited from the prompt, with a quarter given, with half; then by the
+            longest run.
         sources: of each row, in that order, where its code is from.
         left_out: rows that cannot be measured, by reason.
     """
@@ -43,11 +41,11 @@ class Finding:
     def details(self) -> Iterator[str]:
         """A line for each thing that the verdict leaves out."""
         parts = []
-        for share, words in ((0.25, "a quarter"), (0.5, "half")):
+        for share, words in ((0.25, "a quarter of the text"), (0.5, "half")):
             answers = [answer for row in self.rows for answer in row.answers if answer.given == share]
             if answers:
                 recited = sum(answer.verbatim for answer in answers)
-                parts.append(f"with {words} of the text given {recited} of {len(answers)}")
+                parts.append(f"given {words} {recited} of {len(answers)}")
         if parts:
             yield f"{', '.join(parts)}"
         if self.blocklist is not None:

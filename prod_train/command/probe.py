@@ -110,7 +110,7 @@ def _probe(options: argparse.Namespace) -> int:
         matcher=matcher,
         tell=Progress("probing"),
     )
-    found.sort(key=_badness, reverse=True)
+    found.sort(key=_known, reverse=True)
     sources = _sources(options.forget)
     named = [sources.get(one.row.place, one.row.place) for one in found]
     finding = Finding(options.model, options.forget, options.blocklist, found, named, left_out)
@@ -126,8 +126,10 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
-def _badness(one: Probed) -> tuple[Any, ...]:
-    return (*((answer.verbatim, answer.run) for answer in one.answers[:1]), one.extraction_strength, one.probability)
+def _known(one: Probed) -> tuple[Any, ...]:
+    """What is recited from less comes before what is recited from more."""
+    given = [answer.given for answer in one.answers if answer.verbatim]
+    return -min(given, default=1.0), max(answer.run for answer in one.answers), one.extraction_strength
 
 
 def _sources(name: str) -> dict[str, str]:

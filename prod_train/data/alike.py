@@ -9,7 +9,8 @@ one look-up for each of its characters; pairs are counted only where all togethe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ VERBATIM_FROM = 60
 
 # Characters in a row that count as taken over, and the share of a text from which on it is a near copy.
 PIECE, NEAR = DEFAULT_PIECE, 0.5
+
+# Runs of a text of which one owner is tried before all are counted.
+_TRIED = 8
 
 
 class Text(NamedTuple):
@@ -61,15 +65,18 @@ def near_copies(earlier: Sequence[Text], later: Sequence[Text]) -> set[int]:
     """The numbers of those of `later` that are near copies of any of `earlier`."""
     digests = {one for text in earlier for one in text.digests}
     found = {number for number, text in enumerate(later) if digests.intersection(text.digests)}
-    first, second = _Index([text.runs for text in earlier]), _Index([text.runs for text in later])
+    index = _Index([text.runs for text in earlier])
     for number, text in enumerate(later):
-        if number not in found and _share(text, first.has(text.runs)) >= NEAR:
-            others = (earlier[other] for other in first.sharing(text))
-            if any(_is_in(text, other) for other in others):
+        if number not in found and _share(text, index.has(text.runs)) >= NEAR:
+            # Of code that was copied a thousand times, any copy will do, and counting all of them takes long.
+            others = chain(index.some(text), index.sharing(text))
+            if any(_is_in(text, earlier[other]) for other in others):
                 found.add(number)
+    rest = [number for number in range(len(later)) if number not in found]
+    index = _Index([later[number].runs for number in rest])
     for text in earlier:
-        if _share(text, second.has(text.runs)) >= NEAR:
-            found.update(number for number in second.sharing(text) if _is_in(text, later[number]))
+        if _share(text, index.has(text.runs)) >= NEAR:
+            found.update(rest[other] for other in index.sharing(text) if _is_in(text, later[rest[other]]))
     return found
 
 
@@ -94,14 +101,19 @@ class _Index:
         hashes = np.concatenate([np.empty(0, np.uint64), *runs])
         owners = np.repeat(np.arange(len(runs)), [len(one) for one in runs])
         order = np.argsort(hashes, kind="stable")
-        self._hashes, self._owners = hashes[order], owners[order]
+        self._hashes, self._owners, self._count = hashes[order], owners[order], len(runs)
 
     def has(self, runs: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """For each run, whether any text has it."""
         begins, ends = self._range(runs)
         return ends > begins
 
-    def sharing(self, text: Text) -> list[int]:
+    def some(self, text: Text) -> Iterator[int]:
+        """A few that have a run of a text, and so may have half of it."""
+        begins, ends = self._range(text.runs[:: max(1, len(text.runs) // _TRIED)])
+        return map(int, dict.fromkeys(self._owners[begins[ends > begins]]))
+
+    def sharing(self, text: Text) -> Iterator[int]:
         """Those that may have half of a text, those with most of its runs first.
 
         A run that is known makes `PIECE` characters known at most.
@@ -111,10 +123,10 @@ class _Index:
         counts = ends - begins
         # The places of all ranges, one after the other.
         places = np.arange(counts.sum()) + np.repeat(begins - (counts.cumsum() - counts), counts)
-        pairs = np.unique(np.stack([np.repeat(np.arange(len(runs)), counts), self._owners[places]]), axis=1)
-        shared = np.bincount(pairs[1], weights=times[pairs[0]])
+        pairs = np.unique(np.repeat(np.arange(len(runs)), counts) * self._count + self._owners[places])
+        shared = np.bincount(pairs % self._count, weights=times[pairs // self._count])
         (owners,) = np.nonzero(shared * PIECE >= NEAR * text.size)
-        return [int(owner) for owner in owners[np.argsort(-shared[owners], kind="stable")]]
+        yield from map(int, owners[np.argsort(-shared[owners], kind="stable")])
 
     def _range(self, runs: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.searchsorted(self._hashes, runs, "left"), np.searchsorted(self._hashes, runs, "right")
