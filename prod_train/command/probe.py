@@ -133,13 +133,13 @@ def _known(one: Probed) -> tuple[Any, ...]:
 
 
 def _sources(name: str) -> dict[str, str]:
-    """Where the code of each row is from, by the row's place; of rows that do not say so there is none."""
+    """File and lines that each row's code is from, by the row's place; of rows that do not name both there is none."""
     from prod_train.data.rows import read_records
 
     return {
-        place: f"{record['source']}{':' if record.get('lines') else ''}{record.get('lines') or ''}"
+        place: f"{record['source']}:{record['lines']}"
         for place, record in read_records(name)
-        if isinstance(record.get("source"), str)
+        if record.get("source") and record.get("lines")
     }
 
 

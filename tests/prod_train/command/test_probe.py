@@ -182,17 +182,19 @@ def known(row: dict[str, Any]) -> tuple[float, int]:
 
 def test_every_row_is_in_the_json(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [{"prompt": p, "completion": c, "source": f"v/{n}.py", "lines": "1-2"} for n, (p, c) in enumerate(SNIPPETS)]
+    del texts[6]["lines"]
     texts[5] = {"prompt": "f(", "completion": ")"}
     forget = write_jsonl(tmp_path / "f.jsonl", texts)
     assert main(words({**files, "forget": forget}, "--json", "--batch-size", "2")) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["recited"], found["left_out"]) == (0, {"under two tokens": 1})
-    assert sorted(row["source"] for row in found["rows"]) == [f"v/{n}.py:1-2" for n in (0, 1, 2, 3, 4, 6)]
+    sources = [f"v/{n}.py:1-2" for n in range(5)]
+    assert sorted(row["source"] for row in found["rows"]) == sorted([*sources, f"{forget}:7"])
     assert found["longest_run"] == max(row["answers"][0]["run"] for row in found["rows"])
     assert [known(row) for row in found["rows"]] == sorted(map(known, found["rows"]))
     for row in found["rows"]:
-        number = int(row["source"][2])
-        assert row["place"] == f"{forget}:{1 + number}"
+        number = int(row["place"].removeprefix(f"{forget}:")) - 1
+        assert row["source"] == (row["place"] if number == 6 else sources[number])
         assert (row["prompt"], row["answers"][0]["truth"]) == SNIPPETS[number]
         assert set(row) >= {"probability", "exact_memorisation", "extraction_strength", "recites", "guarded"}
     assert main(words({**files, "forget": forget}, "--json", "--rows", "2")) == 0

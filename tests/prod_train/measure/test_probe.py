@@ -124,6 +124,7 @@ def test_what_is_likely_is_read_with_the_true_text_before(tiny: Any) -> None:
     assert 0.5 < found[tiny.late].extraction_strength < 1
 
 
+@pytest.mark.slow
 def test_batches_and_their_order_change_nothing(tiny: Any) -> None:
     shares: list[float] = []
     one = probe(tiny.model, tiny.encoder, tiny.tokenizer, tiny.rows, batch_size=1, tell=shares.append)
