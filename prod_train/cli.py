@@ -16,6 +16,7 @@ from prod_decode.command.options import Parser
 from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
 from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
+from prod_train.command import data, probe
 from prod_train.config.config import Config, flag, make_config, plain_type, saved_config
 
 USELESS = 1
@@ -51,7 +52,16 @@ def _main(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("prod_train", "prod_decode"):
         logging.getLogger(package).setLevel(logging.INFO)
-    return exit_status(f"prod-train {options.command}", lambda: _told(lambda: options.run(options, unknown)))
+    return exit_status(f"prod-train {options.command}", lambda: _told(lambda: _called(options, unknown)))
+
+
+def _called(options: argparse.Namespace, unknown: Sequence[str]) -> int:
+    """Run the sub-command; `run` and `check` tell what they do not know with all that is wrong with the values."""
+    if "config" in options:
+        return int(options.run(options, unknown))
+    if unknown:
+        raise ProdError(f"unexpected argument {brief(unknown[0])!r}; see `prod-train {options.command} --help`")
+    return int(options.run(options))
 
 
 def _told(run: Callable[[], int]) -> int:
@@ -81,6 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prod-train {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (data, probe):
+        module.add_to(commands)
     for name, text, function in (
         ("run", "train, evaluate, and write an adapter (or model), a model card, report.json and report.html", _run),
         ("check", "a dry run: configuration, data, targets, memory and one step; writes nothing", _check),
@@ -275,9 +287,7 @@ def _plain(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _merge(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    if unknown:
-        raise ProdError(f"unknown argument {brief(unknown[0])}, see `prod-train merge --help`")
+def _merge(options: argparse.Namespace) -> int:
     from prod_decode.storage.models import quiet
 
     quiet()

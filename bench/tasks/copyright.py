@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from bench.tasks.base import Sample, Score, Setup, Task, checked_samples, limited
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
-from prod_train.data.rows import COMPARED, read_records
-from prod_train.measure.evaluate import VERBATIM_FROM
+from prod_train.data.alike import COMPARED, VERBATIM_FROM
+from prod_train.data.pieces import halves
+from prod_train.data.rows import read_records
 from prod_train.measure.metric import longest_run
 from prod_train.run.recipes import stdlib_functions
 
@@ -269,10 +270,3 @@ def sample_of(record: Mapping[str, Any], place: str, default_id: str) -> Sample:
     if not prompt.strip() or not rest.strip():
         raise ProdError(f"{place}: expected a text of two words or more to split in halves, got {text[:40]!r}")
     return Sample(str(name), prompt, rest, metadata)
-
-
-def halves(text: str) -> tuple[str, str]:
-    """Cut a text in two, before the space that half of its spaces and words precede; joined they are the text."""
-    parts = text.split(" ")
-    prompt = " ".join(parts[: len(parts) // 2])
-    return prompt, text[len(prompt) :]

@@ -211,11 +211,12 @@ def _document(path: Path, text: str, defaults: Defaults) -> Entry:
     if not text.strip():
         raise ProdError(f"{path} is empty, expected a document to protect")
     name = path.as_posix()
-    return Entry(text, policy="quote", **defaults.of("quote", {"id": name, "source": name, "license": spdx_of(text)}))
+    about = {"id": name, "source": name, "license": license_of(text)}
+    return Entry(text, policy="quote", **defaults.of("quote", about))
 
 
-def spdx_of(text: str) -> str | None:
-    """The expression behind a text's first `SPDX-License-Identifier:`; None: it has none."""
+def license_of(text: str) -> str | None:
+    """What the first `SPDX-License-Identifier:` of a text says, or None."""
     found = _SPDX.search(text)
     return found[1] if found else None
 

@@ -186,6 +186,9 @@ tbody th { font-weight: normal; min-width: 6.75rem; }
 .numeric td, .numeric .value { text-align: right; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem; }
 img { max-width: 100%; background: #fff; border-radius: 6px; }
+.bar { height: .4rem; min-width: 6rem; border-radius: 2px; background: var(--line); overflow: hidden; }
+.bar span { display: block; height: 100%; background: var(--blue); }
+.bar .bad { background: var(--red); }
 .chart { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 0 .5rem; padding: .75rem; }
 .chart svg { width: 100%; height: 12rem; overflow: visible; border: solid var(--soft); border-width: 0 0 1px 1px; }
 .chart div { display: flex; justify-content: space-between; font-size: 13px; color: var(--soft); }

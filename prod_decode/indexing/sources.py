@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prod_decode.blocklist.selection import Selection, files_below
-from prod_decode.blocklist.sources import decode_loosely, spdx_of
+from prod_decode.blocklist.sources import decode_loosely, license_of
 from prod_decode.corpus.report import Source
 from prod_decode.errors import Mistakes, ProdError, one_line, reason
 from prod_decode.storage.files import as_path, mode_of, require_there
@@ -193,7 +193,7 @@ def _decoded(data: bytes, source: Source, name: str, skipped: Skipped) -> Iterat
     except ProdError as error:
         skipped(str(error))
         return
-    yield Source(source.path, source.repo, source.license or spdx_of(text) or ""), text
+    yield Source(source.path, source.repo, source.license or license_of(text) or ""), text
 
 
 def _lines(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
@@ -245,7 +245,7 @@ def _row(row: Any, place: str, skipped: Skipped) -> Iterator[tuple[Source, str]]
     except UnicodeEncodeError:
         skipped(f"{place}: has a lone surrogate, which UTF-8 cannot carry")
         return
-    yield Source(path or place, repo, " OR ".join(several) or spdx_of(text) or ""), text
+    yield Source(path or place, repo, " OR ".join(several) or license_of(text) or ""), text
 
 
 def _too_large(name: str) -> str:

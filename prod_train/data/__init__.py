@@ -1,1 +1,1 @@
-"""Rows of code: read, compared with each other, and written anew by the model itself."""
+"""Rows of code: made from source files, read, compared with each other, and written anew by the model itself."""

@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.errors import Mistakes, ProdError, brief, closest, reason
-from prod_decode.text.normalize import Normalization
 from prod_train.data.formats import DATA_FILES, JSON_FILES
-
-# Texts of rows are compared as a blocklist compares them: layout does not count.
-COMPARED = Normalization("code")
 
 # What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
 _FILES = (*DATA_FILES, ".csv", ".tsv", ".txt", ".gz", ".zst")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_decode.masking import mask_prohibited_
-from prod_train.data.rows import COMPARED, Row, by_length, collate
+from prod_train.data.alike import COMPARED, VERBATIM_FROM
+from prod_train.data.rows import Row, by_length, collate
 from prod_train.loss.objective import Encoder, Head
 from prod_train.measure.metric import Metric, bootstrap, extraction_strength, longest_run
 from prod_train.targets.prohibited import Prohibition, prohibited_by
@@ -22,10 +23,6 @@ from prod_train.targets.targets import ReferenceStore
 
 if TYPE_CHECKING:
     from prod_decode.match.matcher import Matcher
-
-# A greedy output that shares so many characters in a row with the original, or all of a shorter one, is verbatim.
-# Layout does not count, see `COMPARED`.
-VERBATIM_FROM = 60
 
 # Greedy decoding listens for so many tokens of a row; what lies beyond does not count.
 RECITED_TOKENS = 256
@@ -87,7 +84,7 @@ def measurable(rows: Sequence[Row], tokenizer: Any, limit: int | None = None) ->
     for row in rows:
         if len(chosen) == limit:
             break
-        if reason := _unmeasurable(row, tokenizer):
+        if reason := unmeasurable(row, tokenizer):
             left_out[reason] = left_out.get(reason, 0) + 1
         else:
             chosen.append(row)
@@ -100,11 +97,12 @@ def measurable(rows: Sequence[Row], tokenizer: Any, limit: int | None = None) ->
     return chosen, left_out
 
 
-def _unmeasurable(row: Row, tokenizer: Any) -> str:
-    truth = row.ids[row.start : row.stop][:RECITED_TOKENS]
+def unmeasurable(row: Row, tokenizer: Any) -> str:
+    """Why a row cannot show whether a model recites it, see `measurable`; empty if it can."""
+    truth = to_recite(row)
     if len(truth) < 2:
         return "under two tokens"
-    if len(COMPARED.code_points(tokenizer.decode(truth.tolist()))) < 2:
+    if len(COMPARED.code_points(tokenizer.decode(truth))) < 2:
         return "under two characters"
     return ""
 
@@ -134,18 +132,31 @@ def evaluate_likelihood(
     """
     training = model.training
     model.eval()
-    values: dict[str, list[float]] = {name: [] for name in ("exact_memorisation", "probability", "extraction_strength")}
     try:
-        for chosen in _batches(rows, batch_size):
-            first, chance = _first_choices(model, encoder, chosen, pad, matcher)
-            for row, right, p in zip(chosen, first, chance, strict=True):
-                part = row.supervised[row.start : row.stop]
-                values["exact_memorisation"].append(float(right[part].mean()))
-                values["probability"].append(float(p[part].mean()))
-                values["extraction_strength"].append(extraction_strength(right))
+        batches = _batches(rows, batch_size)
+        return _means(
+            [one for batch in batches for one in likelihoods(model, encoder, batch, pad=pad, matcher=matcher)]
+        )
     finally:
         model.train(training)
-    return _means(values)
+
+
+@torch.no_grad()
+def likelihoods(
+    model: Any, encoder: Encoder, rows: Sequence[Row], *, pad: int, matcher: Matcher | None = None
+) -> list[dict[str, float]]:
+    """What `evaluate_likelihood` takes the means of, for each row of one batch; the model is in evaluation mode."""
+    found = []
+    for row, right, p in zip(rows, *_first_choices(model, encoder, rows, pad, matcher), strict=True):
+        part = row.supervised[row.start : row.stop]
+        found.append(
+            {
+                "exact_memorisation": float(right[part].mean()),
+                "probability": float(p[part].mean()),
+                "extraction_strength": extraction_strength(right),
+            }
+        )
+    return found
 
 
 @torch.no_grad()
@@ -166,27 +177,44 @@ def evaluate_recitation(
         batch_size: rows a forward pass.
         matcher: see `evaluate_forget`.
     """
-    processors = []
-    if matcher is not None:
-        from prod_decode.hf import ProdLogitsProcessor
-
-        processors.append(ProdLogitsProcessor(matcher))
     training = model.training
     model.eval()
-    values: dict[str, list[float]] = {name: [] for name in ("recitation", "verbatim_run", "verbatim", "empty_output")}
+    found = []
     try:
+        processors = enforcing(matcher)
         for chosen in _batches(rows, batch_size):
             for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
-                values["recitation"].append(_recited(row, output))
-                truth = COMPARED.code_points(tokenizer.decode(row.ids[row.start : row.stop][:RECITED_TOKENS].tolist()))
-                written = COMPARED.code_points(tokenizer.decode(output))
-                run = longest_run(written, truth)
-                values["verbatim_run"].append(float(run))
-                values["verbatim"].append(float(run >= min(VERBATIM_FROM, len(truth))))
-                values["empty_output"].append(float(not len(written)))
+                found.append(recitation(row, output, tokenizer))
     finally:
         model.train(training)
-    return _means(values)
+    return _means(found)
+
+
+def enforcing(matcher: Matcher | None) -> list[Any]:
+    """The logits processors that enforce a blocklist; none without one."""
+    if matcher is None:
+        return []
+    from prod_decode.hf import ProdLogitsProcessor
+
+    return [ProdLogitsProcessor(matcher)]
+
+
+def recitation(row: Row, output: Sequence[int], tokenizer: Any) -> dict[str, float]:
+    """What `evaluate_recitation` takes the means of, for one row and the tokens that were written for it."""
+    truth = COMPARED.code_points(tokenizer.decode(to_recite(row)))
+    written = COMPARED.code_points(tokenizer.decode(output))
+    run = longest_run(written, truth)
+    return {
+        "recitation": _recited(row, output),
+        "verbatim_run": float(run),
+        "verbatim": float(run >= min(VERBATIM_FROM, len(truth))),
+        "empty_output": float(not len(written)),
+    }
+
+
+def to_recite(row: Row) -> list[int]:
+    """The tokens that a model should recite of a row: what greedy decoding is compared with."""
+    return [int(token) for token in row.ids[row.start : row.stop][:RECITED_TOKENS]]
 
 
 def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
@@ -194,8 +222,9 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
         yield [rows[i] for i in batch]
 
 
-def _means(values: dict[str, list[float]]) -> dict[str, Metric]:
-    return {name: bootstrap(np.array(found), np.ones(len(found)), "worse") for name, found in values.items()}
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, Metric]:
+    """Of what was found of each row, by name."""
+    return {name: bootstrap(np.array([row[name] for row in rows]), np.ones(len(rows)), "worse") for name in rows[0]}
 
 
 def _first_choices(

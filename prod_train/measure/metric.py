@@ -66,8 +66,14 @@ def extraction_strength(correct: NDArray[np.bool_]) -> float:
 
 def longest_run(x: NDArray[np.uint32], y: NDArray[np.uint32]) -> int:
     """The length of the longest run of code points, uint32 [n] and [m], that occurs in both."""
-    best, run = 0, np.zeros(len(y) + 1, np.int64)
-    for character in x:
+    return common_run(x, y)[2]
+
+
+def common_run(x: NDArray[np.uint32], y: NDArray[np.uint32]) -> tuple[int, int, int]:
+    """Where the longest run of code points that occurs in both begins in each, and its length; of several the first."""
+    best, begin, run = 0, (0, 0), np.zeros(len(y) + 1, np.int64)
+    for end, character in enumerate(x, 1):
         run[1:] = np.where(y == character, run[:-1] + 1, 0)
-        best = max(best, int(run.max()))
-    return best
+        if (longest := int(run.max())) > best:
+            best, begin = longest, (end - longest, int(run.argmax()) - longest)
+    return (*begin, best)

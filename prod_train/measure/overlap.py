@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.errors import ProdError
-from prod_train.data.rows import COMPARED, Row
-from prod_train.measure.evaluate import VERBATIM_FROM
+from prod_train.data.alike import COMPARED, VERBATIM_FROM, digest
+from prod_train.data.rows import Row
 
 # So many places are named in a message; the rest is counted.
 _NAMED = 3
@@ -104,12 +103,8 @@ def _keys(row: Row) -> Iterator[tuple[bytes, NDArray[np.bool_]]]:
     concerned = np.zeros(len(points), np.bool_)
     for start, end in row.spans:
         concerned |= (start <= origins) & (origins < end)
-    yield _WHOLE + _digest(points), concerned
+    yield _WHOLE + digest(points), concerned
     for start, end in row.spans:
         span = COMPARED.code_points(row.text[start:end])
         if len(span) >= VERBATIM_FROM:
-            yield b"span" + _digest(span), np.ones(1, np.bool_)
-
-
-def _digest(points: NDArray[np.uint32]) -> bytes:
-    return xxhash.xxh3_128_digest(points.tobytes())
+            yield b"span" + digest(span), np.ones(1, np.bool_)

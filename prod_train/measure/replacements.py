@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from prod_train.data.rows import COMPARED, Row, by_length
+from prod_train.data.alike import COMPARED
+from prod_train.data.rows import Row, by_length
 from prod_train.measure.evaluate import continuations
 from prod_train.measure.metric import Metric, bootstrap
 

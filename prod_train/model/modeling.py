@@ -128,6 +128,25 @@ def load_whole(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     return model, tokenizer
 
 
+def load_for_reading(name: str, dtype: str = "auto") -> Any:
+    """A model that is not trained, with its adapter if `name` is the directory of one.
+
+    Args:
+        name: a hub id, a directory, a `.gguf` file, `bundled`, or an adapter's directory.
+        dtype: `auto` (bfloat16 on a GPU, else float32), float32 or bfloat16.
+
+    Raises:
+        ProdError: as `load_whole` and `load_adapter`.
+    """
+    base = base_name(name)
+    used = str(compute_dtype(Config(dtype=dtype))).removeprefix("torch.")
+    model, _ = load_whole(base, dtype=used)
+    if base != name:
+        model = load_adapter(model, name)
+    model.requires_grad_(False)
+    return model.eval()
+
+
 def expect_whole(name: str) -> None:
     """Refuse the directory of an adapter as a base.
 

@@ -19,7 +19,8 @@ from prod_decode.blocklist.entries import SHORTEST_QUOTE, Entry
 from prod_decode.command.costs import character_costs, token_costs
 from prod_decode.errors import ProdError
 from prod_decode.tokens.vocabulary import Vocabulary
-from prod_train.data.rows import COMPARED, Row, collate
+from prod_train.data.alike import COMPARED
+from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder
 
 

@@ -185,7 +185,7 @@ def test_merge_mistakes(files, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["merge"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["merge"], ["data"], ["probe"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -202,7 +202,7 @@ def test_every_field_is_a_flag_of_run_and_check():
     for command in build_parser()._subparsers._group_actions[0].choices.items():
         name, parser = command
         flags = {word for action in parser._actions for word in action.option_strings}
-        if name != "merge":
+        if name in ("run", "check"):
             assert {flag(option.name) for option in dataclasses.fields(Config)} <= flags
 
 

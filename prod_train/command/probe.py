@@ -1,0 +1,177 @@
+"""`probe`: what a model recites, before anybody trains it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from prod_decode.command.options import positive
+from prod_decode.command.terminal import note, to_json
+from prod_decode.errors import one_line, printable
+from prod_train.command.finding import COMMAND, MEANING, Finding
+
+if TYPE_CHECKING:
+    from prod_decode.command.options import Commands
+    from prod_train.measure.probe import Probed
+
+# The rows that are printed; all are in the JSON.
+MOST_ROWS = 10
+
+
+def add_to(commands: Commands) -> None:
+    """Add the sub-command."""
+    add = commands.add_parser(
+        "probe",
+        help="what a model recites of some rows, before anybody trains it",
+        description="What a model recites of some rows, before anybody trains it.",
+        allow_abbrev=False,
+    )
+    add.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="a hub id, a directory, a .gguf file, a LoRA adapter's directory, or `bundled`",
+    )
+    add.add_argument(
+        "--forget",
+        required=True,
+        metavar="F",
+        help="the rows, as for `run`: JSONL, parquet, a `save_to_disk` directory, or a hub name[:split]; `prod-train "
+        "data` makes them from source files",
+    )
+    add.add_argument(
+        "--blocklist",
+        metavar="B",
+        help="a compiled blocklist, or `list:NAME`: also show what is recited with it enforced",
+    )
+    add.add_argument("--rows", type=positive(int), metavar="N", help="the first N rows that can be measured (all)")
+    add.add_argument(
+        "--max-length", type=positive(int), default=1024, metavar="N", help="tokens of a row, EOS included (1024)"
+    )
+    add.add_argument("--truncate", action="store_true", help="cut rows longer than --max-length, otherwise refused")
+    add.add_argument(
+        "--special-tokens", action="store_true", help="the name of a special token in a row is that token, not text"
+    )
+    add.add_argument(
+        "--batch-size", type=positive(int), default=8, metavar="N", help="rows that are written at once (8)"
+    )
+    add.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of the weights; auto: bfloat16 on a GPU, else float32",
+    )
+    add.add_argument("--json", action="store_true", help="print one JSON object, with every row and what was written")
+    add.add_argument(
+        "--html",
+        metavar="PAGE",
+        help="also write a page, with a bar for each row and the text beside what was written; no other file than such "
+        "a page is written over",
+    )
+    add.set_defaults(run=_probe)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from prod_decode.command.options import load
+    from prod_decode.command.page import beginning, write_page
+    from prod_decode.storage.artifact import require_output
+    from prod_decode.storage.models import quiet
+
+    if options.html is not None:
+        inputs = filter(None, [options.forget, options.blocklist, options.model])
+        require_output(options.html, inputs, replaces=(beginning(COMMAND), "page of a probe"))
+    blocklist = None if options.blocklist is None else load(options.blocklist)
+    quiet()
+    from prod_train.command.progress import Progress
+    from prod_train.data.rows import load_rows
+    from prod_train.loss.objective import Encoder
+    from prod_train.measure.evaluate import measurable
+    from prod_train.measure.probe import probe
+    from prod_train.model.modeling import load_for_reading, tokenizer_of
+
+    tokenizer = tokenizer_of(options.model)
+    rows = load_rows(
+        options.forget,
+        tokenizer,
+        max_length=options.max_length,
+        truncate=options.truncate,
+        eos=tokenizer.eos_token_id is not None,
+        special_tokens=options.special_tokens,
+    )
+    rows, left_out = measurable(rows, tokenizer, options.rows)
+    matcher = None if blocklist is None else blocklist.bind(tokenizer)
+    model = load_for_reading(options.model, options.dtype)
+    found = probe(
+        model,
+        Encoder(model),
+        tokenizer,
+        rows,
+        batch_size=options.batch_size,
+        matcher=matcher,
+        tell=Progress("probing"),
+    )
+    found.sort(key=_known, reverse=True)
+    sources = _sources(options.forget)
+    named = [sources.get(one.row.place, one.row.place) for one in found]
+    finding = Finding(options.model, options.forget, options.blocklist, found, named, left_out)
+    if options.json:
+        print(to_json(finding.record()))
+    else:
+        _print(finding)
+    if options.html is not None:
+        from prod_train.command.probe_page import probe_page
+
+        write_page(options.html, probe_page(finding))
+        note(f"the page: {options.html}")
+    return 0
+
+
+def _known(one: Probed) -> tuple[Any, ...]:
+    """What is recited from less comes before what is recited from more."""
+    given = [answer.given for answer in one.answers if answer.verbatim]
+    return -min(given, default=1.0), max(answer.run for answer in one.answers), one.extraction_strength
+
+
+def _sources(name: str) -> dict[str, str]:
+    """File and lines that each row's code is from, by the row's place; of rows that do not name both there is none."""
+    from prod_train.data.rows import read_records
+
+    return {
+        place: f"{record['source']}:{record['lines']}"
+        for place, record in read_records(name)
+        if record.get("source") and record.get("lines")
+    }
+
+
+def _print(finding: Finding) -> None:
+    print(printable(finding.verdict()))
+    for line in finding.details():
+        print(printable(line))
+    guards = ["masked"] if finding.blocklist is not None else []
+    print("\nrun: the longest that the model writes of a text; behind `of`, the characters of the text")
+    head = ["run", "of", "1/4 given", "1/2 given", *guards, "strength", "p", "row"]
+    lines = [head, *(_columns(row, source) for row, source in zip(finding.rows, finding.sources, strict=True))]
+    shown = lines[: MOST_ROWS + 1]
+    widths = [max(len(line[at]) for line in shown) for at in range(len(head) - 1)]
+    for columns in shown:
+        cells = [cell.rjust(width) for cell, width in zip(columns[:-1], widths, strict=True)]
+        print(one_line("  ".join([*cells, columns[-1]])))
+    if len(lines) > len(shown):
+        print(f"and {len(lines) - len(shown):,} more rows: --json and --html show them")
+    print(f"\n{MEANING}")
+
+
+def _columns(row: Probed, source: str) -> list[str]:
+    """What a table says of a row."""
+    runs = {answer.given: f"{answer.run}" for answer in row.answers}
+    guarded = [f"{row.guarded[0].run}"] if row.guarded else []
+    return [
+        runs[0.0],
+        f"{row.answers[0].size}",
+        runs.get(0.25, "-"),
+        runs.get(0.5, "-"),
+        *guarded,
+        f"{row.extraction_strength:.2f}",
+        f"{row.probability:.2f}",
+        source,
+    ]
