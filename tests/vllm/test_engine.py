@@ -18,12 +18,13 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 
-from prod_decode import Blocklist, Entry, ProdLogitsProcessor, Vocabulary
+from prod_decode import Blocklist, CorpusIndex, Entry, ProdLogitsProcessor, Vocabulary
 from prod_decode.storage.models import load_model, load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_train.config.config import Config
 from prod_train.run.trainer import run as train
-from tests.oracle import given_away, normalize
+from tests.oracle import byte_windows, given_away, normalize
+from tests.prod_decode.corpus.corpora import cut_of, index_of
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, PROMPTS, compile_phrases, model_directory, phrases_of, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -102,6 +103,10 @@ def run(llm: LLM, batch: list[Request], **options: Any) -> list[list[tuple[str, 
     return [[(o.text, list(o.token_ids)) for o in output.outputs] for output in outputs]
 
 
+# Windows that outputs of 64 tokens have.
+INDEXED = cut_of(48, 32)
+
+
 @dataclass(frozen=True)
 class Plain:
     """What the model writes without the processor: to the prompts, to some of them at length, and to mixed requests."""
@@ -121,8 +126,8 @@ def plain() -> Plain:
 
 
 @pytest.fixture(scope="module")
-def blocklists(plain: Plain) -> dict[str, Blocklist]:
-    """What the model wrote: half of it each in `main` and `extra`, and as documents with a budget."""
+def blocklists(plain: Plain) -> dict[str, Blocklist | CorpusIndex]:
+    """What the model wrote: half of it each in `main` and `extra`, as documents with a budget, and as a corpus."""
     texts = [text for outputs in [*plain.greedy, *plain.mixed] for text, _ in outputs]
     return {
         "empty": compile_phrases([], allow_empty=True),
@@ -132,11 +137,12 @@ def blocklists(plain: Plain) -> dict[str, Blocklist]:
             Entry(text, id=str(number), policy="quote", max_quote=10_000, budget=40)
             for number, [(text, _)] in enumerate(plain.long)
         ),
+        "index": index_of([text for [(text, _)] in plain.long], INDEXED),
     }
 
 
 @pytest.fixture(scope="module")
-def guarded(blocklists: dict[str, Blocklist], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+def guarded(blocklists: dict[str, Blocklist | CorpusIndex], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     folder = tmp_path_factory.mktemp("blocklists")
     for name, blocklist in blocklists.items():
         blocklist.save(folder / f"{name}.prod")
@@ -167,7 +173,7 @@ def test_an_empty_blocklist_changes_nothing(plain: Plain, guarded: LLM) -> None:
 
 
 def test_nothing_prohibited_in_any_request(
-    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist], vocabulary: Vocabulary
+    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex], vocabulary: Vocabulary
 ) -> None:
     names = {"main": ["main"], "extra": ["extra"], "both": ["main", "extra"], "unguarded": []}
     batch = requests(names)
@@ -197,7 +203,7 @@ def preemptions(llm: LLM) -> float:
 
 
 def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
-    guarded: LLM, blocklists: dict[str, Blocklist]
+    guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex]
 ) -> None:
     model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
     processor = ProdLogitsProcessor(blocklists["main"], tokenizer)
@@ -211,8 +217,31 @@ def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
     assert processor.fired.total() > 8
 
 
+def test_an_index_is_kept_beside_blocklists(
+    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex], vocabulary: Vocabulary
+) -> None:
+    model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
+    processor = ProdLogitsProcessor([blocklists["index"], blocklists["main"]], tokenizer)
+    lists = {"prod_blocklists": ["index", "main"]}
+    greedy = SamplingParams(temperature=0, max_tokens=64, extra_args=lists)
+    warm = SamplingParams(temperature=0.7, n=3, max_tokens=64, extra_args=lists)
+    batch = [Request(prompt, params) for params in (greedy, warm) for prompt in RECITED]
+    results = run(guarded, [*batch, *requests({"main": [], "extra": [], "both": [], "unguarded": []})])[: len(batch)]
+    documents = [normalize(text.encode(), "code", False) for [(text, _)] in plain.long]
+    prohibited = {window for document in documents for window in byte_windows(document, INDEXED.max_quote)}
+    assert len(prohibited) > 100
+    for outputs in results:
+        for text, _ in outputs:
+            assert not prohibited & set(byte_windows(normalize(text.encode(), "code", False), INDEXED.max_quote))
+    for prompt, [(_, ids)] in zip(RECITED, results, strict=False):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=64, do_sample=False)[0]
+        assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
+
+
 def test_budgets_are_kept_for_each_answer_alone(
-    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist], vocabulary: Vocabulary
+    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex], vocabulary: Vocabulary
 ) -> None:
     model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
     processor = ProdLogitsProcessor(blocklists["budget"], tokenizer)
@@ -258,7 +287,9 @@ def test_prompts_of_ids_that_the_tokenizer_lacks(guarded: LLM, vocabulary: Vocab
         guarded.generate({"prompt_token_ids": [len(vocabulary) + 1]}, GREEDY)
 
 
-def test_a_lora_adapter_from_prod_train(guarded: LLM, blocklists: dict[str, Blocklist], tmp_path: Path) -> None:
+def test_a_lora_adapter_from_prod_train(
+    guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex], tmp_path: Path
+) -> None:
     for name, sign in (("forget", "+"), ("holdout", "-")):
         record = {"prompt": f"def {name}(a, b):\n", "completion": f"    return a {sign} b\n"}
         (tmp_path / f"{name}.jsonl").write_text(4 * (json.dumps(record) + "\n"))

@@ -49,6 +49,7 @@ from prod_decode.device.bans import DeviceMatcher
 from prod_decode.serving.vllm_plugin import Watch, register
 from prod_decode.vllm import ProdLogitsProcessor
 from tests.oracle import normalize
+from tests.prod_decode.corpus.corpora import cut_of, index_of
 from tests.vllm.stubs import (
     BOS,
     EOS,
@@ -903,6 +904,9 @@ def test_what_v2_does_not_count_is_refused_at_the_start(files: dict[str, str], t
     message = "expected lists without budgets, got copied: the V2 model runner does not count .*; set VLLM_USE_V2_MODEL"
     with pytest.raises(ProdError, match=message):
         on_v2(budgets, request_states(2), [])
+    index_of([text], cut_of()).save(tmp_path / "gh.pidx")
+    with pytest.raises(ProdError, match="expected blocklists alone, got gh: the V2 model runner follows no index; set"):
+        on_v2({**files, "gh": str(tmp_path / "gh.pidx")}, request_states(2), [])
     settings = {"blocklists": files, "exempt_prompt": ["one"]}
     with pytest.raises(ProdError, match="exempt_prompt: expected none, got one: the V2 model runner cannot exempt"):
         ProdLogitsProcessor(config(settings), request_states(2))
