@@ -205,6 +205,10 @@ class UnescapedTracker:
         order = np.argsort(rows, kind="stable")
         return rows[order], ids[order]
 
+    def passed(self) -> tuple[()]:
+        """None: what a text gives away is counted elsewhere."""
+        return ()
+
     def blame(self, row: int, token_id: int) -> list[str]:
         """The ids of the entries whose patterns a token would complete in a row; none if closed."""
         if self._states[row] == _UNREADABLE:
