@@ -72,6 +72,11 @@ def _is_no_quote(_pattern: int) -> bool:
     return False
 
 
+def _no_origin(_entry_id: str) -> tuple[None, None]:
+    """Of entries that nobody says it of."""
+    return None, None
+
+
 class Matcher:
     """Tracks text token by token and tells which tokens are banned next.
 
@@ -97,6 +102,7 @@ class Matcher:
         forks: where replacements can be written.
         quotes: the pieces of documents with a budget, and what names the entry of a number.
         exempts_prompts: whether its trackers let an output repeat what its prompt quotes.
+        origin_of: source and licence of an entry, given by its id, as far as they are known.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class Matcher:
         is_quote: Callable[[int], bool] = _is_no_quote,
         *,
         exempts_prompts: bool = False,
+        origin_of: Callable[[str], tuple[str | None, str | None]] = _no_origin,
     ) -> None:
         self.vocabulary = vocabulary
         self.normalization = normalization
@@ -122,6 +129,7 @@ class Matcher:
         self.quotes = tuple(quotes)
         self._is_quote = is_quote
         self.exempts_prompts = exempts_prompts
+        self.origin_of = origin_of
         self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
@@ -184,6 +192,7 @@ class Matcher:
             self.quotes,
             self._is_quote,
             exempts_prompts=self.exempts_prompts,
+            origin_of=self.origin_of,
         )
         if vocabulary is None and self.quotes:
             # Found once: for each set of stop strings it would hold up a step.
