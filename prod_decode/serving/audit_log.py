@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from logging.handlers import QueueListener, RotatingFileHandler
@@ -29,10 +28,6 @@ _BEGIN = b'{"time": "'
 
 # Hits that wait to be written: a second of a large batch in which every row has one.
 _WAITING = 10_000
-
-_NAMES = [field.name for field in fields(Hit)]
-# What says which text the model wanted or wrote.
-_TEXT = {"text", "token_id", "span"}
 
 
 class AuditLog:
@@ -124,9 +119,7 @@ class AuditLog:
         """In the thread that writes."""
         at, hit = item
         self._tell_dropped(at)
-        values = {name: getattr(hit, name) for name in _NAMES if self._text or name not in _TEXT}
-        shown = {name: _rounded(value) for name, value in values.items() if value is not None}
-        if not self._file.write(self._line(at, shown)):
+        if not self._file.write(self._line(at, hit.as_dict(text=self._text))):
             self._drop(1)
 
     def _drop(self, count: int) -> None:
@@ -144,10 +137,6 @@ class AuditLog:
     def _line(self, at: float, values: dict[str, Any]) -> str:
         moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return json.dumps({"time": moment, "pid": self._pid, **values})
-
-
-def _rounded(value: object) -> object:
-    return round(value, 6) if isinstance(value, float) else value
 
 
 class _File(RotatingFileHandler):

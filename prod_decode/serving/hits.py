@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Kind = Literal["banned", "quoted", "budget reached", "exempted", "ended"]
@@ -61,3 +61,17 @@ class Hit:
     budget: int | None = None
     span: tuple[int, int] | None = None
     request: str | None = None
+
+    def as_dict(self, *, text: bool = True) -> dict[str, object]:
+        """Its fields that are not None, probabilities in six digits; `text`: with `text`, `token_id` and `span`."""
+        values = {name: getattr(self, name) for name in _NAMES if text or name not in _TEXT}
+        return {
+            name: round(value, 6) if isinstance(value, float) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+
+_NAMES = tuple(field.name for field in fields(Hit))
+# What says which text the model wanted or wrote.
+_TEXT = {"text", "token_id", "span"}
