@@ -33,7 +33,7 @@ from prod_decode.match.unescaped import unescaped
 from prod_decode.serving.hf_call import check_history, check_text, end_ids_of, find_call, list_of
 from prod_decode.serving.hits import Hit
 from prod_decode.serving.preference import Move, Preference
-from prod_decode.serving.reporter import LEAST_MASS, Culprit, Looked, Place, Reporter
+from prod_decode.serving.reporter import LEAST_MASS, Culprit, Looked, Place, Reporter, culprits_of
 from prod_decode.tokens.vocabulary import SPECIAL
 
 # How far from 0 the logsumexp of log-probabilities may be: float32 rounding of 152k terms is below 1e-5.
@@ -394,10 +394,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
 
     def _culprits(self, row: int, token_id: int, moves: Sequence[Move]) -> list[Culprit]:
         """Because of whom a token cannot come in a row."""
-        here = (move for move in moves if move.row == row and move.sources is not None and token_id in move.sources)
-        fork = next((move.fork for move in here), None)
-        names = self._tracker.blame(row, token_id) or ([fork.entry_id] if fork else [])
-        return [Culprit(name, self.matcher, fork.replacement if fork else None) for name in names]
+        named = ((self.matcher, name) for name in self._tracker.blame(row, token_id))
+        return culprits_of(named, token_id, [move for move in moves if move.row == row], [self.matcher])
 
     def _passed(self, length: int) -> list[Hit]:
         """What the newest tokens were let through; `length`: of the texts."""

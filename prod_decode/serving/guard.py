@@ -19,7 +19,7 @@ from prod_decode.match.trackers import Tracker
 from prod_decode.match.unescaped import unescaped
 from prod_decode.serving.hits import Hit
 from prod_decode.serving.preference import Move, Preference
-from prod_decode.serving.reporter import Culprit, Place, Reporter, culprits
+from prod_decode.serving.reporter import Culprit, Place, Reporter, culprits_of
 from prod_decode.tokens.utf8 import Utf8
 from prod_decode.tokens.vocabulary import SPECIAL
 
@@ -111,7 +111,7 @@ class Guard:
         *,
         prompt: int | None = None,
         stops: Sequence[int] | None = None,
-        place: tuple[int, str | None] = (0, None),
+        place: tuple[int, str | None] | None = (0, None),
     ) -> Tensor:
         """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
 
@@ -121,7 +121,7 @@ class Guard:
             prompt: how many of them are the prompt's; None: those that the text had when it was first seen. A text
                 goes on if it is the last one and one token more; before a prompt that is this, call `forget`.
             stops: all ids at which the engine stops here, where it says so: those that add no text end the row.
-            place: for hits: `Hit.row` and `Hit.request`.
+            place: for hits: `Hit.row` and `Hit.request`; None: of a step that comes to nothing, there are none.
 
         Raises:
             ProdError: the row is not of the vocabulary's size, but for padding, or the engine does not stop at EOS.
@@ -140,17 +140,19 @@ class Guard:
         banned = np.concatenate(found)
         banned = banned[banned < width]
         moves = self._moves(text, begins, banned)
-        hits = self._hits(row, banned, moves, Place(place[0], len(text), place[1]))
+        reporter = None if place is None else self._reporter
+        at = Place(place[0] if place else 0, len(text), place[1] if place else None)
+        hits = [] if reporter is None else self._hits(reporter, row, banned, moves, at)
         mask_padding_(row, self._known)
         for preference, move in moves:
             preference.apply_(row[None], move, text)
         mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
         if not bool((row > -np.inf).any()):
-            if self._reporter is not None and not self._has_ended(text, stops):
-                hits.append(Reporter.ended(Place(place[0], len(text), place[1])))
+            if not self._has_ended(text, stops):
+                hits.append(Reporter.ended(at))
             self.end_(row, text, stops=stops)
-        if self._reporter is not None:
-            self._reporter.tell(hits)
+        if reporter is not None:
+            reporter.tell(hits)
         return row
 
     def _moves(self, text: NDArray[np.int64], begins: int, banned: NDArray[np.int32]) -> list[tuple[Preference, Move]]:
@@ -163,28 +165,29 @@ class Guard:
         return found
 
     def _hits(
-        self, row: Tensor, banned: NDArray[np.int32], moves: Sequence[tuple[Preference, Move]], place: Place
+        self,
+        reporter: Reporter,
+        row: Tensor,
+        banned: NDArray[np.int32],
+        moves: Sequence[tuple[Preference, Move]],
+        place: Place,
     ) -> list[Hit]:
         """What the newest token was let through, and what is banned behind it, before the mask."""
-        if self._reporter is None or any(tracker.any_closed for tracker in self._trackers):
+        if any(tracker.any_closed for tracker in self._trackers):
             return []
         watched = list(zip(self._trackers, self._lists, strict=True))
         newest = place._replace(position=place.position - 1)
-        hits = [Reporter.passed(newest, one, matcher) for tracker, matcher in watched for one in tracker.passed()]
-        sources = [(move.sources, move.fork) for _, move in moves if move.sources is not None]
+        hits = [reporter.passed(newest, one, matcher) for tracker, matcher in watched for one in tracker.passed()]
+        here = [move for _, move in moves if move.sources is not None]
 
         def blame(token: int) -> list[Culprit]:
-            fork = next((fork for tokens, fork in sources if token in tokens), None)
-            found = [one for tracker, matcher in watched for one in culprits(matcher, tracker.blame(0, token))]
-            if fork is not None and not found:
-                owner = next(m for m in self.matchers if fork in m.forks)
-                found = [Culprit(fork.entry_id, owner)]
-            return [one._replace(replacement=fork.replacement if fork else None) for one in dict.fromkeys(found)]
+            named = ((matcher, name) for tracker, matcher in watched for name in tracker.blame(0, token))
+            return culprits_of(named, token, here, self.matchers)
 
-        out = np.concatenate([banned, *(tokens for tokens, _ in sources)])
-        looked = self._reporter.look(row[None], (np.zeros(len(out), np.int64), out))
+        out = np.concatenate([banned, *(move.sources for move in here if move.sources is not None)])
+        looked = reporter.look(row[None], (np.zeros(len(out), np.int64), out))
         if looked.refusing:
-            hits += self._reporter.refused(place, row, out, blame, self.vocabulary)
+            hits += reporter.refused(place, row, out, blame, self.vocabulary)
         return hits
 
     def _has_ended(self, text: NDArray[np.int64], stops: Sequence[int] | None) -> bool:

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError, brief
 from prod_decode.masking import prod_distribution
+from prod_decode.match.batch import Request, RequestBatch
 from prod_decode.match.matcher import Matcher
+from prod_decode.match.unescaped import UnescapedMatcher
 from prod_decode.quotes.passed import Passed
 from prod_decode.serving.hits import Hit
+from prod_decode.serving.preference import Move
 from prod_decode.tokens.vocabulary import UNKNOWN, Vocabulary
 
 # Steps at which less than this was banned, and not the likeliest token, are not told: with a large vocabulary something
@@ -50,7 +53,7 @@ class Culprit(NamedTuple):
     """
 
     entry_id: str
-    matcher: Matcher
+    matcher: Matcher | UnescapedMatcher
     replacement: str | None = None
 
 
@@ -180,7 +183,7 @@ class Reporter:
         return []
 
     @staticmethod
-    def passed(place: Place, one: Passed, matcher: Matcher) -> Hit:
+    def passed(place: Place, one: Passed, matcher: Matcher | UnescapedMatcher) -> Hit:
         """The hit of what was let through; `place`: of the newest token."""
         return Hit(
             *place[:2],
@@ -200,6 +203,89 @@ class Reporter:
         return Hit(*place[:2], "ended", request=place.request)
 
 
-def culprits(matcher: Matcher, names: Sequence[str]) -> list[Culprit]:
-    """Entries of one list."""
-    return [Culprit(name, matcher) for name in names]
+def culprits_of(
+    named: Iterable[tuple[Matcher | UnescapedMatcher, str]], token: int, moves: Iterable[Move], lists: Iterable[Matcher]
+) -> list[Culprit]:
+    """Because of whom a token cannot come: the entries that ban it, or the one that gives it away to a replacement.
+
+    Args:
+        named: the entries that ban it, each with its matcher; of those with one id the first counts.
+        token: which.
+        moves: of its row.
+        lists: that may have such an entry.
+    """
+    fork = next((move.fork for move in moves if move.sources is not None and token in move.sources), None)
+    found: dict[str, Matcher | UnescapedMatcher] = {}
+    for matcher, name in named:
+        found.setdefault(name, matcher)
+    if fork is not None and not found:
+        found = {fork.entry_id: next(matcher for matcher in lists if fork in matcher.forks)}
+    return [Culprit(name, matcher, fork.replacement if fork else None) for name, matcher in found.items()]
+
+
+class BatchReporter:
+    """Tells of the steps of a `RequestBatch`, on vLLM's V1 runner.
+
+    vLLM reads a long prompt in several steps, and throws away what all but the last say of the next token. So what is
+    banned in a request without output is held until it has one, and forgotten if the next step finds none.
+    """
+
+    def __init__(self, reporter: Reporter, lists: Sequence[Matcher], eos_ids: Sequence[int]) -> None:
+        """Tell `reporter` of requests under some of these lists."""
+        self._reporter, self._lists, self._eos_ids = reporter, lists, eos_ids
+        self._held: dict[Request, list[Hit]] = {}
+        self._hits: list[tuple[Request, Hit]] = []
+        self._dying: list[int] = []
+
+    def release(self) -> None:
+        """A step begins: tell what was held of requests that have written since."""
+        held, self._held = self._held, {}
+        self._reporter.tell(hit for request, hits in held.items() if request.output for hit in hits)
+
+    def look(self, batch: RequestBatch, logits: Tensor, banned: Pairs, moves: Sequence[Move]) -> None:
+        """Before the mask.
+
+        Args:
+            batch: after its `follow`.
+            logits: [B, V].
+            banned: as pairs, some perhaps twice.
+            moves: of the step.
+        """
+        self._hits = []
+        for matcher, one in batch.passed():
+            request = batch.requests[one.row]
+            self._hits.append((request, self._reporter.passed(_place(request, one.row, -1), one, matcher)))
+        moved = [move for move in moves if move.sources is not None]
+        looked = self._reporter.look(logits, banned)
+        self._dying = looked.dying
+        unreadable = batch.unreadable() if looked.refusing else set()
+        for row in sorted({*looked.refusing, *(move.row for move in moved)} - unreadable):
+            here = [move for move in moved if move.row == row]
+            out = np.concatenate([banned[1][banned[0] == row], *(m.sources for m in here if m.sources is not None)])
+
+            def blame(token: int, row: int = row, here: list[Move] = here) -> list[Culprit]:
+                return culprits_of(batch.blame(row, token), token, here, self._lists)
+
+            request = batch.requests[row]
+            vocabulary = self._lists[0].vocabulary
+            hits = self._reporter.refused(_place(request, row), logits[row], out, blame, vocabulary)
+            self._hits += [(request, hit) for hit in hits]
+
+    def tell(self, batch: RequestBatch, masked: Tensor) -> None:
+        """Behind the mask, and before rows without a token left are given one."""
+        for row in self._dying:
+            request = batch.requests[row]
+            had_ended = bool(request.output) and request.output[-1] in self._eos_ids
+            if not had_ended and not bool((masked[row] > -torch.inf).any()):
+                self._hits.append((request, self._reporter.ended(_place(request, row))))
+        for request, hit in self._hits:
+            if not request.output:
+                self._held.setdefault(request, []).append(hit)
+        self._reporter.tell(hit for request, hit in self._hits if request.output)
+        self._hits = []
+
+
+def _place(request: Request, row: int, behind: int = 0) -> Place:
+    """Of the token to come, or so many behind that."""
+    prompt = 0 if request.prompt is None else len(request.prompt)
+    return Place(row, prompt + len(request.output) + behind)
