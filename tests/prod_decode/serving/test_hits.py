@@ -7,11 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from prod_decode import Blocklist, Entry, Hit, ProdError, ProdLogitsProcessor, Vocabulary
+from prod_decode.masking import mask_prohibited_
+from prod_decode.match.batch import Request, RequestBatch
+from prod_decode.serving.batch_preference import BatchPreference
+from prod_decode.serving.guard import Guard
+from prod_decode.serving.reporter import BatchReporter, Reporter
 from tests import oracle
 from tests.prod_decode.test_hf import EOS, HOLE, PROMPTS, TOKENS, VOCABULARY, batch, encode, guarded, run
 
@@ -208,6 +214,122 @@ def test_quotations_and_budgets_are_told_as_brute_force() -> None:
     assert {(hit.entry, hit.license, hit.source) for hit in again} == {("d", "MIT", "u")}
 
 
+# ---- batches of an engine --------------------------------------------------------------------------------------------
+
+LISTS = [
+    Blocklist.compile([Entry(p, source="a", boundary="none") for p in ("yam", "loa", "(x", "x =")], allow_short=True),
+    Blocklist.compile([Entry(DOCUMENT, id="d", policy="quote", max_quote=20, budget=20, piece=8, license="MIT")]),
+    Blocklist.compile([Entry("yaml.load(", replacement="yaml.open(", license="X"), Entry("print(1", source="b")]),
+]
+
+
+def test_a_batch_tells_what_each_of_its_texts_alone_does() -> None:
+    matchers = [blocklist.bind(VOCABULARY) for blocklist in LISTS]
+    matchers[1] = matchers[1].exempting_prompts()
+    tokens = encode(DOCUMENT.encode())
+    wanted = [[0], [1], [1, 0], [], [2, 0]]
+    prompts = [tokens[:3], tokens, encode(b"x = "), tokens[:3], encode(b"import yaml\n")]
+    outputs = [tokens[2:14], tokens[6:18], tokens[:12], tokens[3:15], [*encode(b"yaml."), *tokens[:9]]]
+    hits: list[Hit] = []
+    alone: list[Hit] = []
+    guards = [
+        Guard([matchers[i] for i in some], stop=(), on_hit=alone.append, must_end=False) if some else None
+        for some in wanted
+    ]
+    preference = BatchPreference(matchers)
+    requests = [
+        Request(
+            np.array(prompt),
+            [],
+            tuple(matchers[i] for i in some),
+            False,
+            preference.beside([matchers[i] for i in some]),
+        )
+        for some, prompt in zip(wanted, prompts, strict=True)
+    ]
+    batch, reporter = RequestBatch(), BatchReporter(Reporter(hits.append, matchers), matchers, [EOS])
+    batch.arrange(requests, range(len(requests)))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(min(map(len, outputs)) + 1):
+        if step == 5:
+            # One leaves, the others move.
+            order = [4, 0, 2, 1]
+            requests, guards, outputs = ([some[i] for i in order] for some in (requests, guards, outputs))
+            batch.arrange(requests, order)
+        if step:
+            for request, output in zip(requests, outputs, strict=True):
+                request.output.append(output[step - 1])
+        logits = 3 * torch.randn(len(requests), len(TOKENS), generator=generator)
+        logits[:, TOKENS.index(b"load")] += 3
+        for row, guard in enumerate(guards):
+            if guard is not None:
+                text = requests[row].text()
+                guard.mask_(logits[row].clone(), text, prompt=len(text) - step, place=(row, None))
+        batch.follow()
+        reporter.release()
+        banned = batch.banned(len(TOKENS))
+        moves = preference.moves(batch, banned)
+        reporter.look(batch, logits, banned, [move for _, move in moves])
+        preference.apply_(logits, batch, moves)
+        mask_prohibited_(logits, *banned)
+        reporter.tell(batch, logits)
+        # What is banned at the first step is held until something comes of it.
+        assert bool(hits) is (step > 0)
+    key = lambda hit: (hit.position, hit.row, hit.kind, hit.entry or "", hit.text or "")  # noqa: E731
+    assert sorted(map(rounded, hits), key=key) == sorted(map(rounded, alone), key=key)
+    assert {hit.kind for hit in hits} == {"banned", "quoted", "budget reached", "exempted"}
+    assert {hit.replacement for hit in hits} == {None, "yaml.open("}
+
+
+def rounded(hit: Hit) -> Hit:
+    about = {name: round(value, 5) for name in ("probability", "mass") if (value := getattr(hit, name)) is not None}
+    return replace(hit, **about)
+
+
+def test_of_a_prompt_that_is_read_in_parts_the_last_is_told() -> None:
+    hits: list[Hit] = []
+    matcher = LISTS[0].bind(VOCABULARY)
+    batch, reporter = RequestBatch(), BatchReporter(Reporter(hits.append, [matcher]), [matcher], [EOS])
+    gone, kept = (Request(np.array(encode(b"import ")), [], (matcher,)) for _ in range(2))
+    yaml, other = TOKENS.index(b"yaml"), TOKENS.index(b"self")
+
+    def step(*requests: Request) -> None:
+        reporter.release()
+        batch.arrange(list(requests), [len(batch.requests) + i for i in range(len(requests))])
+        batch.follow()
+        logits = torch.zeros(len(requests), len(TOKENS))
+        logits[:, yaml] = 5
+        reporter.look(batch, logits, banned := batch.banned(len(TOKENS)), [])
+        reporter.tell(batch, mask_prohibited_(logits, *banned))
+
+    for _ in range(3):
+        step(gone, kept)
+        assert hits == []
+    # One writes its first token, the other one leaves without.
+    kept.output.append(other)
+    step(kept)
+    assert [(hit.row, hit.position, hit.entry) for hit in hits] == [
+        (1, len(kept.text()) - 1, "yam"),
+        (0, len(kept.text()), "yam"),
+    ]
+
+
+def test_a_request_that_cannot_be_read_ends_once() -> None:
+    hits: list[Hit] = []
+    matcher = LISTS[0].bind(VOCABULARY)
+    batch, reporter = RequestBatch(), BatchReporter(Reporter(hits.append, [matcher]), [matcher], [EOS])
+    requests = [Request(None, [7], (matcher,)), Request(np.array([HOLE]), [7], (matcher,)), Request(None, [7], None)]
+    batch.arrange(requests, range(3))
+    for _ in range(2):
+        batch.follow()
+        logits = torch.zeros(3, len(TOKENS))
+        reporter.look(batch, logits, banned := batch.banned(len(TOKENS)), [])
+        reporter.tell(batch, mask_prohibited_(logits, *banned))
+        for request in requests:
+            request.output.append(EOS)
+    assert hits == [Hit(0, 1, "ended"), Hit(1, 2, "ended"), Hit(2, 1, "ended")]
+
+
 # ---- those who listen ------------------------------------------------------------------------------------------------
 
 
@@ -220,8 +342,6 @@ def test_what_a_listener_raises_is_heard_and_nothing_is_unguarded() -> None:
     hits: list[Hit] = []
     seen: list[list[float]] = []
     # It is called when the mask is applied: here the scores are masked in place.
-    from prod_decode.serving.guard import Guard
-
     row = torch.log(torch.tensor([0.5, 0.2, 0.1, 0.1, 0.05, 0.05, 0.0]))
     blocklist = Blocklist.compile([Entry("ab", boundary="none")], allow_short=True)
     matcher = blocklist.bind(Vocabulary.from_bytes(TEXTS, eos_ids=[5]))
