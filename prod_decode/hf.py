@@ -249,6 +249,17 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         if self._preference is not None:
             self._preference.forget()
 
+    def finish(self, sequences: Tensor) -> None:
+        """Tell `on_hit` what the last tokens of outputs gave away, which no further step asks about.
+
+        Args:
+            sequences: [B, T], what `generate` has just returned, in the rows that its steps had. Of other rows, such as
+                those of beams, nothing may be told.
+        """
+        if self._reporter is not None:
+            self._follow(sequences)
+            self._tell(self._passed(sequences.shape[1]))
+
     def reset_counts(self) -> None:
         """Set `fired` and `steps` to 0."""
         self.fired.clear()

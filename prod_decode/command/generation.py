@@ -135,14 +135,17 @@ def generate(
     torch.manual_seed(seed)
     begun = time.perf_counter()
     with torch.inference_mode():
-        ids = model.generate(
+        sequences = model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
             logits_processor=processors,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             **sampling,
-        )[0].tolist()
+        )
     seconds = time.perf_counter() - begun
+    for processor in processors:
+        processor.finish(sequences)
+    ids = sequences[0].tolist()
     pieces = _pieces(tokenizer, ids, length)
     refused = [
         None if (ban := bans.get(at)) is None else (tokenizer.decode([ban.token_id]), ban.entries)

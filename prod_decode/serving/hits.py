@@ -21,8 +21,8 @@ class Hit:
     | `ended` | every token was banned, or the text cannot be checked: the row ends with EOS |
 
     Two entries that ban one token are two hits of the same row and position. A hit of `banned` or `ended` is about the
-    token to come, one of the other kinds about the newest one. The last token of an output is followed by no step, so
-    what it alone gives away makes no hit.
+    token to come, one of the other kinds about the newest one. The last token of an output is followed by no step: what
+    it gives away is told by `ProdLogitsProcessor.finish` of transformers alone.
 
     Attributes:
         row: of the batch.

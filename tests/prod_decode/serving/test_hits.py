@@ -166,7 +166,7 @@ DOCUMENT = "import yaml\ndef load(self):\n    return yaml.load(open(str(self)))\
 def told_by_brute_force(texts: list[list[int]], prompts: int, budget: int, piece: int) -> list[tuple[Any, ...]]:
     """What each token of the outputs gives away, step by step, from whole texts."""
     document, expected = oracle.normalize(DOCUMENT.encode(), "code", False), []
-    for end in range(prompts + 1, len(texts[0])):
+    for end in range(prompts + 1, len(texts[0]) + 1):
         for row, text in enumerate(texts):
             counts = []
             for stop in (end - 1, end):
@@ -179,14 +179,15 @@ def told_by_brute_force(texts: list[list[int]], prompts: int, budget: int, piece
     return expected
 
 
-def follow(on_hit: Any, texts: list[list[int]], prompts: int, **options: Any) -> list[Tensor]:
+def follow(on_hit: Any, texts: list[list[int]], prompts: int, **options: Any) -> None:
     """The calls that `generate` makes for these texts, all scores alike."""
     entry = Entry(DOCUMENT, id="d", policy="quote", max_quote=20, budget=20, piece=8, license="MIT", source="u")
     processor = ProdLogitsProcessor(Blocklist.compile([entry]), VOCABULARY, on_hit=on_hit, **options)
-    return [
+    for end in range(prompts, len(texts[0])):
         processor(ids(*(text[:end] for text in texts)), torch.ones(len(texts), len(TOKENS)))
-        for end in range(prompts, len(texts[0]))
-    ]
+    # What the last token gave away; and once more, as of another call, of which nothing is known.
+    processor.finish(ids(*texts))
+    processor.finish(ids(*(text[::-1] for text in texts)))
 
 
 def test_quotations_and_budgets_are_told_as_brute_force() -> None:
@@ -203,6 +204,7 @@ def test_quotations_and_budgets_are_told_as_brute_force() -> None:
     assert [(h.row, h.position, h.kind, h.characters) for h in hits] == told_by_brute_force(
         texts, len(prompt), budget or 0, 8
     )
+    assert max(hit.position for hit in hits) == len(texts[0]) - 1
     assert {hit.kind for hit in hits} == {"quoted", "budget reached"}
     assert {(hit.entry, hit.license, hit.source) for hit in hits} == {("d", "MIT", "u")}
     symbols = oracle.normalize(DOCUMENT.encode(), "code", False)
