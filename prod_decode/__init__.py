@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from prod_decode.errors import ProdError
     from prod_decode.hf import ProdLogitsProcessor
     from prod_decode.match.matcher import Matcher
+    from prod_decode.serving.audit_log import AuditLog
+    from prod_decode.serving.hits import Hit
     from prod_decode.tokens.vocabulary import Vocabulary
 
 __all__ = [
+    "AuditLog",
     "Blocklist",
     "CorpusIndex",
     "Entry",
+    "Hit",
     "Match",
     "Matcher",
     "ProdError",
@@ -39,9 +43,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AuditLog": "serving.audit_log",
     "Blocklist": "blocklist.blocklist",
     "CorpusIndex": "corpus.index",
     "Entry": "blocklist.entries",
+    "Hit": "serving.hits",
     "Match": "blocklist.blocklist",
     "Matcher": "match.matcher",
     "ProdError": "errors",

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,9 @@ from prod_decode.match.tracker import PromptEdge
 from prod_decode.match.trackers import Combined
 from prod_decode.match.unescaped import unescaped
 from prod_decode.serving.hf_call import check_history, check_text, end_ids_of, find_call, list_of
+from prod_decode.serving.hits import Hit
 from prod_decode.serving.preference import Move, Preference
+from prod_decode.serving.reporter import LEAST_MASS, Culprit, Looked, Place, Reporter, culprits_of
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_decode.tokens.vocabulary import SPECIAL
 
@@ -124,6 +127,8 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         on_ban: Callable[[Ban], object] | None = None,
         json: bool = False,
         exempt_prompt: bool = False,
+        on_hit: Callable[[Hit], object] | None = None,
+        least_mass: float = LEAST_MASS,
     ) -> None:
         """Check everything that can be checked before the first step.
 
@@ -141,6 +146,9 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
             json: match the output with JSON's escapes decoded as well: for tool calls and other JSON that is parsed.
             exempt_prompt: let an output repeat what its prompt quotes of documents, as
                 `Matcher.exempting_prompts` says.
+            on_hit: called with each `Hit` of a step, when its scores are masked: an `AuditLog`, or a function. What it
+                raises ends the call of `generate`. Without, nothing is computed for it.
+            least_mass: of a step whose likeliest token is allowed, the probability that must be banned for a hit.
 
         Raises:
             ProdError: an argument of another type or range than stated, a tokenizer whose bytes cannot be derived, or
@@ -169,6 +177,7 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         prod_distribution(torch.zeros(1, 1), _NOTHING, **self._options)  # type: ignore[arg-type]
         self.mode = mode
         self.on_ban = on_ban
+        self._reporter = None if on_hit is None else Reporter(on_hit, [self.matcher], least_mass=least_mass)
         self._json = json
         self.fired: Counter[str] = Counter()
         self.steps = 0
@@ -203,22 +212,39 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         rows, tokens = self._banned(scores.shape[1])
         padded = scores.shape[1] > len(self.matcher)
         moves = self._moves(input_ids, (rows, tokens))
+        hits = self._passed(input_ids.shape[1])
         if self.mode == "mask" and not len(rows) and not padded and not moves:
+            self._tell(hits)
             return scores
         # The indices go to the device once, for all that follows.
         row, token = (torch.from_numpy(ids).to(scores.device, torch.int64, non_blocking=True) for ids in (rows, tokens))
-        top = self._count(scores, (rows, tokens), (row, token), input_ids.shape[1], moves)
+        # `amax` because `argmax` takes 8 times as long on a CPU ([64, 152k]: 24 ms instead of 3); which token it is
+        # matters only if a banned one has that score.
+        fetched = torch.cat([scores.amax(-1), scores[row, token]]).cpu().double().numpy()
+        top, of_banned = fetched[: len(scores)], fetched[len(scores) :]
+        self._count(scores, (rows, tokens), of_banned >= top[rows], input_ids.shape[1], moves)
+        looked = None
+        if self._reporter is not None:
+            looked = self._reporter.look_at(rows, of_banned, top)
+            hits += self._refused(self._reporter, scores, (rows, tokens), looked, input_ids.shape[1], moves)
         masked = mask_padding_(scores.clone(), len(self.matcher))
         if self._preference is not None:
             for move in moves:
                 self._preference.apply_(masked, move, _row(input_ids, move.row))
+        if looked is not None:
+            mask_prohibited_(masked, row, token)
+            hits += self._ended(masked, looked, input_ids)
+            row = token = row[:0]
         mask_prohibited_(masked, row, token, fallback=ends)
         if self.mode == "prod":
-            return prod_distribution(masked, _NOTHING, **self._options).log_().to(scores.dtype)  # type: ignore[arg-type]
-        changed = np.full(len(scores), padded)
-        changed[rows] = True
-        # Log-probabilities are at most 0, which spares logits the logsumexp.
-        return _renormalize(masked, scores, np.flatnonzero(changed & (top <= _LOG_MASS_TOLERANCE)))
+            masked = prod_distribution(masked, _NOTHING, **self._options).log_().to(scores.dtype)  # type: ignore[arg-type]
+        else:
+            changed = np.full(len(scores), padded)
+            changed[rows] = True
+            # Log-probabilities are at most 0, which spares logits the logsumexp.
+            _renormalize(masked, scores, np.flatnonzero(changed & (top <= _LOG_MASS_TOLERANCE)))
+        self._tell(hits)
+        return masked
 
     def forget(self) -> None:
         """The next texts are prompts, whatever they begin with; each call of `generate` does this itself.
@@ -229,6 +255,17 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self._forget()
         if self._preference is not None:
             self._preference.forget()
+
+    def finish(self, sequences: Tensor) -> None:
+        """Tell `on_hit` what the last tokens of outputs gave away, which no further step asks about.
+
+        Args:
+            sequences: [B, T], what `generate` has just returned, in the rows that its steps had. Of other rows, such as
+                those of beams, nothing may be told.
+        """
+        if self._reporter is not None:
+            self._follow(sequences)
+            self._tell(self._passed(sequences.shape[1]))
 
     def reset_counts(self) -> None:
         """Set `fired` and `steps` to 0."""
@@ -348,38 +385,83 @@ class ProdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # mypy does n
         self,
         scores: Tensor,
         banned: tuple[NDArray[np.int32], NDArray[np.int32]],
-        on_device: tuple[Tensor, Tensor],
+        is_top: NDArray[np.bool_],
         position: int,
         moves: Sequence[Move],
-    ) -> NDArray[np.float64]:
-        """Count and report the rows whose top token is banned; return the top score of every row, float64 [B].
-
-        `amax` because `argmax` takes 8 times as long on a CPU ([64, 152k]: 24 ms instead of 3); which token it is
-        matters only if a banned one has that score.
-        """
-        rows, tokens = banned
-        fetched = torch.cat([scores.amax(-1), scores[on_device]]).cpu().double().numpy()
-        top, of_banned = fetched[: len(scores)], fetched[len(scores) :]
-        hit = (of_banned >= top[rows]) & ~self._over[rows]
-        moved = [(move.row, move.sources, move.fork) for move in moves if move.sources is not None]
-        for row in sorted({*rows[hit].tolist(), *(row for row, _, _ in moved)}):
+    ) -> None:
+        """Count and report the rows whose top token is banned, or given away to a replacement."""
+        rows = banned[0]
+        hit = is_top & ~self._over[rows]
+        for row in sorted({*rows[hit].tolist(), *(move.row for move in moves if move.sources is not None)}):
             probs = prod_distribution(scores[row], _NOTHING)
             token_id = int(scores[row].argmax())
-            out = np.unique(np.concatenate([tokens[rows == row], *(of for at, of, _ in moved if at == row)]))
+            out = _out(row, banned, moves)
             # A tie with a token that is not banned, or a row that rates no token above another.
             if token_id not in out or bool((probs == probs[token_id]).all()):
                 continue
-            fork = next((fork for at, of, fork in moved if at == row and token_id in of), None)
-            entries = tuple(self._tracker.blame(row, token_id)) or ((fork.entry_id,) if fork else ())
+            culprits = self._culprits(row, token_id, moves)
             # An id without known bytes is banned, but no entry is to blame.
-            if not entries:
+            if not culprits:
                 continue
+            entries = tuple(one.entry_id for one in culprits)
             self.fired.update(entries)
             if self.on_ban is not None:
                 mass = float(probs[torch.from_numpy(out).to(probs.device, torch.int64)].sum())
-                instead = fork.replacement if fork else None
+                instead = culprits[0].replacement
                 self.on_ban(Ban(row, position, token_id, float(probs[token_id]), mass, entries, instead))
-        return top
+
+    def _culprits(self, row: int, token_id: int, moves: Sequence[Move]) -> list[Culprit]:
+        """Because of whom a token cannot come in a row."""
+        named = ((self.matcher, name) for name in self._tracker.blame(row, token_id))
+        return culprits_of(named, token_id, [move for move in moves if move.row == row], [self.matcher])
+
+    def _passed(self, length: int) -> list[Hit]:
+        """What the newest tokens were let through; `length`: of the texts."""
+        if self._reporter is None:
+            return []
+        reporter, found = self._reporter, self._tracker.passed()
+        return [reporter.passed(Place(one.row, length - 1), one, self.matcher) for one in found]
+
+    def _refused(
+        self,
+        reporter: Reporter,
+        scores: Tensor,
+        banned: tuple[NDArray[np.int32], NDArray[np.int32]],
+        looked: Looked,
+        position: int,
+        moves: Sequence[Move],
+    ) -> list[Hit]:
+        """What is banned in rows that go on."""
+        moved = {move.row for move in moves if move.sources is not None}
+        hits: list[Hit] = []
+        for row in sorted({*looked.refusing, *moved}):
+            if not self._over[row]:
+                blame = partial(self._culprits, row, moves=moves)
+                out = _out(row, banned, moves)
+                hits += reporter.refused(Place(row, position), scores[row], out, blame, self.matcher.vocabulary)
+        return hits
+
+    def _ended(self, masked: Tensor, looked: Looked, input_ids: Tensor) -> list[Hit]:
+        """The rows that have no token left in `masked`, or cannot be read, and had not ended before."""
+        hits, length = [], input_ids.shape[1]
+        for row in looked.dying:
+            had_ended = self._over[row] and not self._tracker.closed[row]
+            had_ended = had_ended or (length > 0 and int(input_ids[row, -1]) in self.eos_ids)
+            if not had_ended and not bool((masked[row] > -torch.inf).any()):
+                hits.append(Reporter.ended(Place(row, length)))
+        return hits
+
+    def _tell(self, hits: Sequence[Hit]) -> None:
+        if self._reporter is not None:
+            self._reporter.tell(hits)
+
+
+def _out(
+    row: int, banned: tuple[NDArray[np.int32], NDArray[np.int32]], moves: Sequence[Move]
+) -> NDArray[np.integer[Any]]:
+    """The tokens that cannot come in a row: banned ones, and those whose probability goes to a replacement."""
+    moved = [move.sources for move in moves if move.row == row and move.sources is not None]
+    return np.unique(np.concatenate([banned[1][banned[0] == row], *moved]))
 
 
 def _row(input_ids: Tensor, row: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher
 from prod_decode.serving.guard import Guard
+from prod_decode.serving.hits import Hit
 
 
 class ProdLogitsProcessors(list[Any]):
@@ -26,7 +27,14 @@ class ProdLogitsProcessors(list[Any]):
     a step that fails all the same, or is interrupted, writes EOS.
     """
 
-    def __init__(self, *matchers: Matcher, llama: Any, stop: Sequence[str] | None = None, json: bool = False) -> None:
+    def __init__(
+        self,
+        *matchers: Matcher,
+        llama: Any,
+        stop: Sequence[str] | None = None,
+        json: bool = False,
+        on_hit: Callable[[Hit], object] | None = None,
+    ) -> None:
         """Check the model.
 
         Args:
@@ -34,6 +42,7 @@ class ProdLogitsProcessors(list[Any]):
             llama: the `llama_cpp.Llama` that these are for.
             stop: the strings that you pass as `stop`, () if there are none; as for `guard.Guard`.
             json: as for `guard.Guard`.
+            on_hit: called with each `Hit`, or an `AuditLog`. An error in it ends the text.
 
         Raises:
             ProdError: it has a `draft_model`, since processors are then shown drafts beyond the position that they are
@@ -44,7 +53,8 @@ class ProdLogitsProcessors(list[Any]):
                 "expected a model without draft_model, which shows processors drafts in place of the text, got one: "
                 "leave draft_model out"
             )
-        guard = Guard(matchers, llama.token_eos(), must_end=False, stop=stop, json=json, drops_bytes=True)
+        options: dict[str, Any] = {"stop": stop, "json": json, "on_hit": on_hit}
+        guard = Guard(matchers, llama.token_eos(), must_end=False, drops_bytes=True, **options)
         guard.check_width(llama.n_vocab())
         self.guard = guard
         super().__init__([_ProdLogitsProcessor(guard, llama)])

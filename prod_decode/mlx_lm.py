@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher
 from prod_decode.serving.guard import Guard
+from prod_decode.serving.hits import Hit
 
 
 class ProdLogitsProcessor:
@@ -29,6 +30,7 @@ class ProdLogitsProcessor:
         eos_token_id: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
         json: bool = False,
+        on_hit: Callable[[Hit], object] | None = None,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -38,11 +40,12 @@ class ProdLogitsProcessor:
                 vocabulary's EOS.
             stop: the strings at which you cut the text, () if there are none; as for `guard.Guard`.
             json: as for `guard.Guard`.
+            on_hit: called with each `Hit`, or an `AuditLog`.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
-        self.guard = Guard(matchers, eos_token_id, stop=stop, json=json)
+        self.guard = Guard(matchers, eos_token_id, stop=stop, json=json, on_hit=on_hit)
 
     def forget(self) -> None:
         """The next text is a prompt: for a prompt that is the last text with one token more."""

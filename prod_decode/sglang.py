@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher
+from prod_decode.serving.audit_log import AuditLog
 from prod_decode.serving.guard import Guard
 from prod_decode.serving.settings import Settings
 from prod_decode.storage.models import load_tokenizer
@@ -50,7 +51,7 @@ class ProdLogitsProcessor:
         requests = [id(given["__req__"]) for given in custom_param_list if given and "__req__" in given]
         if len(set(requests)) < len(requests):
             raise ProdError("expected a request for each row, got several rows of one: turn speculative decoding off")
-        for row, given in zip(logits, custom_param_list, strict=True):
+        for number, (row, given) in enumerate(zip(logits, custom_param_list, strict=True)):
             arguments = dict(given or {})
             request = arguments.pop("__req__", None)
             try:
@@ -65,9 +66,19 @@ class ProdLogitsProcessor:
             if names:
                 is_json = _settings().unescapes(arguments, is_structured=_is_structured(request))
                 _guard_of(names, _stop_strings_of(request), is_json).mask_(
-                    row, text, prompt=len(request.origin_input_ids) if request else 0, stops=_stops_of(request)
+                    row,
+                    text,
+                    prompt=len(request.origin_input_ids) if request else 0,
+                    stops=_stops_of(request),
+                    # Of all but the last part of a long prompt nothing comes.
+                    place=None if getattr(request, "inflight_middle_chunks", 0) else (number, _name_of(request)),
                 )
         return logits
+
+
+def _name_of(request: Any) -> str | None:
+    name = getattr(request, "rid", None)
+    return None if name is None else str(name)
 
 
 def _grows(request: Any) -> bool:
@@ -131,4 +142,10 @@ def _matchers() -> dict[str, Matcher]:
 
 @lru_cache(maxsize=256)
 def _guard_of(names: tuple[str, ...], stop: tuple[str, ...] | None, is_json: bool) -> Guard:
-    return Guard([_matchers()[name] for name in names], must_end=False, stop=stop, json=is_json)
+    matchers = [_matchers()[name] for name in names]
+    return Guard(matchers, must_end=False, stop=stop, json=is_json, on_hit=_log_of_hits())
+
+
+@lru_cache(maxsize=1)
+def _log_of_hits() -> AuditLog | None:
+    return _settings().open_log()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from prod_decode.errors import ProdError
 from prod_decode.match.matcher import Matcher
 from prod_decode.serving.guard import Guard
+from prod_decode.serving.hits import Hit
 
 # Requests of which the length is remembered; more than an engine works on at a time.
 _REQUESTS = 4096
@@ -30,6 +31,7 @@ class ProdLogitsProcessor:
         eos_token_id: int | Sequence[int] | None = None,
         stop: Sequence[str] | None = None,
         json: bool = False,
+        on_hit: Callable[[Hit], object] | None = None,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -38,11 +40,12 @@ class ProdLogitsProcessor:
             eos_token_id: special tokens at which the engine stops: `SamplingParams.end_id`; default: the vocabulary's.
             stop: `SamplingParams.stop`, () if there are none; as for `guard.Guard`.
             json: as for `guard.Guard`.
+            on_hit: called with each `Hit`, or an `AuditLog`.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
         """
-        self.guard = Guard(matchers, eos_token_id, stop=stop, json=json)
+        self.guard = Guard(matchers, eos_token_id, stop=stop, json=json, on_hit=on_hit)
         # Of every request, the length of its text at first, which is the prompt's, and at the last step.
         self._lengths: dict[int, tuple[int, int]] = {}
 
@@ -64,8 +67,8 @@ class ProdLogitsProcessor:
         prompt = self._check_growth(req_id, len(token_ids[0]))
         on = nullcontext() if stream_ptr is None else torch.cuda.stream(torch.cuda.ExternalStream(stream_ptr))  # type: ignore[no-untyped-call]
         with on:
-            for row, text in zip(logits.view(len(token_ids), -1), token_ids, strict=True):
-                self.guard.mask_(row, text, prompt=prompt)
+            for beam, (row, text) in enumerate(zip(logits.view(len(token_ids), -1), token_ids, strict=True)):
+                self.guard.mask_(row, text, prompt=prompt, place=(beam, str(req_id)))
 
     def _check_growth(self, req_id: int, length: int) -> int:
         """The length of the prompt."""

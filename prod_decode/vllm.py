@@ -35,6 +35,7 @@ from prod_decode.match.batch import Request, RequestBatch
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import UnescapedMatcher, unescaped
 from prod_decode.serving.batch_preference import BatchPreference
+from prod_decode.serving.reporter import BatchReporter, Reporter
 from prod_decode.serving.settings import CANARY_PHRASE, CHECK, ENDLESS, ENVIRONMENT, JSON, REPORT, Settings, requested
 from prod_decode.serving.vllm_plugin import (
     PROCESSOR,
@@ -122,6 +123,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
             for matcher in {matcher.normalization: matcher for matcher in self.matchers}.values():
                 unescaped(matcher)
         self._batch = RequestBatch()
+        self._hits = None
+        if samples and _tells(vllm_config) and (log := self.settings.open_log()) is not None:
+            self._hits = BatchReporter(Reporter(log, self.matchers), self.matchers, self.eos_ids)
         self._preference = BatchPreference([] if on_v2 else self.matchers)
         if samples:
             _START_LOG.info("%s", _describe_start(self.settings))
@@ -233,6 +237,8 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         if self._slots is not None:
             return self._slots.apply(logits, ctx)
         batch = self._batch
+        if self._hits is not None:
+            self._hits.release()
         if len(logits) != len(batch.requests):
             raise ProdError(
                 f"expected logits of {len(batch.requests)} rows, got {len(logits)}: this version of vLLM behaves in a "
@@ -242,16 +248,23 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
             return logits
         batch.follow()
         width = logits.shape[1]
-        rows, tokens = batch.banned(width)
+        found = rows, tokens = batch.banned(width)
         if len(batch.endless):
             ending = self._ending[self._ending < width]
             rows = np.concatenate([rows, np.repeat(batch.endless, len(ending))])
             tokens = np.concatenate([tokens, np.tile(ending, len(batch.endless))])
         moves = self._preference.moves(batch, (rows, tokens))
+        if self._hits is not None:
+            self._hits.look(batch, logits, found, [move for _, move in moves])
         if not len(rows) and width <= self._known and not moves:
+            if self._hits is not None:
+                self._hits.tell(batch, logits)
             return logits
         mask_padding_(logits, self._known, None if len(batch.guarded) == len(logits) else batch.guarded)
         self._preference.apply_(logits, batch, moves)
+        if self._hits is not None:
+            mask_prohibited_(logits, rows, tokens)
+            self._hits.tell(batch, logits)
         return mask_prohibited_(logits, rows, tokens, fallback=self.eos_ids)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
@@ -320,6 +333,11 @@ def _refuse_on_v2(settings: Settings, loaded: Mapping[str, Blocklist | CorpusInd
         raise ProdError(
             f"exempt_prompt: expected none, got {', '.join(settings.exempt_prompt)}: the V2 model runner cannot exempt "
             f"what a prompt quotes; {remedy}, or leave it out"
+        )
+    if settings.audit_log is not None:
+        raise ProdError(
+            f"audit_log: expected none, got {settings.audit_log}: the V2 model runner bans on the device and tells no "
+            f"hits; {remedy}, or leave it out"
         )
 
 
@@ -405,6 +423,15 @@ def _samples(vllm_config: Any) -> bool:
     return bool(get_pp_group().is_last_rank)
 
 
+def _tells(vllm_config: Any) -> bool:
+    """Whether this process writes the audit log: where several compute one token, the first."""
+    if getattr(vllm_config.parallel_config, "tensor_parallel_size", 1) == 1:
+        return True
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return bool(get_tensor_model_parallel_rank() == 0)
+
+
 def _canary() -> Blocklist:
     return Blocklist.compile([Entry(CANARY_PHRASE, boundary="none")])
 
@@ -427,9 +454,11 @@ def _describe_start(settings: Settings) -> str:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         lists.append(f"{name}={file} (sha256 {digest[:16]})")
     exempt = f"; outputs may repeat what prompts quote of {', '.join(settings.exempt_prompt)}"
+    audit = f"; hits are written to {settings.audit_log}"
     return (
         f"prod-decode {__version__}: blocklists {', '.join(lists)}; enforced on every request: "
         f"{', '.join(settings.default) or 'none'}{exempt if settings.exempt_prompt else ''}"
+        f"{audit if settings.audit_log else ''}"
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from prod_decode.errors import ProdError
 from prod_decode.hf import Ban, ProdLogitsProcessor
 from prod_decode.match.matcher import Matcher
+from prod_decode.serving.hits import Hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Generation:
             banned, entry ids), or None.
         fired: how often each entry stepped in.
         seconds: wall-clock time of generating, prompt included.
+        hits: whatever happened, in its order.
     """
 
     prompt: str
@@ -31,6 +34,7 @@ class Generation:
     refused: list[tuple[str, tuple[str, ...]] | None]
     fired: Counter[str]
     seconds: float
+    hits: tuple[Hit, ...] = ()
 
     @property
     def output(self) -> str:
@@ -47,6 +51,17 @@ class Generation:
         """Output tokens a second of wall-clock time."""
         return len(self.pieces) / self.seconds if self.seconds else 0.0
 
+    @property
+    def banned_beside(self) -> dict[int, float]:
+        """Where the likeliest token was allowed and others were banned: by position, their probability."""
+        banned = [hit for hit in self.hits if hit.kind == "banned"]
+        return {hit.position: hit.mass or 0.0 for hit in banned if not hit.likeliest}
+
+    @property
+    def is_ended_by_force(self) -> bool:
+        """Whether the text ended since every token was banned."""
+        return any(hit.kind == "ended" for hit in self.hits)
+
 
 def generate(
     model: Any,
@@ -59,6 +74,8 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     mode: str = "mask",
+    exempt_prompt: bool = False,
+    on_hit: Callable[[Hit], object] | None = None,
 ) -> Generation:
     """Continue `prompt`, greedily or by sampling, with the matcher's bans enforced.
 
@@ -72,6 +89,8 @@ def generate(
         top_p: for sampling; in mode `prod`, the nucleus of the PROD distribution.
         seed: of the sampling.
         mode: of `ProdLogitsProcessor`.
+        exempt_prompt: of `ProdLogitsProcessor`.
+        on_hit: told of every hit as well.
 
     Raises:
         ProdError: an empty prompt, or more tokens than the model has places for.
@@ -88,6 +107,13 @@ def generate(
             f"the model has room for {max(0, room)} tokens behind this prompt, got {max_new_tokens}: ask for fewer"
         )
     bans: dict[int, Ban] = {}
+    hits: list[Hit] = []
+
+    def keep(hit: Hit) -> None:
+        hits.append(hit)
+        if on_hit is not None:
+            on_hit(hit)
+
     processors = []
     fired: Counter[str] = Counter()
     if matcher is not None:
@@ -96,6 +122,8 @@ def generate(
             mode="prod" if mode == "prod" else "mask",
             top_p=top_p if mode == "prod" else 1.0,
             on_ban=lambda ban: bans.__setitem__(ban.position, ban),
+            exempt_prompt=exempt_prompt,
+            on_hit=keep,
         )
         processors.append(processor)
         fired = processor.fired
@@ -107,20 +135,23 @@ def generate(
     torch.manual_seed(seed)
     begun = time.perf_counter()
     with torch.inference_mode():
-        ids = model.generate(
+        sequences = model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
             logits_processor=processors,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             **sampling,
-        )[0].tolist()
+        )
     seconds = time.perf_counter() - begun
+    for processor in processors:
+        processor.finish(sequences)
+    ids = sequences[0].tolist()
     pieces = _pieces(tokenizer, ids, length)
     refused = [
         None if (ban := bans.get(at)) is None else (tokenizer.decode([ban.token_id]), ban.entries)
         for at in range(length, len(ids))
     ]
-    return Generation(prompt, pieces, refused, fired, seconds)
+    return Generation(prompt, pieces, refused, fired, seconds, tuple(hits))
 
 
 def _pieces(tokenizer: Any, ids: list[int], length: int) -> list[str]:

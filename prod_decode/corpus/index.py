@@ -73,6 +73,7 @@ class CorpusIndex(Anchors):
         self.report, self.name = report, name
         self.even = even
         self.records, self.record_starts = records
+        self._origins: dict[str, tuple[str | None, str | None]] = {}
         self._watched: _Watched | None = None
 
     @classmethod
@@ -171,7 +172,15 @@ class CorpusIndex(Anchors):
 
     def name_of(self, place: int) -> str:
         """What messages call the document of an anchor: its source, or the index where that is unknown."""
-        return str(self.source(place) or self.name)
+        source = self.source(place)
+        name = str(source or self.name)
+        if source is not None:
+            self._origins[name] = source.repo or None, source.license or None
+        return name
+
+    def origin_of(self, name: str) -> tuple[str | None, str | None]:
+        """Repository and licence of a document, by the name that `name_of` gave it, as far as they are known."""
+        return self._origins.get(name, (None, None))
 
     def bind(self, tokenizer: Any) -> Matcher:
         """The matcher of this index for a tokenizer (see `tokenizer_bytes.vocabulary_of`).
@@ -189,6 +198,7 @@ class CorpusIndex(Anchors):
             self.cut.normalization,
             vocabulary,
             corpora=[BoundAnchors(self, (self.even[:, 0], self.even[:, 1]), vocabulary)],
+            origin_of=self.origin_of,
         )
 
     def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.corpus.ahead import Beginnings, LongEnds, even_set
-from prod_decode.corpus.kernels import FILLED, LATEST, STATE, any_near, completing_all, find_all, follow_all
+from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, any_near, completing_all, find_all, follow_all
 from prod_decode.corpus.keys import LOOK_AHEAD, Cut, power
 from prod_decode.corpus.table import Table
+from prod_decode.quotes.passed import Passed
 from prod_decode.text.normalize import AFTER_OTHER, CLASSES, TEXT_STATES
 from prod_decode.tokens.vocabulary import TEXT, Vocabulary
 
@@ -230,6 +231,8 @@ class CorpusTracker:
         self._exempt: list[NDArray[np.int64]] = []
         self._exempt_all, self._exempt_begins = _NOTHING, np.zeros(1, np.int64)
         self._is_near = False
+        # How many symbols there were before each row's newest token; -1: that is the prompt's.
+        self._before = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -247,12 +250,17 @@ class CorpusTracker:
             self.take(np.concatenate((np.arange(len(self)), np.full(most - len(self), -1))))
         for row, text, prompt in zip(rows.tolist(), texts, prompts.tolist(), strict=True):
             self._rows.set(slice(row, row + 1), _Rows.empty(1, self.bound.anchors.cut.width), slice(None))
-            self._follow(np.full(len(text), row), text.astype(np.int64, copy=False))
+            rest, last = np.split(text.astype(np.int64, copy=False), [max(prompt, len(text) - 1)])
+            self._follow(np.full(len(rest), row), rest)
+            self._before[row] = self._rows.numbers[row, SEEN] if len(last) else -1
+            self._follow(np.full(len(last), row), last)
             self._exempt[row] = self.bound.quoted_in(text[:prompt]) if self._exempts else _NOTHING
         self._note()
 
     def advance(self, tokens: NDArray[np.int64]) -> None:
         """Every row one token on: int64 [B]."""
+        if self._exempts:
+            self._before = self._rows.numbers[:, SEEN].copy()
         self._is_near = self._follow(np.arange(len(self)), tokens)
 
     def take(self, sources: NDArray[np.int64]) -> None:
@@ -262,6 +270,9 @@ class CorpusTracker:
         old = sources >= 0
         self._rows.set(old, before, sources[old])
         self._exempt = [self._exempt[source] if source >= 0 else _NOTHING for source in sources.tolist()]
+        was = self._before
+        self._before = np.full(len(sources), -1)
+        self._before[old] = was[sources[old]]
         self._note()
 
     def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -300,6 +311,22 @@ class CorpusTracker:
         ranks = anchors.find(np.concatenate((before, emitted)))[:, 1]
         ranks = ranks[~np.isin(ranks, self._exempt[row])]
         return list(dict.fromkeys(anchors.name_of(rank) for rank in ranks.tolist()))
+
+    def passed(self) -> list[Passed]:
+        """What the newest tokens completed that is exempt, as `Tracker.passed`."""
+        found = []
+        anchors = self.bound.anchors
+        for row, (exempt, before) in enumerate(zip(self._exempt, self._before.tolist(), strict=True)):
+            if before < 0 or not len(exempt):
+                continue
+            numbers = self._rows.numbers[row]
+            new, end = int(numbers[SEEN]) - before, int(numbers[FILLED])
+            first = max(0, end - new - anchors.cut.width + 1)
+            places = anchors.find(self._rows.windows[row, first:end])
+            ranks = places[places[:, 0] + anchors.cut.width > end - first - new, 1]
+            names = (anchors.name_of(rank) for rank in ranks[np.isin(ranks, exempt)].tolist())
+            found += [Passed(row, "exempted", name) for name in dict.fromkeys(names)]
+        return found
 
     def _note(self) -> None:
         self._exempt_begins = np.cumsum([0, *map(len, self._exempt)]).astype(np.int64)

@@ -6,7 +6,7 @@ vLLM's V1 runner is followed with this; nothing here imports it. Only blocklists
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.trackers import Tracker
 from prod_decode.match.unescaped import UnescapedMatcher
+from prod_decode.quotes.passed import Passed
 from prod_decode.tokens.vocabulary import UNKNOWN
 
 _M = TypeVar("_M", Matcher, Matcher | UnescapedMatcher)
@@ -145,6 +146,28 @@ class RequestBatch:
             return row, token
         inside = token < width
         return row[inside], token[inside]
+
+    def passed(self) -> Iterator[tuple[Matcher | UnescapedMatcher, Passed]]:
+        """What the newest tokens were let through, as `Tracker.passed`, with the batch's rows, and by whose matcher."""
+        for matcher, followed in self._followed.items():
+            for one in followed.tracker.passed():
+                yield matcher, one._replace(row=int(followed.rows[one.row]))
+
+    def blame(self, row: int, token_id: int) -> Iterator[tuple[Matcher | UnescapedMatcher, str]]:
+        """The ids of the entries because of which a token is banned in a row, each with its matcher."""
+        for matcher, followed in self._followed.items():
+            place = int(np.searchsorted(followed.rows, row))
+            if place < len(followed.rows) and followed.rows[place] == row:
+                for name in followed.tracker.blame(place, token_id):
+                    yield matcher, name
+
+    def unreadable(self) -> set[int]:
+        """The rows whose text nobody knows: every token is banned, and no entry is to blame."""
+        found = set(self._hidden)
+        for followed in self._followed.values():
+            if followed.tracker.any_closed:
+                found.update(followed.rows[followed.tracker.closed].tolist())
+        return found
 
     def _advance(self, followed: Followed, newest: NDArray[np.int64], *, bans: bool) -> None:
         tracker, rows = followed.tracker, followed.rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -10,10 +12,13 @@ from numpy.typing import NDArray
 
 from prod_decode.match.scan import Filter
 from prod_decode.match.tracker import Bans, TextTracker
+from prod_decode.quotes.passed import Passed
 from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.vocabulary import Vocabulary
 
 _NOTHING: frozenset[int] = frozenset()
+
+_NO_TOKEN = -1
 
 
 class Completes(Bans, Protocol):
@@ -39,6 +44,11 @@ class ExemptingTracker:
         self._matcher = matcher
         self._is_quote = is_quote
         self._exempt: list[frozenset[int]] = []
+        # For `passed`: the readings before the newest tokens, these, and which rows they were then, -1 if none; and of
+        # rows that were read instead the text and its prompt's length. Of exempt rows alone, and looked at when asked.
+        self._before: tuple[TextTracker, NDArray[np.int64]] | None = None
+        self._were = np.zeros(0, np.int64)
+        self._texts: dict[int, tuple[NDArray[np.int64], int]] = {}
 
     @property
     def any_closed(self) -> bool:
@@ -60,15 +70,32 @@ class ExemptingTracker:
         self._exempt += [_NOTHING] * (len(self) - len(self._exempt))
         for row, text, prompt in zip(rows.tolist(), texts, prompts.tolist(), strict=True):
             self._exempt[row] = _NOTHING if self._readings.closed[row] else self._quoted_in(text[:prompt])
+            self._texts.pop(row, None)
+            if self._exempt[row] and len(text) > prompt:
+                self._texts[row] = text, prompt
+        if self._before is not None:
+            self._were = np.concatenate((self._were, np.full(len(self) - len(self._were), -1)))
+            self._were[rows] = -1
 
     def advance(self, tokens: NDArray[np.int64]) -> None:
         """As `Tracker.advance`."""
+        self._before = (copy.copy(self._readings), tokens) if any(self._exempt) else None
+        if self._before is not None:
+            self._were = np.arange(len(self))
+        self._texts.clear()
         self._readings.advance(tokens)
 
     def take(self, sources: NDArray[np.int64]) -> None:
         """As `Tracker.take`."""
         self._readings.take(sources)
         self._exempt = [self._exempt[source] if source >= 0 else _NOTHING for source in sources.tolist()]
+        if self._before is not None:
+            self._were = (
+                np.where(sources >= 0, self._were[sources], -1) if len(self._were) else np.full_like(sources, -1)
+            )
+        if self._texts:
+            known = self._texts
+            self._texts = {row: known[source] for row, source in enumerate(sources.tolist()) if source in known}
 
     def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """As `Tracker.banned`."""
@@ -89,9 +116,41 @@ class ExemptingTracker:
             return []
         return self._readings.blame(row, token_id)
 
+    def passed(self) -> list[Passed]:
+        """What the newest tokens completed that is exempt, as `Tracker.passed`."""
+        found = []
+        for row, exempt in enumerate(self._exempt):
+            if not exempt or self._readings.closed[row]:
+                continue
+            states, token = self._before_newest(row)
+            completed = self._completed_in(states, token)
+            # Something else than these can have been written only where every token was banned.
+            if completed and completed <= exempt:
+                names = (name for state in states for name in self._matcher.blame(state, token))
+                found += [Passed(row, "exempted", name) for name in dict.fromkeys(names)]
+        return found
+
+    def _before_newest(self, row: int) -> tuple[list[int], int]:
+        """The states of a row's readings before its newest token, and that; no states if it is the prompt's."""
+        if row in self._texts:
+            text, prompt = self._texts[row]
+            self._other.read(np.arange(1), [text[:-1]], np.array([prompt]))
+            return self._other.states(0), int(text[-1])
+        if self._before is None or self._were[row] < 0:
+            return [], _NO_TOKEN
+        readings, tokens = self._before
+        return readings.states(int(self._were[row])), int(tokens[self._were[row]])
+
+    @cached_property
+    def _other(self) -> TextTracker:
+        """Of a text that is no row."""
+        return TextTracker(self._matcher)
+
     def _completed(self, row: int, token_id: int) -> set[int]:
         """The patterns that a token completes in any reading of a row."""
-        states = self._readings.states(row)
+        return self._completed_in(self._readings.states(row), token_id)
+
+    def _completed_in(self, states: Sequence[int], token_id: int) -> set[int]:
         return {pattern for state in states for pattern in self._matcher.completed(state, token_id)}
 
     def _quoted_in(self, prompt: NDArray[np.int64]) -> frozenset[int]:

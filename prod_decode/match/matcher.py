@@ -43,6 +43,8 @@ from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
 _CACHED_STATES = 1 << 16
 
+_Origins = Callable[[str], tuple[str | None, str | None]]
+
 # Sets of stop strings that a matcher is kept for; requests name them.
 _CUTS = 64
 
@@ -84,6 +86,24 @@ def _is_no_quote(_pattern: int) -> bool:
     return False
 
 
+def _no_origin(_entry_id: str) -> tuple[None, None]:
+    """Of entries that nobody says it of."""
+    return None, None
+
+
+class _Either:
+    """What the first of two knows of an entry, else the second."""
+
+    def __init__(self, first: _Origins, second: _Origins) -> None:
+        self._both = first, second
+
+    def __call__(self, entry_id: str) -> tuple[str | None, str | None]:
+        for origin_of in self._both:
+            if (known := origin_of(entry_id)) != (None, None):
+                return known
+        return None, None
+
+
 class Matcher:
     """Tracks text token by token and tells which tokens are banned next.
 
@@ -110,6 +130,7 @@ class Matcher:
         quotes: the pieces of documents with a budget, and what names the entry of a number.
         corpora: what else its trackers follow texts with, such as a corpus index.
         exempts_prompts: whether its trackers let an output repeat what its prompt quotes.
+        origin_of: source and licence of an entry, given by its id, as far as they are known.
     """
 
     def __init__(
@@ -125,6 +146,7 @@ class Matcher:
         *,
         corpora: Sequence[Watch] = (),
         exempts_prompts: bool = False,
+        origin_of: _Origins = _no_origin,
     ) -> None:
         self.vocabulary = vocabulary
         self.normalization = normalization
@@ -137,6 +159,7 @@ class Matcher:
         self._is_quote = is_quote
         self.corpora = tuple(corpora)
         self.exempts_prompts = exempts_prompts
+        self.origin_of: _Origins = origin_of
         self.tables = Tables.of(automaton, self.table, vocabulary.kinds, ends)
         self._cut_by: dict[bytes, Matcher] = {}
         self._cache: dict[int, NDArray[np.int32]] = {}
@@ -201,6 +224,7 @@ class Matcher:
             # Of the same tokens: what stands in escapes is not followed in them (`match.unescaped` says so).
             corpora=self.corpora if vocabulary is None else (),
             exempts_prompts=self.exempts_prompts,
+            origin_of=self.origin_of,
         )
         if vocabulary is None and self.quotes:
             # Found once: for each set of stop strings it would hold up a step.
@@ -219,6 +243,7 @@ class Matcher:
             raise ProdError("expected matchers of one vocabulary, got several: bind all to one Vocabulary")
         twin = self.again()
         twin.corpora += other.corpora
+        twin.origin_of = _Either(self.origin_of, other.origin_of)
         return twin
 
     def exempting_prompts(self) -> Matcher:

@@ -150,6 +150,10 @@ class TextTracker:
         """The ids of the entries whose patterns a token would complete in a row, as `Matcher.blame`; none if closed."""
         return list(dict.fromkeys(name for state in self.states(row) for name in self.matcher.blame(state, token_id)))
 
+    def passed(self) -> tuple[()]:
+        """None: what a text gives away is counted elsewhere."""
+        return ()
+
     def states(self, row: int) -> list[int]:
         """The state of each reading of a row, the first one first; none if closed."""
         if self._states[row] == _UNREADABLE:

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prod_decode.quotes.passed import Passed
+
 
 class Tracker(Protocol):
     """Follows the texts of a batch and says what is banned next.
@@ -47,6 +49,12 @@ class Tracker(Protocol):
 
     def blame(self, row: int, token_id: int) -> list[str]:
         """The ids of the entries because of which a token is banned in a row; none if the row cannot be read."""
+
+    def passed(self) -> Sequence[Passed]:
+        """What the newest token of each row did and was let through, rows in any order; of a prompt's token nothing.
+
+        A cache like everything else: the same after `read` of the whole text. Only who asks pays for it.
+        """
 
 
 class Combined:
@@ -100,3 +108,7 @@ class Combined:
     def blame(self, row: int, token_id: int) -> list[str]:
         """As `Tracker.blame`."""
         return list(dict.fromkeys(name for tracker in self.trackers for name in tracker.blame(row, token_id)))
+
+    def passed(self) -> list[Passed]:
+        """As `Tracker.passed`."""
+        return [one for tracker in self.trackers for one in tracker.passed()]

@@ -81,12 +81,14 @@ class UnescapedMatcher:
     Attributes:
         vocabulary: the tokens as they are.
         matchers: by escape state.
+        origin_of: source and licence of an entry, as `Matcher` has it.
     """
 
     def __init__(self, vocabulary: Vocabulary, matchers: Mapping[int, Matcher], ends: NDArray[np.bool_]) -> None:
         """From the parts, `OUTSIDE` among the matchers; `ends`: bool [256], the symbols before which a word may end."""
         self.vocabulary, self.matchers = vocabulary, matchers
         self.automaton, self.normalization = matchers[OUTSIDE].automaton, matchers[OUTSIDE].normalization
+        self.origin_of = matchers[OUTSIDE].origin_of
         self._ends = ends
         self._banned: dict[tuple[int, int], NDArray[np.int32]] = {}
         self._inside: dict[tuple[int, int], tuple[NDArray[np.int32], int]] = {}
@@ -209,6 +211,10 @@ class UnescapedTracker:
         rows, ids = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         order = np.argsort(rows, kind="stable")
         return rows[order], ids[order]
+
+    def passed(self) -> tuple[()]:
+        """None: what a text gives away is counted elsewhere."""
+        return ()
 
     def blame(self, row: int, token_id: int) -> list[str]:
         """The ids of the entries whose patterns a token would complete in a row; none if closed."""

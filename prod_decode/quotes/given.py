@@ -50,6 +50,22 @@ class Given(NamedTuple):
         known = np.union1d(self.pieces, found[:, 0])
         return Given(starts, ends, documents, counts, documents[counts >= pieces.budgets[documents]], known)
 
+    def since(self, before: Given, first: int, end: int) -> list[tuple[int, int]]:
+        """The runs within `first : end` that were not given away `before`, ascending and apart."""
+        found = []
+        at, last = np.searchsorted(self.ends, first, side="right"), np.searchsorted(self.starts, end)
+        for start, stop in zip(self.starts[at:last].tolist(), self.ends[at:last].tolist(), strict=True):
+            low = max(start, first)
+            for place in range(int(np.searchsorted(before.ends, low, side="right")), len(before.starts)):
+                if before.starts[place] >= stop:
+                    break
+                if before.starts[place] > low:
+                    found.append((low, int(before.starts[place])))
+                low = int(before.ends[place])
+            if low < min(stop, end):
+                found.append((low, min(stop, end)))
+        return found
+
     def uncounted(self) -> Given:
         """The same symbols, none of which counts: what a prompt quotes and an output may repeat."""
         return Given(self.starts, self.ends, pieces=self.pieces)

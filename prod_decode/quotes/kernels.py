@@ -35,7 +35,7 @@ def follow_all(
 ) -> NDArray[np.int64]:
     """Follow `tokens[k]` in row `rows[k]`, one after another; the pieces that they complete: int64 [m, 3].
 
-    Of each the row, and its part of `order`.
+    Of each the place of the token, k, and its part of `order`.
     """
     out = np.empty((0, 3), np.int64)
     count = 0
@@ -67,7 +67,7 @@ def follow_all(
                 continue
             low, high = range_of(text, order, window, end - piece, piece)
             if low < high:
-                out, count = put_triple(out, count, row, low, high)
+                out, count = put_triple(out, count, k, low, high)
         filled[row] = end
         hashes[row] = hashed
     return out[:count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prod_decode.quotes.given import NOTHING, Given, covers
 from prod_decode.quotes.kernels import completing, follow_all, gives_more
+from prod_decode.quotes.passed import Passed
 from prod_decode.quotes.pieces import Pieces, range_of
 from prod_decode.text.normalize import AFTER_OTHER, TEXT_STATES
 from prod_decode.tokens.vocabulary import TEXT, TokenTable
@@ -177,6 +178,8 @@ class QuoteTracker:
         self._given: list[Given] = []
         # Rows in which a budget is reached: nearly always none.
         self._reached: list[int] = []
+        # Of rows whose newest token gave away more, what was given away before it.
+        self._before: dict[int, Given] = {}
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -199,9 +202,14 @@ class QuoteTracker:
     def advance(self, tokens: NDArray[np.int64]) -> None:
         """Every row one token on: int64 [B]."""
         found = self._follow(np.arange(len(self)), tokens)
+        if self._before:
+            self._before = {}
         if len(found):
             for row in np.unique(found[:, 0]).tolist():
-                self._given[row] = self._given[row].more(self.bound.pieces, found[found[:, 0] == row, 1:])
+                before = self._given[row]
+                self._given[row] = before.more(self.bound.pieces, found[found[:, 0] == row, 1:])
+                if self._given[row] is not before:
+                    self._before[row] = before
             self._note()
 
     def take(self, sources: NDArray[np.int64]) -> None:
@@ -211,6 +219,9 @@ class QuoteTracker:
         old = sources >= 0
         self._rows.set(old, before, sources[old])
         self._given = [self._given[source] if source >= 0 else NOTHING for source in sources.tolist()]
+        if self._before:
+            known = self._before
+            self._before = {row: known[source] for row, source in enumerate(sources.tolist()) if source in known}
         self._note()
 
     def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -243,6 +254,25 @@ class QuoteTracker:
         }
         return [self.bound.name_of(int(pieces.owners[document])) for document in sorted(found)]
 
+    def passed(self) -> list[Passed]:
+        """What the newest token of each row gave away, as `Tracker.passed`."""
+        return [one for row, before in sorted(self._before.items()) for one in self._passed(row, before)]
+
+    def _passed(self, row: int, before: Given) -> Iterator[Passed]:
+        pieces, now = self.bound.pieces, self._given[row]
+        known = dict(zip(before.documents.tolist(), before.counts.tolist(), strict=True))
+        for document, count in zip(now.documents.tolist(), now.counts.tolist(), strict=True):
+            if count == known.get(document, 0):
+                continue
+            first, end = int(pieces.starts[document]), int(pieces.starts[document + 1])
+            low, high = max(now.since(before, first, end), key=lambda run: run[1] - run[0])
+            name = self.bound.name_of(int(pieces.owners[document]))
+            text = pieces.text[low:high].tobytes().decode("utf-8", "replace")
+            about = name, count, int(pieces.budgets[document]), (low - first, high - first), text
+            yield Passed(row, "quoted", *about)
+            if document in now.closed and document not in before.closed:
+                yield Passed(row, "budget reached", *about)
+
     def _note(self) -> None:
         self._reached = [row for row, given in enumerate(self._given) if len(given.closed)]
 
@@ -255,7 +285,14 @@ class QuoteTracker:
         """Follow a text of its own from its start, in place of what the row had; what is given away after `given`."""
         self._rows.set(slice(row, row + 1), _Rows.empty(1, self.bound.pieces.piece), slice(None))
         found = self._follow(np.full(len(tokens), row), tokens.astype(np.int64, copy=False))
-        return given.more(self.bound.pieces, found[:, 1:]) if len(found) else given
+        self._before.pop(row, None)
+        if len(found):
+            is_newest = found[:, 0] == len(tokens) - 1
+            before = given.more(self.bound.pieces, found[~is_newest, 1:])
+            given = before.more(self.bound.pieces, found[is_newest, 1:])
+            if given is not before:
+                self._before[row] = before
+        return given
 
     def _follow(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `follow_all`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from prod_decode.masking import check_width, mask_padding_, mask_prohibited_
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.trackers import Tracker
 from prod_decode.match.unescaped import unescaped
-from prod_decode.serving.preference import Preference
+from prod_decode.serving.hits import Hit
+from prod_decode.serving.preference import Move, Preference
+from prod_decode.serving.reporter import Culprit, Place, Reporter, culprits_of
 from prod_decode.tokens.utf8 import Utf8
 from prod_decode.tokens.vocabulary import SPECIAL
 
@@ -47,6 +49,7 @@ class Guard:
         stop: Sequence[str] | None = None,
         json: bool = False,
         drops_bytes: bool = False,
+        on_hit: Callable[[Hit], object] | None = None,
     ) -> None:
         """Check that there is something to enforce.
 
@@ -60,6 +63,7 @@ class Guard:
             must_end: raise if a text goes on although it was ended. For engines in which an error is heard.
             drops_bytes: whether the engine leaves bytes that are not UTF-8 out of what it shows, which would join what
                 stands around them: a token that breaks a character is banned then.
+            on_hit: called with each `Hit` when a row is masked, as for `ProdLogitsProcessor` of transformers.
 
         Raises:
             ProdError: no matcher, different vocabularies, or no EOS token.
@@ -77,6 +81,8 @@ class Guard:
         self._trackers: list[Tracker] = [matcher.track() for matcher in self.matchers]
         if json:
             self._trackers += [unescaped(matcher, stop).track() for matcher in matchers]
+        self._lists = [*matchers, *matchers][: len(self._trackers)]
+        self._reporter = None if on_hit is None else Reporter(on_hit, matchers)
         self._preferences = [found for matcher in matchers if (found := Preference.of(matcher))]
         self._utf8 = Utf8(self.vocabulary) if drops_bytes else None
         # Texts that were asked about, the last one last, by their hash; how many tokens of each are the prompt's.
@@ -105,6 +111,7 @@ class Guard:
         *,
         prompt: int | None = None,
         stops: Sequence[int] | None = None,
+        place: tuple[int, str | None] | None = (0, None),
     ) -> Tensor:
         """Mask `row`, floats [V] on any device, in place, after the text `token_ids`, prompt included.
 
@@ -114,6 +121,7 @@ class Guard:
             prompt: how many of them are the prompt's; None: those that the text had when it was first seen. A text
                 goes on if it is the last one and one token more; before a prompt that is this, call `forget`.
             stops: all ids at which the engine stops here, where it says so: those that add no text end the row.
+            place: for hits: `Hit.row` and `Hit.request`; None: of a step that comes to nothing, there are none.
 
         Raises:
             ProdError: the row is not of the vocabulary's size, but for padding, or the engine does not stop at EOS.
@@ -131,18 +139,59 @@ class Guard:
             found.append(self._utf8.breaking(text[begins:]))
         banned = np.concatenate(found)
         banned = banned[banned < width]
+        moves = self._moves(text, begins, banned)
+        reporter = None if place is None else self._reporter
+        at = Place(place[0] if place else 0, len(text), place[1] if place else None)
+        hits = [] if reporter is None else self._hits(reporter, row, banned, moves, at)
         mask_padding_(row, self._known)
-        self._prefer_(row, text, begins, banned)
+        for preference, move in moves:
+            preference.apply_(row[None], move, text)
         mask_prohibited_(row, np.zeros(len(banned), np.int64), banned)
-        return row if bool((row > -np.inf).any()) else self.end_(row, text, stops=stops)
+        if not bool((row > -np.inf).any()):
+            if not self._has_ended(text, stops):
+                hits.append(Reporter.ended(at))
+            self.end_(row, text, stops=stops)
+        if reporter is not None:
+            reporter.tell(hits)
+        return row
 
-    def _prefer_(self, row: Tensor, text: NDArray[np.int64], begins: int, banned: NDArray[np.int32]) -> None:
-        """Move probability to a replacement, if one can be written here."""
+    def _moves(self, text: NDArray[np.int64], begins: int, banned: NDArray[np.int32]) -> list[tuple[Preference, Move]]:
+        """Where probability is moved to a replacement."""
+        found = []
         for preference in self._preferences:
             preference.tracker.read(np.arange(1), [text], np.array([begins]))
             pairs = np.zeros(len(banned), np.int32), banned
-            for move in preference.moves(lambda _: text, [len(text)], pairs):
-                preference.apply_(row[None], move, text)
+            found += [(preference, move) for move in preference.moves(lambda _: text, [len(text)], pairs)]
+        return found
+
+    def _hits(
+        self,
+        reporter: Reporter,
+        row: Tensor,
+        banned: NDArray[np.int32],
+        moves: Sequence[tuple[Preference, Move]],
+        place: Place,
+    ) -> list[Hit]:
+        """What the newest token was let through, and what is banned behind it, before the mask."""
+        if any(tracker.any_closed for tracker in self._trackers):
+            return []
+        watched = list(zip(self._trackers, self._lists, strict=True))
+        newest = place._replace(position=place.position - 1)
+        hits = [reporter.passed(newest, one, matcher) for tracker, matcher in watched for one in tracker.passed()]
+        here = [move for _, move in moves if move.sources is not None]
+
+        def blame(token: int) -> list[Culprit]:
+            named = ((matcher, name) for tracker, matcher in watched for name in tracker.blame(0, token))
+            return culprits_of(named, token, here, self.matchers)
+
+        out = np.concatenate([banned, *(move.sources for move in here if move.sources is not None)])
+        looked = reporter.look(row[None], (np.zeros(len(out), np.int64), out))
+        if looked.refusing:
+            hits += reporter.refused(place, row, out, blame, self.vocabulary)
+        return hits
+
+    def _has_ended(self, text: NDArray[np.int64], stops: Sequence[int] | None) -> bool:
+        return bool(len(text)) and int(text[-1]) in self._ends_among(stops)
 
     def forget(self) -> None:
         """The next text is a prompt, whatever it begins with."""

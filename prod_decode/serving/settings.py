@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prod_decode.blocklist.sources import unique_keys
 from prod_decode.errors import ProdError, closest, did_you_mean
+from prod_decode.serving.audit_log import AuditLog
 
 if TYPE_CHECKING:
     from prod_decode.blocklist.blocklist import Blocklist
@@ -28,7 +29,7 @@ JSON = "prod_json"
 # Set on a request whose `ignore_eos` was taken over: EOS is masked, and written only to end a row.
 ENDLESS = "prod_ignore_eos"
 
-_KEYS = ("blocklists", "default", "json", "exempt_prompt")
+_KEYS = ("blocklists", "default", "json", "exempt_prompt", "audit_log", "audit_text")
 _EXAMPLE = '{"blocklists": {"gpl": "gpl.prod"}, "default": ["gpl"]}'
 
 
@@ -42,19 +43,23 @@ class Settings:
         json: which requests are matched with JSON's escapes decoded as well: `auto`, those that write JSON as far as
             can be seen; or `always`.
         exempt_prompt: the names of lists under which an output may repeat what its prompt quotes.
+        audit_log: the file that hits are written to, as for `AuditLog`; None: none.
+        audit_text: also what the model wanted or wrote.
     """
 
     files: dict[str, str]
     default: tuple[str, ...]
     json: Literal["auto", "always"] = "auto"
     exempt_prompt: tuple[str, ...] = ()
+    audit_log: str | None = None
+    audit_text: bool = False
 
     @classmethod
     def parse(cls, value: object, where: str) -> Settings:
         """Settings from parsed JSON: `{"blocklists": {NAME: FILE, ...}, "default": [NAME, ...], "json": "always"}`.
 
         Without `default` every blocklist is enforced on every request; without `json` it is `auto`. `exempt_prompt`
-        names lists as `default` does; without it there are none.
+        names lists as `default` does; without it there are none. `audit_log` is a file, `audit_text` true or false.
 
         Args:
             value: the JSON value.
@@ -92,7 +97,26 @@ class Settings:
                 f"{unescape!r}"
             )
         default, exempt = (tuple(name for name in files if name in names) for names in chosen.values())
-        return cls(dict(files), default, unescape, exempt)
+        log, text = value.get("audit_log"), value.get("audit_text", False)
+        if log is not None and (not isinstance(log, str) or not log):
+            raise ProdError(f"{where}: audit_log: expected the name of a file, got {log!r}")
+        if not isinstance(text, bool) or (text and log is None):
+            got = repr(text) if not isinstance(text, bool) else "true without an audit_log"
+            raise ProdError(f"{where}: audit_text: expected true or false beside audit_log, got {got}")
+        return cls(dict(files), default, unescape, exempt, log, text)
+
+    def open_log(self) -> AuditLog | None:
+        """The audit log, if the settings name one.
+
+        Raises:
+            ProdError: as `AuditLog`.
+        """
+        if self.audit_log is None:
+            return None
+        try:
+            return AuditLog(self.audit_log, text=self.audit_text)
+        except ProdError as error:
+            raise ProdError(f"audit_log: {error}") from None
 
     @classmethod
     def find(cls, options: object, environment: Mapping[str, str] = os.environ) -> Settings:

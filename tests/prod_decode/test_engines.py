@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prod_decode import Blocklist, Entry, Matcher, ProdError, Vocabulary, mlx_lm, sglang, tensorrt_llm
+from prod_decode import Blocklist, Entry, Hit, Matcher, ProdError, Vocabulary, mlx_lm, sglang, tensorrt_llm
 from prod_decode import llama_cpp as adapter
 from prod_decode.masking import MOST_PADDING
 from prod_decode.serving.guard import Guard
@@ -431,6 +432,44 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for cached in (sglang._settings, sglang._matchers, sglang._guard_of):
         cached.cache_clear()
+
+
+@pytest.mark.usefixtures("mlx")
+def test_every_engine_tells_its_hits() -> None:
+    """After the text `a`, of which `b` would make `ab`; `b` has nearly all of the probability."""
+    hits: list[Hit] = []
+    scores = np.full((1, len(TOKENS)), -9, np.single)
+    scores[0, 2] = 0
+    llama = SimpleNamespace(draft_model=None, token_eos=lambda: 0, n_vocab=lambda: len(TOKENS))
+    (on_llama,) = adapter.ProdLogitsProcessors(matcher("ab"), llama=llama, on_hit=hits.append)
+    on_llama(np.array([5, 1], np.intc), scores[0].copy())
+    mlx_lm.ProdLogitsProcessor(matcher("ab"), on_hit=hits.append)(MlxArray([5, 1]), MlxArray(scores.copy()))
+    on_trt = tensorrt_llm.ProdLogitsProcessor(matcher("ab"), on_hit=hits.append)
+    on_trt(17, torch.from_numpy(scores.repeat(2, 0)), [[5, 6], [5, 1]], None, None)
+    assert [(hit.kind, hit.entry, hit.position, hit.text) for hit in hits] == [("banned", "ab", 2, "b")] * 3
+    assert [(hit.row, hit.request) for hit in hits] == [(0, None), (0, None), (1, "17")]
+
+
+@pytest.mark.usefixtures("server")
+def test_sglang_writes_an_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROD_TOKENIZER", "model")
+    prod = {**json.loads(os.environ["PROD_BLOCKLISTS"]), "audit_log": str(tmp_path / "hits.jsonl")}
+    monkeypatch.setenv("PROD_BLOCKLISTS", json.dumps(prod))
+    sglang._log_of_hits.cache_clear()
+    requests = [sglang_request([5], []), sglang_request([1], []), sglang_request([1], [])]
+    requests[1]["__req__"].rid = "r7"
+    # Of this one a part of the prompt is computed, and no token comes of it.
+    requests[2]["__req__"].inflight_middle_chunks = 1
+    scores = torch.full((3, len(TOKENS)), -9.0)
+    scores[:, 2] = 0
+    sglang.ProdLogitsProcessor()(scores, requests)
+    log = sglang._log_of_hits()
+    assert log is not None
+    log.close()
+    sglang._log_of_hits.cache_clear()
+    (line,) = [json.loads(line) for line in (tmp_path / "hits.jsonl").read_text().splitlines()]
+    assert (line["kind"], line["entry"], line["row"], line["position"]) == ("banned", "ab", 1, 1)
+    assert (line["request"], "text" in line) == ("r7", False)
 
 
 @pytest.mark.usefixtures("server")

@@ -915,6 +915,41 @@ def test_what_v2_does_not_count_is_refused_at_the_start(files: dict[str, str], t
     assert [matcher.exempts_prompts for matcher in on_v1.matchers] == [*(name == "copied" for name in budgets), False]
 
 
+def test_hits_are_written_on_v1(files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"blocklists": files, "audit_log": str(tmp_path / "hits.jsonl"), "audit_text": True}
+    with pytest.raises(ProdError, match=r"audit_log: expected none, got .*: the V2 model runner bans on the device"):
+        ProdLogitsProcessor(config(settings), request_states(2))
+    logger = logging.getLogger("vllm.prod_decode")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger.name):
+            processor = ProdLogitsProcessor(config(settings), torch.device("cpu"), False)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert f"; hits are written to {tmp_path / 'hits.jsonl'}" in caplog.text
+    with pytest.raises(ProdError, match=r"^audit_log: .* expected an audit log that nobody writes, got one with"):
+        ProdLogitsProcessor(config(settings), torch.device("cpu"), False)
+    outputs: list[list[int]] = [[], encode("("), encode("(")]
+    texts = [encode("a"), encode("b."), [HOLE]]
+    processor.update_state(added(*((params(), text, output) for text, output in zip(texts, outputs, strict=True))))
+    for token in "_b":
+        logits = torch.zeros(3, WIDTH)
+        logits[:, TOKENS.index(b"b")] = 9
+        masked = processor.apply(logits.clone())
+        # A text that cannot be read has ended.
+        outputs[2].append(EOS)
+        assert masked[2].tolist() == [0.0 if token_id == EOS else -INF for token_id in range(WIDTH)]
+        for output in outputs[:2]:
+            output.append(TOKENS.index(token.encode()))
+    processor.apply(torch.zeros(3, WIDTH))
+    assert processor._hits is not None
+    processor._hits._reporter._on_hit.close()
+    lines = [json.loads(line) for line in (tmp_path / "hits.jsonl").read_text().splitlines()]
+    told = [(line["kind"], line["row"], line["position"], line.get("entry"), line.get("text")) for line in lines]
+    # What is banned at its first step is told with the second one, when a token has come of it.
+    assert told == [("ended", 2, 2, None, None), ("banned", 0, 1, "ab", "b")]
+
+
 def test_what_v2_does_not_decode(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ProdError, match='"json": "always": the V2 model runner does not decode the escapes of JSON'):
         ProdLogitsProcessor(config({"blocklists": files, "json": "always"}), request_states(2))

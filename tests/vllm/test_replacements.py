@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from logging.handlers import QueueListener
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-from prod_decode import Blocklist, Entry
+from prod_decode import Blocklist, Entry, Hit
 from prod_decode.hf import ProdLogitsProcessor as HfProcessor
 from prod_decode.serving.guard import Guard
 from prod_decode.storage.models import load_model
@@ -277,7 +280,14 @@ def served(taught: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LL
             num_gpu_blocks_override=10,
             disable_log_stats=False,
             logits_processors=[PROCESSOR],
-            additional_config={"prod": {"blocklists": files, "default": []}},
+            additional_config={
+                "prod": {
+                    "blocklists": files,
+                    "default": [],
+                    "audit_log": str(folder / "hits.jsonl"),
+                    "audit_text": True,
+                }
+            },
         )
     yield llm
     llm.llm_engine.engine_core.shutdown()
@@ -287,6 +297,37 @@ def served(taught: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LL
 def asking(*names: str, **options: Any) -> SamplingParams:
     extra = {"prod_blocklists": list(names)} if names else None
     return SamplingParams(**{"temperature": 0, "max_tokens": 16, "extra_args": extra, **options})
+
+
+def owner_of(thread: threading.Thread) -> object:
+    """Whose method it runs."""
+    return getattr(getattr(thread, "_target", None), "__self__", None)
+
+
+@pytest.mark.slow
+def test_the_engine_writes_the_hits_that_transformers_tells(served: LLM, taught: str) -> None:
+    """Of a prompt that is read in three pieces, and of what comes then."""
+    model, tokenizer = load_model(taught, dtype="float32", device="cpu")
+    prompt = "# a line that makes it longer than a piece\n" + CALLS[0][0]
+    served.generate(prompt, asking("calls"), use_tqdm=False)
+    # The next step tells what the first one of a request has to wait for.
+    served.generate(prompt, asking(), use_tqdm=False)
+    (writer,) = [one for thread in threading.enumerate() if isinstance(one := owner_of(thread), QueueListener)]
+    writer.queue.join()  # type: ignore[attr-defined]
+    path = served.llm_engine.vllm_config.additional_config["prod"]["audit_log"]
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    hits: list[Hit] = []
+    processor = HfProcessor(SERVED["calls"].bind(tokenizer), on_hit=hits.append)
+    ids = tokenizer(prompt, return_tensors="pt")
+    assert ids["input_ids"].shape[1] > 64
+    with torch.inference_mode():
+        model.generate(**ids, logits_processor=[processor], max_new_tokens=16, do_sample=False)
+    names = ("kind", "position", "entry", "likeliest", "text", "replacement", "row")
+    assert [[line.get(name) for name in names] for line in lines] == [
+        [getattr(h, name) for name in names] for h in hits
+    ]
+    assert [line["mass"] for line in lines] == pytest.approx([hit.mass for hit in hits], abs=1e-3)
+    assert hits
 
 
 @pytest.mark.slow

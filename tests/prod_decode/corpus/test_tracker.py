@@ -142,6 +142,21 @@ def test_what_the_prompt_quotes_may_be_repeated_where_an_operator_says_so() -> N
     for tokens in spelled:
         banned = tokens[-1] in banned_of(matcher, prompt + tokens[:-1], len(prompt))
         assert banned == (tokens is not spelled[0])
+    tracker = matcher.track()
+    tracker.read(np.arange(1), [np.array(prompt)], np.array([len(prompt)]))
+    assert tracker.passed() == []
+    for token in spelled[0]:
+        assert tracker.passed() == []
+        tracker.advance(np.array([token]))
+    (told,) = tracker.passed()
+    assert (told.row, told.kind) == (0, "exempted")
+    tracker.take(np.array([-1, 0]))
+    assert [one.row for one in tracker.passed()] == [1]
+    read = matcher.track()
+    read.read(np.arange(2), [np.array(prompt + spelled[0])] * 2, np.array([len(prompt), len(prompt + spelled[0])]))
+    assert [one.row for one in read.passed()] == [0]
+    tracker.advance(np.array([TOKENS.index(b"("), EOS]))
+    assert tracker.passed() == []
 
 
 def test_a_matcher_of_an_index_is_pickled() -> None:

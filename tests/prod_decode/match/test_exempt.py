@@ -47,12 +47,22 @@ def test_bans_are_those_of_a_search(
     tracker.advance(np.full(len(rows), extra))
     sources = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=3))
     tracker.take(np.array(sources))
+    # Some of them read again from their texts: what is known of them is the same.
+    again = data.draw(st.lists(st.integers(0, len(sources) - 1), max_size=2, unique=True))
+    whole = [np.append(texts[sources[row]], extra) for row in again]
+    tracker.read(np.array(again, np.int64), whole, ends[[sources[row] for row in again]])
     found, banned = tracker.banned()
     patterns = {number: pattern.decode() for number, pattern in enumerate(spellings(blocklist))}
+    passed = {(one.row, one.kind, one.entry_id) for one in tracker.passed()}
+    assert len(passed) == len(tracker.passed())
+    let_through = set()
     for row, source in enumerate(sources):
         prompt, output = ("".join(spelled[i] for i in part) for part in rows[source])
         text = prompt + output + spelled[extra]
         exempt = {n for n, p in patterns.items() if p in prompt and blocklist.is_quote(n)}
+        newest = {n for n, p in patterns.items() if p in text[max(0, len(prompt + output) - len(p) + 1) :]}
+        if newest <= exempt:
+            let_through |= {(row, "exempted", name) for n in newest for name in blocklist.entries_of(n)}
         expected = {}
         for token, word in enumerate(spelled):
             ended = {n for n, p in patterns.items() if p in (text + word)[max(0, len(text) - len(p) + 1) :]}
@@ -61,6 +71,7 @@ def test_bans_are_those_of_a_search(
         assert set(banned[found == row].tolist()) == expected.keys()
         for token in range(len(spelled)):
             assert set(tracker.blame(row, token)) == expected.get(token, set())
+    assert passed == let_through
 
 
 def spellings(blocklist: Blocklist) -> list[bytes]:
@@ -108,6 +119,42 @@ def test_type_hints_may_be_added_to_a_document_in_the_prompt() -> None:
     assert not given_away(rest, other, 120) - given_away(half, other, 120)
     # And where the prompt quotes nothing, all of it.
     assert write(exempting, "Go on:\n", other) == write(guarded, "Go on:\n", other)
+
+
+def test_what_was_let_through_is_told_token_by_token() -> None:
+    half = SOURCE[: len(SOURCE) // 2]
+    # Spaces as they are: each is written with its own token.
+    blocklist = Blocklist.compile(
+        [Entry(half, id="textwrap", policy="quote", max_quote=120), Entry("re.compile(", id="phrase")], normalize="none"
+    )
+    matcher = blocklist.bind(CHARACTERS).exempting_prompts()
+    task = f"Add type hints:\n{half}\n"
+    written = with_hints(half).replace("re.compile(", "re.compile~")
+    ends = {found.end - 1 for found in blocklist.scan(written)}
+    assert len(ends) > 20
+    tracker, ids = matcher.track(), np.frombuffer(f"{task}{written}".encode(), np.uint8).astype(np.int64)
+    tracker.read(np.arange(1), [ids[: len(task)]], np.array([len(task)]))
+    assert tracker.passed() == []
+    for at in range(len(written)):
+        tracker.advance(ids[len(task) + at : len(task) + at + 1])
+        told = [(0, "exempted", "textwrap")] if at in ends else []
+        assert [one[:3] for one in tracker.passed()] == told
+        if told:
+            again = matcher.track()
+            again.read(np.array([1]), [ids[: len(task) + at + 1]], np.array([len(task)]))
+            again.take(np.array([0, -1, 1]))
+            assert again.passed() == [(2, "exempted", "textwrap", None, None, None, None)]
+            # Moved, doubled, gone.
+            tracker.take(np.array([-1, 0, 0]))
+            assert [one.row for one in tracker.passed()] == [1, 2]
+            tracker.take(np.array([1]))
+            tracker.read(np.array([1]), [ids[: len(task)]], np.array([len(task)]))
+            assert [one.row for one in tracker.passed()] == [0]
+            # Another text in its place, of which nothing is written yet.
+            tracker.read(np.array([1]), [ids[: len(task) + at + 1]], np.array([len(task)]))
+            tracker.read(np.array([0]), [ids[: len(task)]], np.array([len(task)]))
+            assert [one.row for one in tracker.passed()] == [1]
+            tracker.take(np.array([1]))
 
 
 def given_away(text: str, document: str, piece: int = 24) -> set[int]:

@@ -131,9 +131,9 @@ class Outputs(RuleBasedStateMachine):
         self.tracker = bound.track(exempt_prompts=exempts)
         self.rows: list[tuple[list[int], int]] = []
 
-    def given_by(self, row: int, extra: Sequence[int] = ()) -> list[set[int]]:
+    def given_by(self, row: int, extra: Sequence[int] = (), left_out: int = 0) -> list[set[int]]:
         tokens, prompt = self.rows[row]
-        output = self.symbols([*tokens[prompt:], *extra])
+        output = self.symbols([*tokens[prompt : max(prompt, len(tokens) - left_out)], *extra])
         found = [given_away(output, d.symbols.tobytes(), d.counts.tolist(), self.piece) for d in self.documents]
         if self.exempts:
             free = self.exempt(row)
@@ -190,6 +190,84 @@ class Outputs(RuleBasedStateMachine):
             assert sorted(banned) == sorted(expected)
             for token, owners in expected.items():
                 assert self.tracker.blame(row, token) == list(map(str, owners))
+
+    @invariant()
+    def what_the_newest_token_gave_away_as_brute_force(self) -> None:
+        expected = []
+        for row in range(len(getattr(self, "rows", []))):
+            for d, (now, before) in enumerate(zip(self.given_by(row), self.given_by(row, left_out=1), strict=True)):
+                if len(now) == len(before):
+                    continue
+                document = self.documents[d]
+                begin, end = longest_run(now - before)
+                text = document.symbols.tobytes()[begin:end].decode("utf-8", "replace")
+                about = (str(d), len(now), document.budget, (begin, end), text)
+                expected.append((row, "quoted", *about))
+                if len(before) < document.budget <= len(now):
+                    expected.append((row, "budget reached", *about))
+        if hasattr(self, "rows"):
+            assert [tuple(one) for one in self.tracker.passed()] == expected
+
+
+@given(st.data(), st.integers(2, 5))
+def test_what_each_token_gives_away_is_told_as_brute_force(data: st.DataObject, piece: int) -> None:
+    made = data.draw(documents(piece))
+    whole = [document.symbols.tobytes() for document in made]
+    cuts = [text[a : a + size] for text in whole for size in (1, 2, piece + 1) for a in range(0, len(text), size)]
+    tokens = [b"a", b"b", *(cut for cut in cuts if cut)]
+    vocabulary = Vocabulary.from_bytes(tokens, _proved=True)
+    normalization = Normalization("none")
+    bound = BoundPieces(Pieces.of(piece, made), vocabulary.table(normalization), vocabulary.kinds)
+    exempts = data.draw(st.booleans())
+    tracker, other = bound.track(exempt_prompts=exempts), bound.track(exempt_prompts=exempts)
+    # Runs of a document's tokens, one after the other, so that outputs go on where it does.
+    begins = data.draw(st.lists(st.tuples(st.integers(0, len(tokens) - 1), st.integers(1, 8)), min_size=1, max_size=3))
+    written = [token for begin, size in begins for token in range(begin, min(begin + size, len(tokens)))]
+    prompt = data.draw(st.integers(0, 2))
+
+    def told(output: bytes, before: bytes, free: bytes) -> list[tuple[object, ...]]:
+        expected: list[tuple[object, ...]] = []
+        for d, document in enumerate(made):
+            counts, text = document.counts.tolist(), document.symbols.tobytes()
+            exempt = given_away(free, text, counts, piece) if exempts else set()
+            now, known = (given_away(one, text, counts, piece) - exempt for one in (output, before))
+            if now == known:
+                continue
+            begin, end = longest_run(now - known)
+            about = (str(d), len(now), document.budget, (begin, end), text[begin:end].decode())
+            expected.append((0, "quoted", *about))
+            if len(known) < document.budget <= len(now):
+                expected.append((0, "budget reached", *about))
+        return expected
+
+    tracker.read(np.arange(1), [np.array(written[:prompt], np.int64)], np.array([min(prompt, len(written))]))
+    for end in range(prompt + 1, len(written) + 1):
+        tracker.advance(np.array(written[end - 1 : end]))
+        free, output, before = (
+            b"".join(tokens[i] for i in written[a:b]) for a, b in ((0, prompt), (prompt, end), (prompt, end - 1))
+        )
+        expected = told(output, before, free)
+        assert [tuple(one) for one in tracker.passed()] == expected
+        # The same from the whole text, in another row; moved, and gone.
+        other.read(np.array([2]), [np.array(written[:end])], np.array([prompt]))
+        other.take(np.array([1, 2, 0]))
+        assert [(0, *one[1:]) for one in other.passed() if one.row == 1] == expected
+        other.take(np.array([1, -1, -1]))
+        assert [tuple(one) for one in other.passed()] == expected
+    other.read(np.array([0]), [np.array(written)], np.array([len(written)]))
+    assert other.passed() == []
+
+
+def longest_run(places: set[int]) -> tuple[int, int]:
+    """The first of the longest runs of neighbours."""
+    runs = []
+    for begin in sorted(places):
+        if begin - 1 not in places:
+            end = begin
+            while end in places:
+                end += 1
+            runs.append((begin, end))
+    return max(runs, key=lambda run: (run[1] - run[0], -run[0]))
 
 
 def normalized(machine: Any, text: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prod_decode import Blocklist, Entry, ProdError
+from prod_decode import Blocklist, Entry, Hit, ProdError
 from prod_decode.serving.settings import Settings, requested
 from prod_decode.tokens.vocabulary import Vocabulary
 
@@ -31,9 +31,19 @@ def test_settings_from_either_source() -> None:
         ([], r"here: expected an object such as \{.*\}, got \[\]"),
         (
             {"blocklist": FILES},
-            r"here: expected the keys 'blocklists', 'default', 'json' and 'exempt_prompt', got 'blocklist': remove",
+            r"here: expected the keys 'blocklists', .*, 'audit_log' and 'audit_text', got 'blocklist': remove",
         ),
         ({"blocklists": FILES, "json": "never"}, r"here: json: expected 'auto', .* or 'always', got 'never'"),
+        ({"blocklists": FILES, "audit_log": 1}, r"here: audit_log: expected the name of a file, got 1"),
+        ({"blocklists": FILES, "audit_log": ""}, r"here: audit_log: expected the name of a file, got ''"),
+        (
+            {"blocklists": FILES, "audit_text": True},
+            r"here: audit_text: expected true or false beside audit_log, got true without an audit_log",
+        ),
+        (
+            {"blocklists": FILES, "audit_log": "a", "audit_text": "yes"},
+            r"here: audit_text: expected true or false beside audit_log, got 'yes'",
+        ),
         ({"blocklists": FILES, "json": True}, r"here: json: expected 'auto', .* or 'always', got True"),
         ({}, r"here: blocklists: expected names and files as in .*, got None"),
         ({"blocklists": {}}, r"here: blocklists: expected names and files as in .*, got \{\}"),
@@ -73,6 +83,19 @@ def test_settings_that_are_refused(value: object, message: str) -> None:
 def test_sources_that_are_refused(options: dict[str, Any], environment: dict[str, str], message: str) -> None:
     with pytest.raises(ProdError, match=message):
         Settings.find(options, environment)
+
+
+def test_an_audit_log_is_opened_or_the_server_does_not_start(tmp_path: Path) -> None:
+    assert Settings.parse({"blocklists": FILES}, "here").open_log() is None
+    path = tmp_path / "hits.jsonl"
+    found = Settings.parse({"blocklists": FILES, "audit_log": str(path), "audit_text": True}, "here")
+    log = found.open_log()
+    assert log is not None
+    with pytest.raises(ProdError, match=r"^audit_log: .*hits\.jsonl: expected an audit log that nobody writes"):
+        found.open_log()
+    log(Hit(0, 3, "banned", "e", token_id=7))
+    log.close()
+    assert json.loads(path.read_text())["token_id"] == 7
 
 
 def test_a_request_adds_and_never_removes() -> None:
