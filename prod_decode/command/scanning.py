@@ -237,6 +237,12 @@ class Places:
         return int(((symbols & 0xC0) != 0x80).sum()) <= most  # bytes that begin a character
 
 
+def _filled(names: Sequence[str], rows: Sequence[tuple[Html | str, ...]], *, heads: int) -> Html:
+    """A table without columns in which nothing stands."""
+    kept = [column for column in range(len(names)) if any(row[column] for row in rows)]
+    return table([names[i] for i in kept], [tuple(row[i] for i in kept) for row in rows], heads=heads)
+
+
 def _position(ends: Sequence[int], at: int) -> tuple[int, int]:
     """The line and column, from 1, of the character at `at`; `ends`: of the lines."""
     before = bisect_left(ends, at)
@@ -391,7 +397,7 @@ class Findings:
             (element("code", brief(name)), f"{count:,}", sources.get(name) or "")
             for name, count in self._by_entry.most_common(MOST_ROWS)
         ]
-        return join(table(["entry", "places", "source"], rows, heads=1), *_more(len(self._by_entry), "entries"))
+        return join(_filled(["entry", "places", "source"], rows, heads=1), *_more(len(self._by_entry), "entries"))
 
     def _quotations(self) -> Html:
         heads = ["file", "quotes", "characters", "budget", "share", "longest run", "licence", "source"]
@@ -408,7 +414,7 @@ class Findings:
             )
             for path, one, budget in sorted(self._quoted, key=lambda item: -item[1].characters)[:MOST_ROWS]
         ]
-        return join(table(heads, rows, heads=2), *_more(len(self._quoted), "documents"))
+        return join(_filled(heads, rows, heads=2), *_more(len(self._quoted), "documents"))
 
     def _files(self) -> Iterator[Html]:
         if len(self._by_file) > 1:
