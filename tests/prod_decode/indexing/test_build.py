@@ -294,8 +294,9 @@ def test_free_code_is_never_chosen(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_indices_of_one_key_are_merged(corpus: Path, tmp_path: Path) -> None:
-    parts = [sorted(corpus.iterdir())[:4], sorted(corpus.iterdir())[4:]]
+    parts = [sorted(corpus.iterdir())[:1], sorted(corpus.iterdir())[1:]]
     one, other = (built(part, tmp_path / f"{number}.pidx") for number, part in enumerate(parts))
+    assert one.table.bits < other.table.bits
     both = merge([one, other])
     both.save(tmp_path / "both.pidx")
     both = CorpusIndex.load(tmp_path / "both.pidx", verify=True)
