@@ -167,7 +167,7 @@ class CorpusIndex(Anchors):
         try:
             path, repo, license_, symbols = json.loads(self.records[max(0, begin) : max(0, end)].tobytes())
             return Source(str(path), str(repo), str(license_), int(symbols))
-        except (TypeError, ValueError):  # of a file that nobody verified
+        except (OverflowError, RecursionError, TypeError, ValueError):  # of a file that nobody verified
             return None
 
     def name_of(self, place: int) -> str:
@@ -345,7 +345,8 @@ def _is_meta(meta: Mapping[str, Any]) -> bool:
     report, key = meta.get("report"), meta.get("key")
     if not isinstance(report, dict) or report.keys() != set(IndexReport.__slots__):
         return False
-    if not all(map(is_count, report.values())) or not isinstance(key, str):
+    numbers = [*report.values(), meta.get("max_quote"), meta.get("width")]
+    if not all(map(is_count, numbers)) or not isinstance(key, str):
         return False
     try:
         is_key = len(bytes.fromhex(key)) == KEY_BYTES

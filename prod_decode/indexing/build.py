@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from prod_decode.blocklist.selection import Selection
 from prod_decode.blocklist.sources import read_texts
 from prod_decode.corpus.index import CorpusIndex
-from prod_decode.corpus.keys import KEY_BYTES, Cut
+from prod_decode.corpus.keys import KEY_BYTES
 from prod_decode.corpus.report import IndexReport
 from prod_decode.corpus.table import Table, bits_for, remainders_of
 from prod_decode.corpus.winnow import Winnower
@@ -104,38 +105,55 @@ def build(
             not to be resumed, or of another build.
     """
     found: list[str] = []
-    tasks = plan(sources, found.append, selection)
     folder = Path(work if work is not None else f"{os.fspath(output)}.work").absolute()
-    free = _free_of(allow, recipe.cut)
-    kept = _prepare(folder, tasks, recipe, free, resume=resume)
-    step = Step(kept, folder, len(tasks))
+    tasks = plan(sources, found.append, selection, [folder, Path(os.fspath(output))])
+    allowed = [text for _, text in read_texts(allow)] if allow else []
+    with _alone(folder, resume=resume):
+        recipe = _begin(folder, tasks, recipe, allowed)
+        for why in found:
+            skipped(why)
+        index = _built(Step(recipe, folder, len(tasks)), list(enumerate(tasks)), engine, len(found), skipped, progress)
+        index.save(output)
+        del index
+        # Under another name at once: nobody can go on with half of it.
+        done = folder.with_name(f"{folder.name}.done")
+        shutil.rmtree(done, ignore_errors=True)
+        folder.rename(done)
+    shutil.rmtree(done)
+    return CorpusIndex.load(output)
+
+
+def _built(
+    step: Step,
+    tasks: Sequence[tuple[int, Task]],
+    engine: Engine,
+    unreadable: int,
+    skipped: Callable[[str], object],
+    progress: Progress,
+) -> CorpusIndex:
+    """Run every step that is not done, and gather what came of them."""
     run = functools.partial(_run, engine, progress)
-    for why in found:
-        skipped(why)
-    parts = run("reading", functools.partial(read_task, step), list(enumerate(tasks)))
+    parts = run("reading", functools.partial(read_task, step), tasks)
     for part in parts:
         for why in part.skipped:
             skipped(why)
     anchors = sum(part.anchors for part in parts)
     if not anchors:
+        shutil.rmtree(step.folder)
         raise ProdError(
-            f"expected a document of {kept.cut.max_quote} symbols and more that is no free code, got none in "
+            f"expected a document of {step.recipe.cut.max_quote} symbols and more that is no free code, got none in "
             f"{sum(part.files for part in parts)} files: name other sources"
         )
     step = step._replace(shards=1 << max(0, (anchors - 1) // _SHARD).bit_length())
     counted = run("counting", functools.partial(count_shard, step), list(range(step.shards)))
     common, waived = sum(counted), sum(part.waived for part in parts)
     if common:
-        write_array(step.path("excluded"), np.union1d(common_of(step), free))
-        waived += sum(run("choosing again", functools.partial(choose_again, step), list(enumerate(tasks))))
+        write_array(step.path("excluded"), np.union1d(common_of(step), np.load(step.path("free"))))
+        waived += sum(run("choosing again", functools.partial(choose_again, step), tasks))
     joined = run("joining", functools.partial(join_shard, step), list(range(step.shards)))
     common += sum(more for more, _ in joined)
     waived += sum(windows for _, windows in joined)
-    index = _gathered(step, parts, common, waived, len(found), Path(os.fspath(output)).name)
-    index.save(output)
-    del index
-    shutil.rmtree(folder)
-    return CorpusIndex.load(output)
+    return _gathered(step, parts, common, waived, unreadable)
 
 
 class Progress(Protocol):
@@ -155,46 +173,81 @@ def _run(engine: Engine, progress: Progress, name: str, step: Callable[[_T], _R]
     return [found[number] for number in range(len(items))]
 
 
-def _prepare(folder: Path, tasks: Sequence[Task], recipe: Recipe, free: NDArray[np.uint64], *, resume: bool) -> Recipe:
-    """Make the work folder, or find the same build in it; the recipe, with the key with which that was begun."""
-    listed = json.dumps([asdict(task) for task in tasks], sort_keys=True).encode()
-    described = recipe.described()
-    if resume:
-        described.pop("key")
-    about = {"tasks": xxhash.xxh3_128_hexdigest(listed), "free": xxhash.xxh3_128_hexdigest(free.tobytes()), **described}
-    plan_file = folder / "plan.json"
+@contextmanager
+def _alone(folder: Path, *, resume: bool) -> Iterator[None]:
+    """The work folder, made, or found for a build that goes on; no other build works in it meanwhile.
+
+    Raises:
+        ProdError: it is there and not to be resumed, or has no plan, or another build is at work.
+    """
     if folder.exists() and not resume:
         raise ProdError(f"{folder} is there, from a build that did not end: pass --resume, or remove it")
+    if folder.exists() and not (folder / "plan.json").exists() and any(folder.iterdir()):
+        raise ProdError(f"{folder} has files and no plan, so that it is not known of which build: remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ProdError(f"cannot write {folder}: {error.strerror}; name another folder with --work") from None
+    try:
+        _lock(descriptor, folder)
+        yield
+    except OSError as error:
+        raise ProdError(
+            f"cannot write {error.filename or folder}: {error.strerror}; name another folder with --work"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ProdError(f"another build is at work in {folder}: wait for it, or name another folder") from None
+    except (ImportError, OSError):  # a system or a disk without locks
+        return
+
+
+def _begin(folder: Path, tasks: Sequence[Task], recipe: Recipe, allowed: Sequence[str]) -> Recipe:
+    """Write the plan of a build, or find the same one; the recipe, with the key with which that was begun."""
+    listed = json.dumps([[asdict(task), [_state(path) for path in task.paths]] for task in tasks], sort_keys=True)
+    free = xxhash.xxh3_128_hexdigest("\0".join(allowed).encode("utf-8", "surrogatepass"))
+    about = {"sources": xxhash.xxh3_128_hexdigest(listed.encode()), "free": free, **recipe.described()}
+    key = about.pop("key")
+    plan_file = folder / "plan.json"
     if plan_file.exists():
         try:
             begun = json.loads(plan_file.read_text())
-            key = bytes.fromhex(begun.pop("key"))
-        except (OSError, ValueError, KeyError, AttributeError):
+            key = begun.pop("key")
+            recipe = Recipe(recipe.cut._replace(key=bytes.fromhex(key)), recipe.common, recipe.attribution)
+        except (ValueError, KeyError, AttributeError):
             raise ProdError(f"{plan_file} cannot be read: remove {folder} and build again") from None
         if begun != about:
             raise ProdError(
-                f"{folder} is of a build with other sources or options: name those again, or remove it to begin anew"
+                f"{folder} is of a build with other sources or options, or they were changed: remove it to begin anew"
             )
-        return Recipe(recipe.cut._replace(key=key), recipe.common, recipe.attribution)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_array(folder / "free", free)
-        write_array(folder / "excluded", free)
+    else:
         with write_whole(plan_file) as file:
-            file.write(json.dumps({**about, "key": recipe.cut.key.hex()}).encode())
-    except OSError as error:
-        raise ProdError(f"cannot write {folder}: {error.strerror}; name another folder with --work") from None
+            file.write(json.dumps({**about, "key": key}).encode())
+    winnower = Winnower(recipe.cut)
+    found = [winnower.identities(symbols_of(text, recipe.cut)) for text in allowed]
+    write_array(folder / "free", np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64))
     return recipe
 
 
-def _free_of(allow: Sequence[str | os.PathLike[str]], cut: Cut) -> NDArray[np.uint64]:
-    """The anchors in free code, as `Winnower.identities`."""
-    winnower = Winnower(cut)
-    found = [winnower.identities(symbols_of(text, cut)) for _, text in read_texts(allow)] if allow else []
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+def _state(path: str) -> tuple[int, int] | None:
+    """What a file has another of once it was written again."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
-def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unreadable: int, name: str) -> CorpusIndex:
+def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unreadable: int) -> CorpusIndex:
     """The index of all shards."""
     groups = [Groups.read(step.path("joined", shard)) for shard in range(step.shards)]
     total = sum(len(group.keys) for group in groups)
@@ -243,7 +296,7 @@ def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unrea
         report,
         np.unique(np.concatenate(even), axis=0),
         (np.concatenate(records), np.cumsum(np.concatenate(lengths))),
-        name,
+        "",
     )
 
 
@@ -251,4 +304,7 @@ def _room(step: Step, name: str, kind: type[np.generic], count: int) -> NDArray[
     """An array on disk, which may be larger than memory."""
     if not count:
         return np.zeros(0, kind)
-    return np.memmap(step.path(name), kind, "w+", shape=(count,))
+    with step.path(name).open("wb") as file:
+        # Room is asked for now: where a mapped page finds none on the disk, the process is killed.
+        os.posix_fallocate(file.fileno(), 0, count * np.dtype(kind).itemsize)
+    return np.memmap(step.path(name), kind, "r+", shape=(count,))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,6 +38,20 @@ _LICENSE = ("license", "licenses", "max_stars_repo_licenses", "detected_licenses
 
 Skipped = Callable[[str], object]
 
+# What archives and rows raise: RuntimeError of an encrypted one, NotImplementedError, which is one, of unknown methods,
+# UnicodeDecodeError and OverflowError of columns.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    UnicodeDecodeError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -53,7 +68,12 @@ class Task:
     folder: str = ""
 
 
-def plan(paths: Sequence[str | os.PathLike[str]], skipped: Skipped, selection: Selection | None = None) -> list[Task]:
+def plan(
+    paths: Sequence[str | os.PathLike[str]],
+    skipped: Skipped,
+    selection: Selection | None = None,
+    leave_out: Collection[Path] = (),
+) -> list[Task]:
     """The tasks in which sources are read, always in the same order.
 
     Args:
@@ -61,6 +81,7 @@ def plan(paths: Sequence[str | os.PathLike[str]], skipped: Skipped, selection: S
             directories archives are documents of no text: name them.
         skipped: told of what is below a directory and cannot be read.
         selection: what is left out.
+        leave_out: files, and folders with all that is in them, that are no sources, wherever they lie.
 
     Raises:
         ProdError: paths that are not there: all of them.
@@ -72,10 +93,12 @@ def plan(paths: Sequence[str | os.PathLike[str]], skipped: Skipped, selection: S
             require_there(found[-1])
     mistakes.refuse()
     tasks: list[Task] = []
+    real = [os.path.realpath(one) for one in leave_out]
     for path in found:
         name = path.name.lower()
         if mode_of(path) == stat.S_IFDIR:
-            tasks += _batches(path, files_below(path, skipped, (), selection))
+            files = files_below(path, skipped, (), selection)
+            tasks += _batches(path, (file for file in files if not _is_below(file, real)))
         elif name.endswith(ARCHIVES):
             tasks.append(Task("archive", (str(path),)))
         elif name.endswith(LINES):
@@ -85,6 +108,12 @@ def plan(paths: Sequence[str | os.PathLike[str]], skipped: Skipped, selection: S
         else:
             tasks.append(Task("files", (str(path),)))
     return tasks
+
+
+def _is_below(path: Path, real: Collection[str]) -> bool:
+    """Whether a file is one of some, or in one of them."""
+    place = os.path.realpath(path)
+    return any(place == one or place.startswith(f"{one}{os.sep}") for one in real)
 
 
 def _batches(folder: Path, files: Iterable[Path]) -> Iterator[Task]:
@@ -124,7 +153,7 @@ def documents(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
             yield from _lines(path, skipped)
         else:
             yield from _parquet(path, skipped)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise ProdError(f"cannot read {path}: {reason(error)}; get it again, or leave it out") from None
 
 
@@ -233,8 +262,9 @@ def _row(row: Any, place: str, skipped: Skipped) -> Iterator[tuple[Source, str]]
     if not isinstance(row, dict):
         skipped(f"{place}: expected a JSON object a line, got {type(row).__name__}")
         return
-    text = next((row[name] for name in _CONTENT if isinstance(row.get(name), str)), None)
-    if text is None:
+    texts = [row[name] for name in _CONTENT if isinstance(row.get(name), str)]
+    text = next(filter(None, texts), "")
+    if not texts:
         skipped(f"{place}: expected source code as a string in {' or '.join(_CONTENT)}, got none")
         return
     path, repo = (next((str(row[name]) for name in names if row.get(name)), "") for names in (_PATH, _REPO))

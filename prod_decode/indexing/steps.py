@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prod_decode.corpus.keys import Cut, mixed
 from prod_decode.corpus.winnow import Winnower, identities_of
+from prod_decode.errors import ProdError
 from prod_decode.indexing.sources import Task, documents
 from prod_decode.storage.artifact import Format, read_artifact, write_artifact
 from prod_decode.storage.files import write_whole
@@ -121,7 +122,14 @@ def choose_again(step: Step, item: tuple[int, Task]) -> int:
         winnower = _winnower_of(step, "excluded")
         _, arrays = read_part(step.path("part", number))
         common = np.isin(identities_of(arrays["prefixes"], arrays["suffixes"]), winnower.excluded)
-        _write_part(step, path, task, winnower, np.unique(arrays["documents"][common]))
+        wanted = np.unique(arrays["documents"][common])
+        _write_part(step, path, task, winnower, wanted)
+        _, again = read_part(path)
+        if not np.array_equal(again["digests"], arrays["digests"][wanted]):
+            path.unlink()
+            raise ProdError(
+                f"{task.folder or task.paths[0]} was changed while it was read: remove {step.folder} and build again"
+            )
     meta, _ = read_part(path)
     _, before = read_part(step.path("part", number))
     return int(meta["waived"]) - int(before["waived"][read_part(path)[1]["chosen"]].sum())
@@ -142,7 +150,8 @@ def _write_part(step: Step, path: Path, task: Task, winnower: Winnower, wanted: 
             continue
         normalized = symbols_of(text, cut)
         found = winnower.choose(normalized)
-        repo = xxhash.xxh3_64_intdigest(source.repo.encode() or source.path.encode()) & int(_32)
+        named = (source.repo or source.path).encode("utf-8", "surrogatepass")  # names of files need not be text
+        repo = xxhash.xxh3_64_intdigest(named) & int(_32)
         count = len(found.starts)
         for column, values in zip(
             columns,
@@ -161,9 +170,7 @@ def _write_part(step: Step, path: Path, task: Task, winnower: Winnower, wanted: 
         symbols += len(normalized)
         waived.append(found.waived)
         digests.append(xxhash.xxh3_64_intdigest(normalized.tobytes()))
-        records.append(
-            json.dumps([source.path, source.repo, source.license, len(normalized)], ensure_ascii=False).encode()
-        )
+        records.append(json.dumps([source.path, source.repo, source.license, len(normalized)]).encode())
     kinds = (np.uint64, np.uint64, np.uint32, np.uint32, np.uint32, np.bool_)
     prefixes, suffixes, repos, owners, windows, even = (
         np.concatenate(column) if column else np.zeros(0, kind) for column, kind in zip(columns, kinds, strict=True)

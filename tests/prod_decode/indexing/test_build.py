@@ -356,6 +356,132 @@ def test_a_work_folder_is_not_taken_for_another_builds(corpus: Path, tmp_path: P
         built([corpus], tmp_path / "a.pidx", resume=True)
 
 
+def test_a_build_goes_on_with_its_own_key_and_free_code(corpus: Path, tmp_path: Path) -> None:
+    free = tmp_path / "free.py"
+    free.write_text(FUNCTIONS[2])
+    with pytest.raises(KilledError):
+        built([corpus], tmp_path / "a.pidx", engine=Dying(1), allow=[free])
+    built([corpus], tmp_path / "a.pidx", Recipe(CUT._replace(key=new_key())), allow=[free], resume=True)
+    built([corpus], tmp_path / "b.pidx", allow=[free])
+    assert (tmp_path / "a.pidx").read_bytes() == (tmp_path / "b.pidx").read_bytes()
+
+
+def test_what_is_left_without_a_plan_is_not_gone_on_with(corpus: Path, tmp_path: Path) -> None:
+    """Hashes of another key would protect nothing."""
+    with pytest.raises(KilledError):
+        built([corpus], tmp_path / "a.pidx", engine=Dying(1))
+    (tmp_path / "a.pidx.work" / "plan.json").unlink()
+    with pytest.raises(ProdError, match=r"a\.pidx\.work has files and no plan, so that it is not known of which build"):
+        built([corpus], tmp_path / "a.pidx", resume=True)
+
+
+def test_sources_that_were_changed_are_told(common: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KilledError):
+        built([common], tmp_path / "a.pidx", engine=Dying(1))
+    (common / "repo2" / "pkg" / "a.py").write_text(FUNCTIONS[5])
+    with pytest.raises(ProdError, match="is of a build with other sources or options, or they were changed"):
+        built([common], tmp_path / "a.pidx", resume=True)
+
+    class Changing(Local):
+        """Between reading and choosing again."""
+
+        def run(self, step: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+            yield from super().run(step, items)
+            (common / "repo3" / "vendored.py").write_text(SOURCE)
+
+    with pytest.raises(ProdError, match="was changed while it was read"):
+        built([common], tmp_path / "b.pidx", Recipe(CUT, common=5), Changing())
+
+
+def test_two_builds_do_not_work_in_one_folder(corpus: Path, tmp_path: Path) -> None:
+    class Asking(Local):
+        """While another build is at work."""
+
+        def run(self, step: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+            with pytest.raises(ProdError, match=r"another build is at work in .*a\.pidx\.work: wait for it"):
+                built([corpus], tmp_path / "a.pidx", resume=True)
+            yield from super().run(step, items)
+
+    assert len(built([corpus], tmp_path / "a.pidx", engine=Asking()))
+
+
+def test_an_index_among_its_sources_is_none_of_them(corpus: Path) -> None:
+    for resume in (False, True):
+        with pytest.raises(KilledError):
+            built([corpus], corpus / "a.pidx", engine=Dying(1), resume=resume)
+    first = built([corpus], corpus / "a.pidx", resume=True)
+    again = built([corpus], corpus / "a.pidx")
+    assert first.report == again.report
+    assert again.report.files == 12
+
+
+def test_names_that_are_no_text(corpus: Path, tmp_path: Path) -> None:
+    """As file systems have them, and rows."""
+    (corpus / os.fsdecode(b"r\xff") / "b").mkdir(parents=True)
+    (corpus / os.fsdecode(b"r\xff") / "b" / os.fsdecode(b"c\xff.py")).write_text(SOURCE[-900:])
+    lines = tmp_path / "x.jsonl"
+    row = {"content": SOURCE[-2000:-1000], "path": "\ud800", "repo": "\ud801", "license": "\ud802"}
+    lines.write_text(json.dumps(row))
+    index = built([corpus, lines], tmp_path / "a.pidx")
+    (found,) = index.scan(SOURCE[-900:])
+    assert found.entry_id == os.fsdecode(b"r\xff: b/c\xff.py")
+    (found,) = index.scan(SOURCE[-2000:-1000])
+    assert found.entry_id == "\ud801: \ud800 (\ud802)"
+
+
+def encrypted(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.py", SOURCE)
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flag, here and in the directory
+    data[data.rindex(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+
+
+def of_an_unknown_method(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.py", SOURCE)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\1\2") + 10] = 77
+    path.write_bytes(data)
+
+
+def lzma_damaged(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.py", SOURCE)
+    data = bytearray(path.read_bytes())
+    data[60:90] = bytes(30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [encrypted, of_an_unknown_method, lzma_damaged])
+def test_an_archive_that_cannot_be_read_is_a_mistake_in_one_line(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+    spoil(tmp_path / "a.zip")
+    with pytest.raises(ProdError, match=r"cannot read .*a\.zip: .*; get it again, or leave it out"):
+        built([tmp_path / "a.zip"], tmp_path / "a.pidx")
+
+
+@pytest.mark.parametrize("record", [b'["a","b","c",1e999]', b"[" * 200_000, b'"a"', b"\xff"])
+def test_forged_records_and_numbers(record: bytes, corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.pidx"
+    built([corpus], path)
+    meta, arrays = read_artifact(path, form=INDEX)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    documents = len(arrays["record_starts"]) - 1
+    forged = {
+        **arrays,
+        "records": np.frombuffer(record * documents, np.uint8),
+        "record_starts": np.arange(documents + 1) * len(record),
+    }
+    write_artifact(path, meta, forged, form=INDEX)
+    assert [found.entry_id for found in CorpusIndex.load(path).scan(FUNCTIONS[0])] == ["a.pidx"]
+    assert CorpusIndex.load(path).quoted(FUNCTIONS[0])
+    for name, value in (("width", 32.0), ("max_quote", 50.5), ("width", True), ("key", "zz"), ("normalize", [])):
+        write_artifact(path, {**meta, name: value}, arrays, form=INDEX)
+        with pytest.raises(ProdError, match="has a header that no build writes"):
+            CorpusIndex.load(path)
+
+
 def test_a_damaged_index_is_refused(corpus: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.pidx"
     built([corpus], path)
