@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +23,7 @@ from prod_decode.blocklist.anchors import FreeCode, choose_anchors, default_widt
 from prod_decode.blocklist.entries import SHORTEST_PATTERN, Entry, EntryInfo, pack, unpack
 from prod_decode.errors import ProdError
 from prod_decode.storage.artifact import Format, are_laid_out, are_ranges, is_count, read_artifact, write_artifact
+from prod_decode.storage.processes import pool_of
 from prod_decode.text.normalize import CLASSES, WORD, Normalization
 from prod_decode.text.patterns import Collected, Pattern
 from prod_decode.text.trie import concatenate
@@ -166,9 +165,7 @@ def prepare_all(
     with ExitStack() as stack:
         submit: Callable[[Sequence[Entry]], Callable[[], Portion]] = partial(partial, prepare)
         if len(begun) > 1 and jobs > 1:
-            # Not forked: the caller may have threads.
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, context, _adopt, (prepare,)))
+            pool = stack.enter_context(pool_of(jobs, _adopt, prepare))
 
             def submit(some: Sequence[Entry]) -> Callable[[], Portion]:
                 return pool.submit(_prepare_here, some).result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from prod_decode.errors import ProdError, reason
+from prod_decode.storage.processes import pool_of
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -33,9 +33,7 @@ class Local:
             for number, item in enumerate(items):
                 yield number, step(item)
             return
-        # Not forked: threads of numba and of others would be left behind in the middle of what they do.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self._jobs, len(items)), mp_context=context) as pool:
+        with pool_of(min(self._jobs, len(items))) as pool:
             numbers = {pool.submit(step, item): number for number, item in enumerate(items)}
             try:
                 for done in as_completed(numbers):
