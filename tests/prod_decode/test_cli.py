@@ -174,7 +174,7 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
     [
         (
             ["complie"],
-            "info, lists, scan, generate, check-server, got 'complie'; did you mean 'compile'? See `prod",
+            "info, lists, scan, index, generate, check-server, got 'complie'; did you mean 'compile'? See `prod",
         ),
         (["--verson"], "prod-decode: unknown option --verson; did you mean '--version'? See `prod-decode --help`"),
         (
