@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from prod_decode.command.options import load_source, positive
+from prod_decode.command.options import Once, load_source, positive
 from prod_decode.command.terminal import note, read_stdin, to_json
 from prod_decode.errors import ProdError, printable
 
@@ -26,7 +26,11 @@ def add_to(commands: Commands) -> None:
     add = commands.add_parser("generate", help="continue a prompt and show where the blocklist stepped in")
     add.add_argument("--model", required=True, metavar="M", help="a hub id, a directory, a .gguf file, or `bundled`")
     add.add_argument(
-        "--blocklist", required=True, metavar="FILE", help="a compiled blocklist, a corpus index, or `list:NAME`"
+        "--blocklist",
+        action=Once,
+        required=True,
+        metavar="FILE",
+        help="a compiled blocklist, a corpus index, or `list:NAME`",
     )
     add.add_argument(
         "--prompt", required=True, metavar="P", help="text to continue; `-` reads standard input, `@FILE` a file"

@@ -104,6 +104,22 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, "".join(f"{line}\n" for line in lines))
 
 
+class Once(argparse.Action):
+    """An option that protects, and may not be given twice: the last one would count, and nobody would say so."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the value; an error if there is one."""
+        if getattr(namespace, self.dest, None) is not None:
+            parser.error(f"{option_string}: expected it once, got it again: join blocklists with `prod-decode merge`")
+        setattr(namespace, self.dest, values)
+
+
 def add_coverage(parser: argparse.ArgumentParser, strict: str) -> None:
     """Add `--strict` and `--accept-uncovered`; `strict` says what the first refuses."""
     group = parser.add_mutually_exclusive_group()

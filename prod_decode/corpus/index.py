@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 from collections import Counter
@@ -34,6 +35,11 @@ INDEX = Format(
     "make one with `prod-decode index build {} -o FILE`",
     "build it again, or copy it again and rename the copy",
 )
+
+# Bytes of an index that are read when it is opened: 50 ms.
+VERIFIED = 1 << 28
+
+_log = logging.getLogger(__name__)
 
 _LAYOUT: dict[str, tuple[Any, int]] = {
     "starts": (np.dtype("<u4"), 1),
@@ -77,7 +83,7 @@ class CorpusIndex(Anchors):
         self._watched: _Watched | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> CorpusIndex:
+    def load(cls, path: str | os.PathLike[str], *, verify: bool | None = None) -> CorpusIndex:
         """The index of a file that `prod-decode index build` wrote.
 
         Writing into the file while it is used changes what is prohibited: replace it by renaming another one, as
@@ -85,12 +91,17 @@ class CorpusIndex(Anchors):
 
         Args:
             path: the file.
-            verify: read all of it, compare its checksum, and look whether it is in order.
+            verify: read all of it, compare its checksum, and look whether it is in order. None: if it has at most
+                `VERIFIED` bytes; of a larger one a line is logged.
 
         Raises:
             ProdError: no such file, not an index, of another version, cut short, or damaged as far as that is read.
         """
         source = as_path(path)
+        if verify is None:
+            verify = not source.is_file() or source.stat().st_size <= VERIFIED
+            if not verify:
+                _log.warning("%s is opened without reading all of it: `prod-decode index verify` does", source)
         meta, arrays = read_artifact(source, verify=verify, form=INDEX, mapped=True)
         watched = _Watched(source)
         table = None
@@ -204,8 +215,8 @@ class CorpusIndex(Anchors):
     def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
         """Every run of anchors in `text`, in the order in which they begin, in offsets of `text`.
 
-        Anchors are one run where another follows within a window of `max_quote` symbols. It is named after the
-        document to which most of them belong, as far as that is known. Around a run, up to `max_quote` symbols of the
+        Anchors are one run where another of the same document follows within a window of `max_quote` symbols. It is
+        named after that document, as far as that is known. Around a run, up to `max_quote` symbols of the
         document may stand.
 
         Args:
@@ -264,6 +275,20 @@ class CorpusIndex(Anchors):
             )
         return sorted(found, key=lambda one: (-one.characters, one.entry.id))
 
+    def _by_owner(self, run: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """A run cut where one document's anchors end and another's begin; one alone among others' is shared by both."""
+        if not self.attributes:
+            return [run]
+        owners = self.table.documents[run[:, 1]]
+        parts: list[list[int]] = []  # of each the owner, from and to
+        for stretch in np.split(np.arange(len(run)), np.flatnonzero(np.diff(owners)) + 1):
+            owner, begin, end = int(owners[stretch[0]]), int(stretch[0]), int(stretch[-1]) + 1
+            if parts and (owner == parts[-1][0] or end - begin == 1):
+                parts[-1][2] = end
+            else:
+                parts.append([owner, begin, end])
+        return [run[begin:end] for _, begin, end in parts]
+
     @property
     def _reach(self) -> int:
         """How far one anchor of a window may begin from another."""
@@ -276,7 +301,7 @@ class CorpusIndex(Anchors):
         if not len(anchors):
             return
         breaks = np.flatnonzero(np.diff(anchors[:, 0]) > self._reach) + 1
-        parts = np.split(anchors, breaks)
+        parts = [part for run in np.split(anchors, breaks) for part in self._by_owner(run)]
         starts, ends = decoded.characters(
             codes,
             lambda wanted: self.cut.normalization.locate(decoded.codes, marks, wanted),
@@ -327,8 +352,12 @@ class _Watched:
         return status.st_size, status.st_mtime_ns
 
 
-def load_source(path: str | os.PathLike[str]) -> Blocklist | CorpusIndex:
+def load_source(path: str | os.PathLike[str], *, verify: bool | None = None) -> Blocklist | CorpusIndex:
     """A compiled blocklist or a corpus index, whichever a file is.
+
+    Args:
+        path: the file.
+        verify: of an index, as `CorpusIndex.load` takes it; a blocklist always is.
 
     Raises:
         ProdError: it is neither, or damaged.
@@ -338,7 +367,7 @@ def load_source(path: str | os.PathLike[str]) -> Blocklist | CorpusIndex:
             begins = file.read(len(INDEX.magic)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     except OSError:
         begins = b""  # said by whoever reads it
-    return CorpusIndex.load(path) if begins == INDEX.magic else Blocklist.load(path)
+    return CorpusIndex.load(path, verify=verify) if begins == INDEX.magic else Blocklist.load(path)
 
 
 def _is_meta(meta: Mapping[str, Any]) -> bool:

@@ -107,7 +107,7 @@ def build(
     found: list[str] = []
     folder = Path(work if work is not None else f"{os.fspath(output)}.work").absolute()
     tasks = plan(sources, found.append, selection, [folder, Path(os.fspath(output))])
-    allowed = [text for _, text in read_texts(allow)] if allow else []
+    allowed = [text for _, text in read_texts(allow, skipped=found.append)] if allow else []
     with _alone(folder, resume=resume):
         recipe = _begin(folder, tasks, recipe, allowed)
         for why in found:
@@ -180,10 +180,11 @@ def _alone(folder: Path, *, resume: bool) -> Iterator[None]:
     Raises:
         ProdError: it is there and not to be resumed, or has no plan, or another build is at work.
     """
-    if folder.exists() and not resume:
+    is_begun = (folder / "plan.json").exists()
+    if folder.exists() and not is_begun and (not folder.is_dir() or any(folder.iterdir())):
+        raise ProdError(f"expected a new folder to work in, got {folder}, which no build has planned: name another")
+    if is_begun and not resume:
         raise ProdError(f"{folder} is there, from a build that did not end: pass --resume, or remove it")
-    if folder.exists() and not (folder / "plan.json").exists() and any(folder.iterdir()):
-        raise ProdError(f"{folder} has files and no plan, so that it is not known of which build: remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from prod_decode.blocklist import selection as files
 from prod_decode.blocklist.selection import Selection, files_below
 from prod_decode.blocklist.sources import decode_loosely, license_of
 from prod_decode.corpus.report import Source
@@ -31,10 +32,15 @@ _TASK = 16 << 20
 # What no file of source code reaches; beyond, a file is data, and is listed as left out.
 _LARGEST = 8 << 20
 
+CACHES = frozenset(files.CACHES)
+
 _CONTENT = ("content", "text", "code")
 _PATH = ("path", "max_stars_repo_path", "file_path")
 _REPO = ("repo", "repo_name", "repository_name", "max_stars_repo_name")
 _LICENSE = ("license", "licenses", "max_stars_repo_licenses", "detected_licenses", "gha_license_id")
+
+# What stands at the top of a project or package.
+_PROJECT = ("__init__.py", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "Cargo.toml", "go.mod", "pom.xml")
 
 Skipped = Callable[[str], object]
 
@@ -177,11 +183,14 @@ def _files(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
 def _repository(folder: Path, named: Path) -> tuple[str, Path]:
     """The name and the root of the repository that a folder belongs to, below or at the directory that was named.
 
-    Where Git keeps none, the folder below the one that was named is one, as a company's checkouts lie side by side.
+    Where Git keeps none, the one that was named is one if it has a file as projects have, or else each folder in it is,
+    as a company's checkouts lie side by side.
     """
     at = folder
     while not (at / ".git").exists():
         if at == named:
+            if any((named / name).exists() for name in _PROJECT):
+                return named.name, named
             first = folder.relative_to(named).parts[:1]
             return (first[0], named / first[0]) if first else (named.name, named)
         at = at.parent
@@ -196,6 +205,8 @@ def _archive(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
             break
     for inside, size, read in _members(path):
         name = f"{path}:{inside}"
+        if not CACHES.isdisjoint(Path(inside).parts):
+            continue
         if size > _LARGEST:
             skipped(_too_large(name))
             continue

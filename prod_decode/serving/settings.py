@@ -158,7 +158,7 @@ class Settings:
         loaded = {}
         for name, file in self.files.items():
             try:
-                loaded[name] = load_source(file)
+                loaded[name] = load_source(file, verify=True)
             except ProdError as error:
                 raise ProdError(f"blocklist {name!r}: {error}") from None
         return loaded

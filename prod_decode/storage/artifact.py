@@ -51,6 +51,14 @@ class Format(NamedTuple):
     again: str
 
 
+# How files of this package begin, and what they are.
+_KNOWN = {
+    MAGIC: "a blocklist",
+    b"PRODIDX\x01": "a corpus index",
+    b"PRODIDP\x01": "part of a corpus index",
+    b"PRODPRT\x02": "part of a blocklist",
+}
+
 BLOCKLIST = Format(MAGIC, "blocklist", "make one with `prod-decode compile {} -o FILE`", "compile the blocklist again")
 
 # Numbers as little endian machines have them, and NumPy's limit.
@@ -223,6 +231,8 @@ def _read_head(file: FileIO, source: Path, size: int, form: Format) -> bytes:
     if size == 0:
         raise ProdError(f"{source} is empty, expected a compiled {form.name}: {form.again}")
     head = file.read(fixed)
+    if (other := _KNOWN.get(head[: len(magic)])) and head[: len(magic)] != magic:
+        raise ProdError(f"{source} is {other}, expected a {form.name}: name another file")
     if head[: len(magic)] != magic:
         raise ProdError(f"{source} is not a compiled {form.name}: {form.make.format(source)}")
     head_size = fixed + struct.unpack("<Q", head[len(magic) :])[0] if len(head) == fixed else fixed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from prod_decode.command.options import positive
+from prod_decode.command.options import Once, positive
 from prod_decode.command.terminal import note, to_json
 from prod_decode.errors import one_line, printable
 from prod_train.command.finding import COMMAND, MEANING, Finding
@@ -41,6 +41,7 @@ def add_to(commands: Commands) -> None:
     )
     add.add_argument(
         "--blocklist",
+        action=Once,
         metavar="B",
         help="a compiled blocklist, or `list:NAME`: also show what is recited with it enforced",
     )

@@ -176,6 +176,10 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
             ["complie"],
             "info, lists, scan, index, generate, check-server, got 'complie'; did you mean 'compile'? See `prod",
         ),
+        (
+            ["generate", "--model", "m", "--blocklist", "a.prod", "--blocklist", "b.prod", "--prompt", "x"],
+            "prod-decode generate: --blocklist: expected it once, got it again: join blocklists with `prod-decode",
+        ),
         (["--verson"], "prod-decode: unknown option --verson; did you mean '--version'? See `prod-decode --help`"),
         (
             ["compile", "x.txt", "--max-qoute", "30"],

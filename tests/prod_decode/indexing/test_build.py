@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prod_decode.corpus.index import INDEX, CorpusIndex
+from prod_decode import Blocklist, Entry
+from prod_decode.corpus.index import INDEX, CorpusIndex, load_source
 from prod_decode.corpus.report import Source
 from prod_decode.errors import ProdError
 from prod_decode.indexing.build import Engine, build, new_key
@@ -66,9 +67,11 @@ def test_an_index_has_the_anchors_of_its_documents_and_names_them(corpus: Path, 
     assert report.symbols == sum(len(CUT.normalization.symbols(text)) for text in [*FUNCTIONS, FUNCTIONS[0], "x=1"])
     assert (report.common_anchors, report.waived, report.skipped) == (0, 0, 0)
     for number, text in enumerate(FUNCTIONS):
-        (found,) = index.scan(f"# mine\n{text}\n# mine")
+        places = list(index.scan(f"# mine\n{text}\n# mine"))
+        found = max(places, key=lambda place: place.end - place.start)
         assert found.entry_id == f"repo{number}: pkg/a.py"
-        assert len(text) - CUT.max_quote * 2 < found.end - found.start <= len(text)
+        assert places[0].start < len("# mine\n") + 2 * CUT.max_quote  # symbols, and layout
+        assert places[-1].end > len("# mine\n") + len(text) - 2 * CUT.max_quote
         quoted = index.quoted(text)[0]
         assert (quoted.entry.id, quoted.entry.source, quoted.length) == (
             "pkg/a.py",
@@ -129,7 +132,7 @@ def test_archives_lines_and_rows_are_read(made: Callable[[Path], Path], tmp_path
     index = built([path], tmp_path / "a.pidx")
     assert index.report.files == len(FUNCTIONS)
     for number, text in enumerate(FUNCTIONS):
-        (found,) = index.scan(text)
+        found = max(index.scan(text), key=lambda place: place.end - place.start)
         repo = f"r{number}" if made in (as_lines, as_parquet) else "gh"
         assert found.entry_id == f"{repo}: {number}.py (MIT)"
 
@@ -243,12 +246,17 @@ def test_a_repository_is_where_git_says_so(tmp_path: Path) -> None:
     for name in ("mine/pkg/a.py", "all/group/theirs/a.py", "all/other/src/a.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(FUNCTIONS[len(name) % 7])
-    tasks = plan([tmp_path / "mine", tmp_path / "all"], skipped=lambda _: None)
+    (tmp_path / "package" / "sub").mkdir(parents=True)
+    for name in ("package/__init__.py", "package/sub/a.py"):
+        (tmp_path / name).write_text(FUNCTIONS[7])
+    tasks = plan([tmp_path / name for name in ("mine", "all", "package")], skipped=lambda _: None)
     found = [source for task in tasks for source, _ in documents(task, lambda _: None)]
     assert found == [
         Source("pkg/a.py", "mine"),
         Source("a.py", "group/theirs"),
         Source("src/a.py", "other"),
+        Source("__init__.py", "package"),
+        Source("sub/a.py", "package"),
     ]
 
 
@@ -371,8 +379,20 @@ def test_what_is_left_without_a_plan_is_not_gone_on_with(corpus: Path, tmp_path:
     with pytest.raises(KilledError):
         built([corpus], tmp_path / "a.pidx", engine=Dying(1))
     (tmp_path / "a.pidx.work" / "plan.json").unlink()
-    with pytest.raises(ProdError, match=r"a\.pidx\.work has files and no plan, so that it is not known of which build"):
+    with pytest.raises(ProdError, match=r"a\.pidx\.work, which no build has planned: name another"):
         built([corpus], tmp_path / "a.pidx", resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_the_user_is_no_work_folder(resume: bool, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "keep.txt").write_text("kept")
+    for name in ("mine", "mine/keep.txt"):
+        with pytest.raises(ProdError, match="which no build has planned: name another"):
+            built([corpus], tmp_path / "a.pidx", work=tmp_path / name, resume=resume)
+    assert (tmp_path / "mine" / "keep.txt").read_text() == "kept"
+    (tmp_path / "empty").mkdir()
+    assert len(built([corpus], tmp_path / "a.pidx", work=tmp_path / "empty", resume=resume))
 
 
 def test_sources_that_were_changed_are_told(common: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,8 +494,8 @@ def test_forged_records_and_numbers(record: bytes, corpus: Path, tmp_path: Path)
         "record_starts": np.arange(documents + 1) * len(record),
     }
     write_artifact(path, meta, forged, form=INDEX)
-    assert [found.entry_id for found in CorpusIndex.load(path).scan(FUNCTIONS[0])] == ["a.pidx"]
-    assert CorpusIndex.load(path).quoted(FUNCTIONS[0])
+    assert [found.entry_id for found in CorpusIndex.load(path, verify=False).scan(FUNCTIONS[0])] == ["a.pidx"]
+    assert CorpusIndex.load(path, verify=False).quoted(FUNCTIONS[0])
     for name, value in (("width", 32.0), ("max_quote", 50.5), ("width", True), ("key", "zz"), ("normalize", [])):
         write_artifact(path, {**meta, name: value}, arrays, form=INDEX)
         with pytest.raises(ProdError, match="has a header that no build writes"):
@@ -515,15 +535,50 @@ def test_a_forged_index_stops_nothing_but_itself(corpus: Path, tmp_path: Path) -
             info = np.iinfo(arrays[name].dtype)
             forged = generator.integers(info.min, info.max, arrays[name].shape, arrays[name].dtype, endpoint=True)
             write_artifact(path, meta, {**arrays, name: forged}, form=INDEX)
-            index = CorpusIndex.load(path)
+            index = CorpusIndex.load(path, verify=False)
             for text in FUNCTIONS[:2]:
                 list(index.scan(text))
     for name in arrays:
         write_artifact(path, meta, {**arrays, name: arrays[name][:-1].copy()}, form=INDEX)
         try:
-            list(CorpusIndex.load(path).scan(FUNCTIONS[0]))
+            list(CorpusIndex.load(path, verify=False).scan(FUNCTIONS[0]))
         except ProdError as error:
             assert "has a header that no build writes" in str(error)  # noqa: PT017
+
+
+def test_a_small_index_is_read_whole_and_a_large_one_is_told(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.pidx"
+    built([corpus], path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:])
+    with pytest.raises(ProdError, match="is damaged"):
+        load_source(path)
+    monkeypatch.setattr("prod_decode.corpus.index.VERIFIED", 100)
+    assert not caplog.messages
+    load_source(path)
+    assert caplog.messages == [f"{path} is opened without reading all of it: `prod-decode index verify` does"]
+    with pytest.raises(ProdError, match="is damaged"):
+        load_source(path, verify=True)
+
+
+def test_a_blocklist_is_no_index(corpus: Path, tmp_path: Path) -> None:
+    built([corpus], tmp_path / "a.pidx")
+    Blocklist.compile([Entry("eval(")]).save(tmp_path / "a.prod")
+    with pytest.raises(ProdError, match=r"a\.prod is a blocklist, expected a corpus index: name another file"):
+        CorpusIndex.load(tmp_path / "a.prod")
+    with pytest.raises(ProdError, match=r"a\.pidx is a corpus index, expected a blocklist: name another file"):
+        Blocklist.load(tmp_path / "a.pidx")
+
+
+def test_two_copies_side_by_side_are_two_places(corpus: Path, tmp_path: Path) -> None:
+    index = built([corpus], tmp_path / "a.pidx")
+    text = FUNCTIONS[1] + FUNCTIONS[6]
+    first, second = index.scan(text)
+    assert (first.entry_id, second.entry_id) == ("repo1: pkg/a.py", "repo6: pkg/a.py")
+    assert first.end <= len(FUNCTIONS[1]) + CUT.width
+    assert second.start >= len(FUNCTIONS[1]) - CUT.width
 
 
 def test_a_file_that_is_written_into_is_refused(corpus: Path, tmp_path: Path) -> None:
