@@ -216,7 +216,7 @@ def test_damaged_parts_are_made_again(tmp_path: Path, prepared: list[int], damag
 def test_a_part_is_no_blocklist(tmp_path: Path) -> None:
     saved(tmp_path, parts=tmp_path / "parts")
     (part,) = (tmp_path / "parts").iterdir()
-    with pytest.raises(ProdError, match="is not a compiled blocklist"):
+    with pytest.raises(ProdError, match="is part of a blocklist, expected a blocklist: name another file"):
         Blocklist.load(part)
 
 
