@@ -55,7 +55,7 @@ _LAYOUT: dict[str, tuple[Any, int]] = {
 class CorpusIndex(Anchors):
     """The anchors of a corpus: no window of `max_quote` symbols of a document can be written without one of them.
 
-    The file holds hashes and no text. It is mapped: it may be larger than memory, and opening it reads its header.
+    The file holds hashes and no text. It is mapped, and may be larger than memory.
 
     Attributes:
         report: what it was made of.
@@ -228,11 +228,7 @@ class CorpusIndex(Anchors):
         """
         readings = [Decoded.nothing, Decoded.of] if unescape and "\\" in text else [Decoded.nothing]
         codes = codes_of(text)
-        found = [
-            Match(start, end, str(max(sources, key=sources.__getitem__)))
-            for decode in readings
-            for start, end, sources in self._runs(decode(codes), codes)
-        ]
+        found = [match for decode in readings for match in self._runs(decode(codes), codes)]
         yield from sorted(dict.fromkeys(found))
 
     def quoted(self, text: str) -> list[Quoted]:
@@ -294,8 +290,8 @@ class CorpusIndex(Anchors):
         """How far one anchor of a window may begin from another."""
         return self.cut.max_quote - self.cut.width + 1
 
-    def _runs(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[tuple[int, int, Counter[str]]]:
-        """Where runs of anchors stand in the text, and the names of their documents, with how often."""
+    def _runs(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Match]:
+        """Where runs of anchors stand in the text, each named after the document to which most of them belong."""
         symbols, marks = self.cut.normalization.fold(decoded.codes)
         anchors = self.find(symbols)
         if not len(anchors):
@@ -309,7 +305,11 @@ class CorpusIndex(Anchors):
             np.array([part[-1, 0] for part in parts]) + self.cut.width - 1,
         )
         for start, end, part in zip(starts.tolist(), ends.tolist(), parts, strict=True):
-            yield start, end, Counter(self.name_of(place) for place in part[:, 1].tolist())
+            places = part[:, 1].tolist()
+            if self.attributes:
+                owners = self.table.documents[places].tolist()
+                places = [places[owners.index(Counter(owners).most_common(1)[0][0])]]
+            yield Match(start, end, self.name_of(places[0]))
 
     def check(self) -> None:
         """Refuse a file that was written into since it was loaded: what is prohibited is no longer what was built.

@@ -133,6 +133,13 @@ def remainders_of(keys: NDArray[np.uint64], bits: int) -> NDArray[np.uint16]:
     return (keys >> np.uint64(64 - bits - REMAINDER)).astype(np.uint16)
 
 
+def first_of_each(keys: NDArray[np.uint64], suffixes: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which anchors, in the order of keys and then of suffixes, are not the one before them: bool [n]."""
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = (keys[1:] != keys[:-1]) | (suffixes[1:] != suffixes[:-1])
+    return first
+
+
 @jit
 def part_of(
     starts: NDArray[np.uint32], remainders: NDArray[np.uint16], shift: np.uint64, key: np.uint64

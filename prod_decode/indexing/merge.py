@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prod_decode.corpus.index import CorpusIndex
 from prod_decode.corpus.report import IndexReport
-from prod_decode.corpus.table import REMAINDER, Table
+from prod_decode.corpus.table import REMAINDER, Table, first_of_each
 from prod_decode.errors import ProdError
 
 
@@ -45,8 +45,7 @@ def merge(indices: Sequence[CorpusIndex]) -> CorpusIndex:
     )
     order = np.lexsort((documents, suffixes, keys) if first.attributes else (suffixes, keys))
     keys, suffixes = keys[order], suffixes[order]
-    new = np.ones(len(order), np.bool_)
-    new[1:] = (keys[1:] != keys[:-1]) | (suffixes[1:] != suffixes[:-1])
+    new = first_of_each(keys, suffixes)
     starts = [np.zeros(1, np.int64), *(np.diff(index.record_starts) for index in indices)]
     return CorpusIndex(
         Table.of(keys[new], suffixes[new], documents[order][new] if first.attributes else documents, bits),

@@ -16,8 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from prod_decode.blocklist import selection as files
-from prod_decode.blocklist.selection import Selection, files_below
+from prod_decode.blocklist.selection import CACHES, Selection, files_below
 from prod_decode.blocklist.sources import decode_loosely, license_of
 from prod_decode.corpus.report import Source
 from prod_decode.errors import Mistakes, ProdError, one_line, reason
@@ -31,8 +30,6 @@ PARQUET = (".parquet",)
 _TASK = 16 << 20
 # What no file of source code reaches; beyond, a file is data, and is listed as left out.
 _LARGEST = 8 << 20
-
-CACHES = frozenset(files.CACHES)
 
 _CONTENT = ("content", "text", "code")
 _PATH = ("path", "max_stars_repo_path", "file_path")
@@ -205,7 +202,7 @@ def _archive(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
             break
     for inside, size, read in _members(path):
         name = f"{path}:{inside}"
-        if not CACHES.isdisjoint(Path(inside).parts):
+        if not set(CACHES).isdisjoint(Path(inside).parts):
             continue
         if size > _LARGEST:
             skipped(_too_large(name))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from prod_decode.corpus.keys import Cut, mixed
+from prod_decode.corpus.table import first_of_each
 from prod_decode.corpus.winnow import Winnower, identities_of
 from prod_decode.errors import ProdError
 from prod_decode.indexing.sources import Task, documents
@@ -118,21 +120,18 @@ def choose_again(step: Step, item: tuple[int, Task]) -> int:
     """Read documents with common anchors again, and write what else stands for them; by how much `waived` changes."""
     number, task = item
     path = step.path("again", number)
+    _, before = read_part(step.path("part", number))
     if not path.exists():
         winnower = _winnower_of(step, "excluded")
-        _, arrays = read_part(step.path("part", number))
-        common = np.isin(identities_of(arrays["prefixes"], arrays["suffixes"]), winnower.excluded)
-        wanted = np.unique(arrays["documents"][common])
-        _write_part(step, path, task, winnower, wanted)
-        _, again = read_part(path)
-        if not np.array_equal(again["digests"], arrays["digests"][wanted]):
-            path.unlink()
-            raise ProdError(
-                f"{task.folder or task.paths[0]} was changed while it was read: remove {step.folder} and build again"
-            )
-    meta, _ = read_part(path)
-    _, before = read_part(step.path("part", number))
-    return int(meta["waived"]) - int(before["waived"][read_part(path)[1]["chosen"]].sum())
+        common = np.isin(identities_of(before["prefixes"], before["suffixes"]), winnower.excluded)
+        _write_part(step, path, task, winnower, np.unique(before["documents"][common]))
+    meta, after = read_part(path)
+    if not np.array_equal(after["digests"], before["digests"][after["chosen"]]):
+        path.unlink()
+        raise ProdError(
+            f"{task.folder or task.paths[0]} was changed while it was read: remove {step.folder} and build again"
+        )
+    return int(meta["waived"]) - int(before["waived"][after["chosen"]].sum())
 
 
 def _write_part(step: Step, path: Path, task: Task, winnower: Winnower, wanted: NDArray[np.uint32] | None) -> None:
@@ -274,9 +273,7 @@ def _united(one: Groups, other: Groups) -> Groups:
     both = Groups(**{name: np.concatenate((array, vars(other)[name])) for name, array in vars(one).items()})
     order = np.lexsort((both.documents, both.suffixes, both.keys))
     both = both.where(order)
-    new = np.ones(len(both.keys), np.bool_)
-    new[1:] = (both.keys[1:] != both.keys[:-1]) | (both.suffixes[1:] != both.suffixes[:-1])
-    return both.where(new)
+    return both.where(first_of_each(both.keys, both.suffixes))
 
 
 def _is_common(recipe: Recipe, groups: Groups) -> NDArray[np.bool_]:
@@ -289,26 +286,28 @@ def _grouped(step: Step, kind: str, shard: int) -> Groups:
     bits = step.shards.bit_length() - 1
     base = 0
     for number in range(step.tasks):
-        _, arrays = read_part(step.path(kind, number))
-        keys = mixed(arrays["prefixes"])
-        low, high = 0, len(keys)
-        if bits:
-            low, high = np.searchsorted(keys >> np.uint64(64 - bits), [shard, shard + 1]).tolist()
+        _, part_of_all = read_part(step.path("part", number))
+        arrays = part_of_all if kind == "part" else read_part(step.path(kind, number))[1]
+        prefixes = arrays["prefixes"]
+        # Sorted by key: of those of other shards only the few that halving looks at are mixed.
+        low, high = (
+            bisect_left(range(len(prefixes)), at, key=lambda i: int(mixed(prefixes[i : i + 1])[0]) >> (64 - bits))
+            for at in (shard, shard + 1)
+        )
         part = {
             name: np.array(arrays[name][low:high]) for name in ("suffixes", "repos", "documents", "windows", "even")
         }
-        part["keys"] = keys[low:high]
-        part["prefixes"] = (arrays["prefixes"][low:high] & _32).astype(np.uint32)
-        part["identities"] = identities_of(np.array(arrays["prefixes"][low:high]), part["suffixes"])
+        part["keys"] = mixed(prefixes[low:high])
+        part["prefixes"] = (prefixes[low:high] & _32).astype(np.uint32)
+        part["identities"] = identities_of(np.array(prefixes[low:high]), part["suffixes"])
         part["documents"] = part["documents"] + np.uint32(base)
         columns.append(part)
-        base += len(read_part(step.path("part", number))[1]["waived"])
+        base += len(part_of_all["waived"])
     whole = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     suffixes = (whole["suffixes"] & _32).astype(np.uint32)
     order = np.lexsort((whole["documents"], whole["repos"], suffixes, whole["keys"]))
     keys, suffixes, repos = whole["keys"][order], suffixes[order], whole["repos"][order]
-    first = np.ones(len(order), np.bool_)
-    first[1:] = (keys[1:] != keys[:-1]) | (suffixes[1:] != suffixes[:-1])
+    first = first_of_each(keys, suffixes)
     new_repo = first.copy()
     new_repo[1:] |= repos[1:] != repos[:-1]
     at = np.flatnonzero(first)
