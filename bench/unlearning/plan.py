@@ -204,6 +204,7 @@ def make_plan(options: Any) -> Plan:
         opening=profile.opening if options.opening is None else options.opening,
         lora_init=options.lora_init or profile.lora_init,
         seeds=seeds(),
+        max_new_tokens=options.document_tokens or profile.max_new_tokens,
         max_line_tokens=options.line_tokens or profile.max_line_tokens,
         held_out=profile.held_out if options.held_out is None else options.held_out,
     )
@@ -217,7 +218,7 @@ def make_plan(options: Any) -> Plan:
     ]
     if options.engine == "vllm" and not vllm_is_installed():
         problems.append("--engine vllm: vLLM is not installed in this environment: install it, or leave --engine out")
-    for flag in ("problems", "samples", "epochs", "every", "retained", "line_tokens"):
+    for flag in ("problems", "samples", "epochs", "every", "retained", "document_tokens", "line_tokens"):
         if (number := getattr(options, flag)) is not None and number < 1:
             problems.append(f"--{flag.replace('_', '-')}: expected at least 1, got {number}")
     if profile.held_out < 0:

@@ -54,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lora-init", choices=LORA_INITS, help="of methods with a retain set, see prod-train; default: the profile's"
     )
     parser.add_argument(
+        "--document-tokens",
+        type=int,
+        metavar="N",
+        help="of an output that may recite a document; default: the profile's",
+    )
+    parser.add_argument(
         "--line-tokens",
         type=int,
         metavar="N",

@@ -56,7 +56,7 @@ def planned(**flags: object) -> Plan:
     names = (
         "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every "
         "rate seeds engine execute retain retained learn_retain max_quote opening lora_init "
-        "line_tokens held_out"
+        "document_tokens line_tokens held_out"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32", "jobs": 1}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -352,6 +352,7 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
             ["--methods: untaught is the base where nothing is"],
         ),
         (["run", "--line-tokens", "0"], ["--line-tokens: expected at least 1, got 0"]),
+        (["run", "--document-tokens", "0"], ["--document-tokens: expected at least 1, got 0"]),
         (["run", "--held-out", "-1"], ["--held-out: expected at least 0, got -1"]),
         (["run", "--held-out", "0", "--retain"], ["--held-out 0: leaves the retain set without functions: add"]),
         (["run", "--retained", "0"], ["--retained: expected at least 1, got 0"]),
@@ -433,6 +434,7 @@ def test_flags_change_the_profile() -> None:
     changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile
     assert (changed.retain, changed.max_quote, changed.humaneval) == (True, 12, 9)
     assert (small.max_tokens("deprecated"), planned(line_tokens=7).max_tokens("deprecated")) == (64, 7)
+    assert (small.max_tokens("copyright"), planned(document_tokens=7).max_tokens("copyright")) == (128, 7)
     assert (small.profile.held_out, planned(held_out=0).profile.held_out) == (20, 0)
     assert not small.profile.humaneval_each
     assert planned(humaneval_each=True, humaneval=str(Path(__file__))).profile.humaneval_each
