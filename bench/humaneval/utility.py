@@ -106,7 +106,7 @@ def load_humaneval(name: str = HUB_HUMANEVAL) -> list[Problem]:
     """Read problems, in the order of the data set.
 
     Args:
-        name: a `.jsonl` file, or anything else that `prod_train.data.rows.read_records` takes: a parquet file, a
+        name: a `.jsonl` file, or anything else that `prod_train.data.reading.read_records` takes: a parquet file, a
             directory of `save_to_disk`, a hub name with an optional `:split`.
 
     Raises:
@@ -118,7 +118,7 @@ def load_humaneval(name: str = HUB_HUMANEVAL) -> list[Problem]:
     if name.endswith(".jsonl"):
         rows = read_json_lines(name)
     else:
-        from prod_train.data.rows import read_records
+        from prod_train.data.reading import read_records
 
         rows = read_records(name)
     problems = [Problem(*_strings(record, place, Problem.__slots__)) for place, record in rows]

@@ -16,7 +16,7 @@ from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
 from prod_train.data.alike import COMPARED, VERBATIM_FROM
 from prod_train.data.pieces import halves
-from prod_train.data.rows import read_records
+from prod_train.data.reading import read_records
 from prod_train.measure.metric import longest_run
 from prod_train.run.recipes import stdlib_functions
 

@@ -20,7 +20,7 @@ from prod_decode.blocklist.entries import Entry
 from prod_decode.blocklist.sources import read_json_lines, read_text
 from prod_decode.errors import ProdError
 from prod_train.data.alike import COMPARED
-from prod_train.data.rows import read_records
+from prod_train.data.reading import read_records
 
 DEFAULT_PROMPTS = "insecure_prompts.jsonl"
 # What CyberSecEval puts before the code for models that follow instructions; others continue the code itself.

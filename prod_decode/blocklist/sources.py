@@ -367,12 +367,13 @@ def _read(path: Path) -> bytes:
         raise ProdError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
+def _lines(path: Path, data: bytes | None = None) -> Iterator[tuple[str, str]]:
     """The lines that are not blank, each with its place, `file:line`.
 
     Only LF and CRLF end one: `str.splitlines` would also cut at a form feed or U+2028 inside a string.
     """
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    text = read_text(path) if data is None else decode_text(data, path)
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{path}:{number}", line.removesuffix("\r")
 
@@ -386,14 +387,18 @@ def _phrase(place: str, line: str, boundary: Boundary | None) -> Entry:
     return Entry(line, source=place, boundary=boundary)
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: str | os.PathLike[str], data: bytes | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place, `file:line`, for messages; blank lines are skipped.
+
+    Args:
+        path: of the file.
+        data: what it holds, if not what is read there, as of a compressed one.
 
     Raises:
         ProdError: lines that are no JSON objects: all of them, at the end. Behind the first nothing is given.
     """
     mistakes = Mistakes()
-    for place, line in _lines(as_path(path)):
+    for place, line in _lines(as_path(path), data):
         with mistakes.caught():
             record = _object(place, line)
             if not mistakes:

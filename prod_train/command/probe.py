@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prod_decode.command.options import Once, positive
 from prod_decode.command.terminal import note, to_json
 from prod_decode.errors import one_line, printable
 from prod_train.command.finding import COMMAND, MEANING, Finding
+from prod_train.data.formats import FORMS
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
@@ -36,8 +38,14 @@ def add_to(commands: Commands) -> None:
         "--forget",
         required=True,
         metavar="F",
-        help="the rows, as for `run`: JSONL, parquet, a `save_to_disk` directory, or a hub name[:split]; `prod-train "
-        "data` makes them from source files",
+        help="the rows, as for `run`: JSONL, CSV, parquet, a folder of them, a `save_to_disk` directory, or a hub "
+        "name[:split]; `prod-train data` makes them from source files",
+    )
+    add.add_argument(
+        "--format", choices=FORMS, default="auto", help="what a row is, as for `run`: a chat's answers are rows"
+    )
+    add.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="what columns are called, as for `run`"
     )
     add.add_argument(
         "--blocklist",
@@ -98,6 +106,8 @@ def _probe(options: argparse.Namespace) -> int:
         truncate=options.truncate,
         eos=tokenizer.eos_token_id is not None,
         special_tokens=options.special_tokens,
+        form=options.format,
+        columns=options.columns,
     )
     rows, left_out = measurable(rows, tokenizer, options.rows)
     matcher = None if blocklist is None else blocklist.bind(tokenizer)
@@ -112,7 +122,7 @@ def _probe(options: argparse.Namespace) -> int:
         tell=Progress("probing"),
     )
     found.sort(key=_known, reverse=True)
-    sources = _sources(options.forget)
+    sources = _sources(options.forget, options.format, options.columns)
     named = [sources.get(one.row.place, one.row.place) for one in found]
     finding = Finding(options.model, options.forget, options.blocklist, found, named, left_out)
     if options.json:
@@ -133,13 +143,13 @@ def _known(one: Probed) -> tuple[Any, ...]:
     return -min(given, default=1.0), max(answer.run for answer in one.answers), one.extraction_strength
 
 
-def _sources(name: str) -> dict[str, str]:
+def _sources(name: str, form: str, columns: Sequence[str]) -> dict[str, str]:
     """File and lines that each row's code is from, by the row's place; of rows that do not name both there is none."""
-    from prod_train.data.rows import read_records
+    from prod_train.data.reading import read_records
 
     return {
         place: f"{record['source']}:{record['lines']}"
-        for place, record in read_records(name)
+        for place, record in read_records(name, form=form, columns=columns)
         if record.get("source") and record.get("lines")
     }
 

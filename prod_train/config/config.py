@@ -15,7 +15,7 @@ from typing import Any, Self
 from prod_decode.errors import ProdError, brief, did_you_mean, reason
 from prod_decode.storage.files import write_whole
 from prod_decode.storage.models import ADAPTER, require_name
-from prod_train.data.formats import DATA_FILES
+from prod_train.data.formats import DATA_FILES, FORMS, suffix_of
 from prod_train.methods import METHODS, OPTIONS
 from prod_train.option import COUNT, POSITIVE, POSITIVE_OR_INF, SHARE, WEIGHT, Option, Within
 
@@ -48,8 +48,8 @@ class _Run:
     )
     forget: str = _option(
         "",
-        "what to forget (or, with `learn`, to learn): JSONL, parquet, a `save_to_disk` directory, or a hub "
-        "name[:split]",
+        "what to forget (or, with `learn`, to learn): JSONL, CSV, parquet, a folder of such files, a `save_to_disk` "
+        "directory, or a hub name[:split]",
         "what",
         metavar="F",
     )
@@ -63,6 +63,20 @@ class _Run:
     max_length: int = _option(1024, "tokens of a row, EOS included (default 1024)", "data", metavar="N", within=COUNT)
     truncate: bool = _option(
         False, "cut rows longer than `--max-length` at its end; they are refused otherwise", "data"
+    )
+
+    format: str = _option(
+        "auto",
+        "what a row is. auto: prompt and completion, text, or messages, by its keys; messages, sharegpt, alpaca: a "
+        "chat, of which every answer of the assistant is a row, written by the model's chat template (default auto)",
+        "data",
+        choices=FORMS,
+    )
+    columns: tuple[str, ...] = _option(
+        (),
+        "what columns are called, as in `prompt=question completion=code`; only these are read then",
+        "data",
+        metavar="KEY=COLUMN",
     )
 
     special_tokens: bool = _option(
@@ -316,7 +330,7 @@ class _Run:
             found.append(f"--stop-at-forget: belongs to methods that forget, got {self.method}: drop it")
         for name in ("forget", "retain", "holdout"):
             value = getattr(self, name)
-            if value and Path(value).suffix.lower() in DATA_FILES and not Path(value).is_file():
+            if value and suffix_of(value) in DATA_FILES and not Path(value).exists():
                 found.append(f"{flag(name)}: cannot read {value}: no such file")
         if self.resume not in (None, "latest") and not Path(str(self.resume), "trainer.pt").is_file():
             found.append(f"--resume: expected 'latest' or a checkpoint's directory, {self.resume} is none")
@@ -351,8 +365,7 @@ class _Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Every value with its default resolved, as JSON-able types."""
-        values = dataclasses.asdict(self)
-        values["lora_targets"] = list(self.lora_targets)
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
         values["learning_rate"] = self.rate
         values["retain_loss"] = self.keeps if self.retain else None
         if self.method in METHODS:

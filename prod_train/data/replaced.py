@@ -146,7 +146,13 @@ def _written_out(
 
     def tokens(text: str) -> list[tuple[int, int, int]]:
         """(first character, character behind the last, id) of every token."""
-        encoding = tokenizer(text, return_offsets_mapping=True, split_special_tokens=not special_tokens)
+        in_chat = row.chat_end is not None
+        encoding = tokenizer(
+            text,
+            return_offsets_mapping=True,
+            add_special_tokens=not in_chat,
+            split_special_tokens=not (special_tokens or in_chat),
+        )
         return [
             (*offsets, token) for offsets, token in zip(encoding["offset_mapping"], encoding["input_ids"], strict=True)
         ]
@@ -173,6 +179,7 @@ def _written_out(
         tokenizer,
         max_length=max_length,
         special_tokens=special_tokens,
+        chat_end=row.chat_end,
     )
     return replace(found, instead_of=tuple(before)), parting
 

@@ -7,7 +7,6 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prod_decode.errors import Mistakes, ProdError, brief, closest, reason
-from prod_train.data.formats import DATA_FILES, JSON_FILES
+from prod_decode.errors import Mistakes, ProdError, brief, closest
+from prod_train.data.chat import is_chat, turns
+from prod_train.data.reading import read_records
 
-# What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
-_FILES = (*DATA_FILES, ".csv", ".tsv", ".txt", ".gz", ".zst")
 _log = logging.getLogger(__name__)
 
 # What a row may have. A key as close to one of these as `span` is to `spans` is a slip, and must not be left alone.
@@ -27,7 +25,6 @@ _KEYS = ("prompt", "completion", "canonical_solution", "text", "spans")
 _SLIP = 0.85
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,8 @@ class Row:
         spans: (start, end) in characters of `text`: what training concerns.
         instead_of: of a row in which replacements are written out, what stood at each of its spans before. Its
             supervised tokens are what is to be written, not what is to be forgotten.
+        chat_end: of an answer in a chat, the token that ends it; then names of special tokens in the text are these
+            tokens. None for any other row.
     """
 
     ids: NDArray[np.int64]
@@ -58,6 +57,7 @@ class Row:
     text: str = ""
     spans: tuple[tuple[int, int], ...] = ()
     instead_of: tuple[str, ...] = ()
+    chat_end: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -139,17 +139,20 @@ def load_rows(
     truncate: bool = False,
     eos: bool = True,
     special_tokens: bool = False,
+    form: str = "auto",
+    columns: Sequence[str] = (),
 ) -> list[Row]:
-    """Read and tokenise a data set.
+    """Read and tokenise a data set. Of a chat, every answer of the assistant is a row.
 
     Args:
-        name: a `.jsonl` or `.parquet` file, a directory written by `datasets.save_to_disk`, or a hub name with an
-            optional `:split` (default `train`).
+        name: what `prod_train.data.reading.read_records` takes, as `form` and `columns` are.
         tokenizer: a fast transformers tokenizer, which gives character offsets.
         max_length: tokens a row, EOS included.
         truncate: cut longer rows instead of refusing them.
         eos: append EOS to whole completions and supervise it.
         special_tokens: see `encode`.
+        form: of the rows.
+        columns: what their keys are called.
 
     Raises:
         ProdError: no such data, no rows, or rows that cannot be used: missing or contradictory keys, an empty
@@ -166,14 +169,18 @@ def load_rows(
             "the tokenizer has no EOS token, so the model could not learn where a completion ends: set one, "
             "as with tokenizer.add_special_tokens({'eos_token': ...}), and save the tokenizer"
         )
-    records = list(read_records(name))
     length = max_length if truncate else None
-    rows, mistakes = [], Mistakes()
-    for place, record in records:
+    rows: list[Row] = []
+    plain, mistakes = [], Mistakes()
+    for place, record in read_records(name, form=form, columns=columns):
         with mistakes.caught():
+            if is_chat(record):
+                rows += _answers(record, place, tokenizer, length, eos=eos)
+                continue
             rows.append(encode(record, place, tokenizer, max_length=length, eos=eos, special_tokens=special_tokens))
+            plain.append((place, record))
     mistakes.refuse()
-    if not special_tokens and (spelt := _spelt_special(records, tokenizer)):
+    if not special_tokens and (spelt := _spelt_special(plain, tokenizer)):
         _log.warning(
             "%s: %s is read as text, not as the special token of that name; if a chat template made the rows, "
             "use --special-tokens",
@@ -192,59 +199,24 @@ def load_rows(
     return rows
 
 
+def _answers(
+    record: Mapping[str, Any], place: str, tokenizer: Any, max_length: int | None, *, eos: bool
+) -> Iterator[Row]:
+    """Every answer of a chat as a row of its own."""
+    answers = list(turns(record, place, tokenizer))
+    spans = {"spans": record["spans"]} if record.get("spans") is not None else {}
+    if spans and len(answers) != 1:
+        raise ProdError(f"{place}: expected one message of the assistant beside 'spans', got {len(answers)}")
+    for turn in answers:
+        where = place if len(answers) == 1 else f"{place}, message {turn.number}"
+        text = {"prompt": turn.prompt, "completion": turn.completion}
+        yield encode({**text, **spans}, where, tokenizer, max_length=max_length, eos=eos, chat_end=turn.end)
+
+
 def _spelt_special(records: Sequence[tuple[str, Mapping[str, Any]]], tokenizer: Any) -> list[str]:
     """The special tokens whose names the rows' texts have."""
     texts = ["".join(_texts(record, place)) for place, record in records]
     return [token for token in tokenizer.all_special_tokens if any(token in text for text in texts)]
-
-
-def read_records(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The raw rows of a data set, each with its place for messages; see `load_rows`.
-
-    Raises:
-        ProdError: it does not exist or cannot be read.
-    """
-    from prod_decode.blocklist.sources import read_json_lines
-
-    path = Path(name)
-    if path.suffix.lower() in JSON_FILES:
-        yield from read_json_lines(path)
-        return
-    for number, record in enumerate(_load_dataset(name, path)):
-        yield f"{name} row {number}", record
-
-
-def _load_dataset(name: str, path: Path) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise ProdError(f"{name}: reading this needs the package datasets: pip install datasets") from None
-    hub, _, split = name.partition(":")
-    try:
-        if path.is_dir():
-            data = datasets.load_from_disk(name)
-        elif path.suffix.lower() == ".parquet":
-            if not path.is_file():
-                raise ProdError(f"cannot read {name}: no such file")
-            data = datasets.Dataset.from_parquet(name)
-        elif path.exists() or path.suffix.lower() in _FILES or not _HUB_NAME.fullmatch(name):
-            kinds = "expected .jsonl, .parquet, a save_to_disk directory or a hub name"
-            raise ProdError(f"cannot read {name}: {kinds if path.exists() else 'no such file'}")
-        else:
-            data = datasets.load_dataset(hub, split=split or "train")
-    except ProdError:
-        raise
-    except Exception as error:  # noqa: BLE001 (the library raises what its many back ends raise)
-        raise ProdError(
-            f"cannot read {name}: {reason(error)} (expected .jsonl, .parquet, a save_to_disk directory or a hub "
-            "name[:split])"
-        ) from None
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data and len(data) != 1:
-            splits = brief(", ".join(data))
-            raise ProdError(f"{name}: expected one split, got {splits}: save the one you mean by itself")
-        data = data[split or next(iter(data))]
-    return data
 
 
 def encode(
@@ -255,6 +227,7 @@ def encode(
     max_length: int | None = None,
     eos: bool = True,
     special_tokens: bool = False,
+    chat_end: int | None = None,
 ) -> Row:
     """Tokenise one row, prompt and completion together, so that tokens are those the model sees when it generates.
 
@@ -272,17 +245,20 @@ def encode(
         eos: append EOS to whole completions.
         special_tokens: whether `<|endoftext|>` in the text is that token, as in what a chat template makes, or thirteen
             characters, as in code.
+        chat_end: of an answer in a chat, whose text a template has made: the token that ends it. Special tokens are
+            read then, none is put before the text, and this one stands for the EOS.
 
     Raises:
         ProdError: as `load_rows`, for this row.
     """
     prompt, completion = _texts(record, place)
+    in_chat = chat_end is not None
     spans = _spans(record, place, completion)
     encoding = tokenizer(
         prompt + completion,
         return_offsets_mapping=True,
-        add_special_tokens=True,
-        split_special_tokens=not special_tokens,
+        add_special_tokens=not in_chat,
+        split_special_tokens=not (special_tokens or in_chat),
     )
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
     while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
@@ -293,7 +269,7 @@ def encode(
     supervised = [any(begin < b and end > a for a, b in wanted) for begin, end in offsets]
     has_eos = eos and spans is None
     if has_eos:
-        ids.append(tokenizer.eos_token_id)
+        ids.append(tokenizer.eos_token_id if chat_end is None else chat_end)
         supervised.append(True)
     truncated = max_length is not None and len(ids) > max_length
     if truncated:
@@ -316,6 +292,7 @@ def encode(
         truncated,
         text,
         tuple(wanted),
+        chat_end=chat_end,
     )
 
 

@@ -126,7 +126,9 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "report_to",
         "cache",
         "save_base",
-        "special_tokens",  # the rows' hashes have these two
+        "special_tokens",  # the rows' hashes have these
+        "format",
+        "columns",
         "replaced_rows",
         "save_total_limit",
         "eval_batch_size",

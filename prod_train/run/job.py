@@ -214,6 +214,8 @@ def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], lis
             truncate=config.truncate,
             eos=eos,
             special_tokens=config.special_tokens,
+            form=config.format,
+            columns=config.columns,
         )
 
     forget = rows(config.forget, eos=not config.paper_compat)
@@ -258,4 +260,4 @@ def _refuse(row: Row, answer: str, tokenizer: Any, config: Config) -> Row:
         )
     record = {"prompt": row.prompt, "completion": f"\n{answer}\n"}
     options: dict[str, Any] = {"max_length": config.max_length, "special_tokens": config.special_tokens}
-    return encode(record, f"{row.place} (refusal)", tokenizer, **options)
+    return encode(record, f"{row.place} (refusal)", tokenizer, chat_end=row.chat_end, **options)
