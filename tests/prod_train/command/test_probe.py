@@ -240,7 +240,7 @@ def test_a_model_that_was_taught_recites_and_a_blocklist_stops_it(
 @pytest.mark.parametrize(
     ("change", "more", "said"),
     [
-        ({"forget": "nowhere.jsonl"}, [], "cannot read nowhere.jsonl: No such file or directory"),
+        ({"forget": "nowhere.jsonl"}, [], "cannot read nowhere.jsonl: no such file"),
         ({"model": "bundeld"}, [], "cannot load the model 'bundeld': no such directory; did you mean 'bundled'?"),
         ({"blocklist": "no.prod"}, [], "cannot read the blocklist no.prod: No such file or directory"),
         ({}, ["--max-length", "3"], "{forget}: 3 of 3 rows have more than --max-length 3 tokens, the first is "),
