@@ -52,7 +52,8 @@ def _add_build(actions: Commands) -> None:
         metavar="SRC",
         help="directories, in which each folder is taken for a repository; archives (.tar, .tar.gz, .tgz, .tar.bz2, "
         ".tar.xz, .zip, .whl), each a repository; .jsonl, .jsonl.gz and .parquet files with the columns `content`, "
-        f"`path`, `repo`, `license`. Of files, {READ[0].lower()}{READ[1:]}",
+        "`path`, `repo`, `license`; hub:OWNER/NAME[,split=S][,config=C][,data_dir=D][,revision=R], a data set of the "
+        f"Hugging Face hub with such columns, streamed. Of files, {READ[0].lower()}{READ[1:]}",
     )
     add.add_argument("-o", "--output", required=True, metavar="OUT", help="the index to write")
     add.add_argument(

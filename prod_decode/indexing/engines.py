@@ -61,7 +61,9 @@ class Ray:
         try:
             import ray
         except ImportError:
-            raise ProdError("the engine ray needs Ray: pip install 'prod-decode[ray]', or --engine local") from None
+            raise ProdError(
+                "the engine ray needs Ray: pip install 'prod-code-unlearning[ray]', or --engine local"
+            ) from None
         self._ray: Any = ray
         if not ray.is_initialized():
             try:

@@ -1,4 +1,4 @@
-"""What a corpus is read from: directories, archives, JSON lines, parquet; each cut into tasks of a size."""
+"""What a corpus is read from: directories, archives, JSON lines, parquet, data sets of a hub; each cut into tasks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from prod_decode.blocklist.selection import CACHES, Selection, files_below
 from prod_decode.blocklist.sources import decode_loosely, license_of
 from prod_decode.corpus.report import Source
 from prod_decode.errors import Mistakes, ProdError, one_line, reason
+from prod_decode.indexing import hub
 from prod_decode.storage.files import as_path, mode_of, require_there
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".whl")
@@ -62,13 +63,17 @@ class Task:
 
     Attributes:
         kind: what `paths` are.
-        paths: files; several only of the kind `files`.
+        paths: files; several only of the kind `files`; of the kind `hub` a data set's name, pinned (`indexing.hub`).
         folder: the directory that was named and has them; "": they were named.
+        share: which share of a data set, and of how many.
+        state: of the data set.
     """
 
-    kind: Literal["files", "archive", "lines", "parquet"]
+    kind: Literal["files", "archive", "lines", "parquet", "hub"]
     paths: tuple[str, ...]
     folder: str = ""
+    share: tuple[int, int] = (0, 1)
+    state: str = ""
 
 
 def plan(
@@ -80,24 +85,31 @@ def plan(
     """The tasks in which sources are read, always in the same order.
 
     Args:
-        paths: directories, archives, and files with a document in each line or row; any other file is a document. In
-            directories archives are documents of no text: name them.
+        paths: directories, archives, files with a document in each line or row, and data sets of the hub (`hub:NAME`);
+            any other file is a document. In directories archives are documents of no text: name them.
         skipped: told of what is below a directory and cannot be read.
         selection: what is left out.
         leave_out: files, and folders with all that is in them, that are no sources, wherever they lie.
 
     Raises:
-        ProdError: paths that are not there: all of them.
+        ProdError: paths that are not there, and data sets that cannot be reached: all of them.
     """
-    mistakes, found = Mistakes(), list[Path]()
-    for path in paths:
+    mistakes, found = Mistakes(), list[Path | hub.Shares]()
+    for one in paths:
         with mistakes.caught():
-            found.append(as_path(path))
-            require_there(found[-1])
+            if str(one).startswith(hub.PREFIX):
+                found.append(hub.shares_of(str(one)))
+                continue
+            found.append(as_path(one))
+            require_there(as_path(one))
     mistakes.refuse()
     tasks: list[Task] = []
     real = [os.path.realpath(one) for one in leave_out]
     for path in found:
+        if isinstance(path, hub.Shares):
+            shares = ((number, path.total) for number in range(path.total))
+            tasks += [Task("hub", (path.name,), share=share, state=path.state) for share in shares]
+            continue
         name = path.name.lower()
         if mode_of(path) == stat.S_IFDIR:
             files = files_below(path, skipped, (), selection)
@@ -147,6 +159,10 @@ def documents(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
     """
     if task.kind == "files":
         yield from _files(task, skipped)
+        return
+    if task.kind == "hub":
+        for place, row in hub.rows(task.paths[0], *task.share, task.state, _CONTENT):
+            yield from _row(row, place, skipped)
         return
     path = Path(task.paths[0])
     try:
@@ -253,7 +269,7 @@ def _parquet(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ProdError(f"{path}: parquet is read with pyarrow: pip install 'prod-decode[corpus]'") from None
+        raise ProdError(f"{path}: parquet is read with pyarrow: pip install 'prod-code-unlearning[corpus]'") from None
     try:
         with ParquetFile(path) as file:
             wanted = [name for name in file.schema_arrow.names if name in _CONTENT + _PATH + _REPO + _LICENSE]
