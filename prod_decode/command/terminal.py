@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from prod_decode.errors import ProdError, one_line
 
 USAGE = 2
+
+# Seconds between two lines of progress in a log.
+EVERY = 30.0
 
 
 def note(message: str) -> None:
@@ -127,3 +131,62 @@ def to_json(value: object) -> str:
     except UnicodeEncodeError:
         return json.dumps(value)
     return line
+
+
+class Progress:
+    """Tells how much of the work is done: on a terminal in one line, in a log every half a minute.
+
+    The time left is an estimate: that the rest takes as long as what is done, for as much work.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        unit: str = "",
+        total: float = 1.0,
+        *,
+        already: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """The work begins now.
+
+        Args:
+            what: is done.
+            unit: of the work; "": shares are told, and no rate.
+            total: how much there is, above 0.
+            already: how much of it was done before.
+            clock: in seconds.
+        """
+        self._what, self._unit, self._total, self._already, self._clock = what, unit, total, already, clock
+        self._begun = self._told = clock()
+        self._is_terminal = sys.stderr.isatty()
+
+    def __call__(self, done: float) -> None:
+        """Tell it.
+
+        Args:
+            done: how much of the total, what was done before too.
+        """
+        now = self._clock()
+        spent, new = now - self._begun, done - self._already
+        if done < self._total and new <= 0:
+            return
+        share = done / self._total
+        left = spent * (self._total - done) / new if new > 0 else 0.0
+        rate = f", {new / spent * 60:,.0f} {self._unit} per minute" if self._unit and spent > 0 else ""
+        amounts = f"{done:,.0f} of {self._total:,.0f} {self._unit}{rate}"
+        if self._is_terminal:
+            line = f"{self._what}: {share:4.0%}, {f'{amounts}, ' if self._unit else ''}about {duration(left)} left"
+            sys.stderr.write(f"\r{line:<78}" if done < self._total else f"\r{'':<78}\r")
+            sys.stderr.flush()
+        elif now - self._told >= EVERY and done < self._total:
+            self._told = now
+            told = f" ({amounts})" if self._unit else ""
+            note(f"{self._what}: {share:.0%} done after {duration(spent)}{told}, about {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """In words: seconds, from two minutes on minutes, from two hours on hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -67,6 +67,18 @@ class Engine(Protocol):
         """Call `step` for every item; the number of each and what came of it, as they end."""
 
 
+class Progress(Protocol):
+    """Makes what tells how far a step of a build is."""
+
+    def __call__(self, step: str, unit: str, total: float, already: float, /) -> Callable[[float], object]:
+        """The step, the unit of its work, how much there is, and how much of it an earlier build did."""
+
+
+def _untold(_step: str, _unit: str, _total: float, _already: float) -> Callable[[float], object]:
+    """Tell nobody."""
+    return lambda _: None
+
+
 def new_key() -> bytes:
     """A key for the hashes of an index."""
     return secrets.token_bytes(KEY_BYTES)
@@ -83,7 +95,7 @@ def build(
     selection: Selection | None = None,
     resume: bool = False,
     skipped: Callable[[str], object] = lambda _: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = _untold,
 ) -> CorpusIndex:
     """Build an index and write it.
 
@@ -98,7 +110,7 @@ def build(
         selection: what of the sources is left out.
         resume: go on with what a build that was killed left in `work`.
         skipped: told what could not be read, and why.
-        progress: told the step, how many of its items are done, and of how many.
+        progress: of each step makes what is told how much is done.
 
     Raises:
         ProdError: sources that cannot be read; no document as long as `max_quote`; a `work` folder that is there and
@@ -132,8 +144,10 @@ def _built(
     progress: Progress,
 ) -> CorpusIndex:
     """Run every step that is not done, and gather what came of them."""
+    is_known = all(task.kind != "hub" for _, task in tasks)
+    known = [_size(task) for _, task in tasks] if is_known else None
     run = functools.partial(_run, engine, progress)
-    parts = run("reading", functools.partial(read_task, step), tasks)
+    parts = run("reading", functools.partial(step.path, "part"), functools.partial(read_task, step), tasks, known)
     for part in parts:
         for why in part.skipped:
             skipped(why)
@@ -145,31 +159,49 @@ def _built(
             f"{sum(part.files for part in parts)} files: name other sources"
         )
     step = step._replace(shards=1 << max(0, (anchors - 1) // _SHARD).bit_length())
-    counted = run("counting", functools.partial(count_shard, step), list(range(step.shards)))
+    shards = list(range(step.shards))
+    counted = run("counting", functools.partial(step.path, "shards"), functools.partial(count_shard, step), shards)
     common, waived = sum(counted), sum(part.waived for part in parts)
     if common:
         write_array(step.path("excluded"), np.union1d(common_of(step), np.load(step.path("free"))))
-        waived += sum(run("choosing again", functools.partial(choose_again, step), tasks))
-    joined = run("joining", functools.partial(join_shard, step), list(range(step.shards)))
+        again = functools.partial(step.path, "again")
+        waived += sum(run("choosing again", again, functools.partial(choose_again, step), tasks, known))
+    joined = run("joining", functools.partial(step.path, "joined"), functools.partial(join_shard, step), shards)
     common += sum(more for more, _ in joined)
     waived += sum(windows for _, windows in joined)
     return _gathered(step, parts, common, waived, unreadable)
 
 
-class Progress(Protocol):
-    """Told how far a build is."""
+def _run(
+    engine: Engine,
+    progress: Progress,
+    name: str,
+    made: Callable[[int], Path],
+    step: Callable[[_T], _R],
+    items: Sequence[_T],
+    sizes: Sequence[int] | None = None,
+) -> list[_R]:
+    """What came of every item, in the order of items.
 
-    def __call__(self, step: str, done: int, total: int, /) -> object:
-        """The step, how many of its items are done, and of how many."""
-
-
-def _run(engine: Engine, progress: Progress, name: str, step: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """What came of every item, in the order of items."""
+    Args:
+        engine: calls the step.
+        progress: is told.
+        name: of the step.
+        made: what the step writes for the item of a number.
+        step: does it.
+        items: for each of which it is called.
+        sizes: bytes of each, if those are known; else each counts alike.
+    """
+    work = [1] * len(items) if sizes is None else sizes
+    is_new = [not made(number).exists() for number in range(len(items))]
+    done = sum(size for size, new in zip(work, is_new, strict=True) if not new)
+    scale, unit = (1, "shards" if items and isinstance(items[0], int) else "tasks") if sizes is None else (1e6, "MB")
+    tell = progress(name, unit, sum(work) / scale, done / scale)
     found: dict[int, _R] = {}
-    progress(name, 0, len(items))
-    for number, made in engine.run(step, items):
-        found[number] = made
-        progress(name, len(found), len(items))
+    for number, result in engine.run(step, items):
+        found[number] = result
+        done += work[number] if is_new[number] else 0
+        tell(done / scale)
     return [found[number] for number in range(len(items))]
 
 
@@ -237,6 +269,11 @@ def _begin(folder: Path, tasks: Sequence[Task], recipe: Recipe, allowed: Sequenc
     found = [winnower.identities(symbols_of(text, recipe.cut)) for text in allowed]
     write_array(folder / "free", np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64))
     return recipe
+
+
+def _size(task: Task) -> int:
+    """The bytes of its files, and one more."""
+    return 1 + sum(state[0] for path in task.paths if (state := _state(path)) is not None)
 
 
 def _state(path: str) -> tuple[int, int] | None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod_decode.command.options import READ, Uncovered, add_coverage
-from prod_decode.command.terminal import note, to_json
+from prod_decode.command.terminal import Progress, note, to_json
 from prod_decode.errors import ProdError, one_line
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
     from prod_decode.corpus.index import CorpusIndex
     from prod_decode.indexing.build import Engine
-
-# Without a terminal a line of progress so often, in seconds.
-_SELDOM = 30.0
 
 
 def add_to(commands: Commands) -> None:
@@ -120,7 +115,7 @@ def _build(options: argparse.Namespace) -> int:
         selection=selection,
         resume=options.resume,
         skipped=uncovered,
-        progress=_Progress(),
+        progress=_progress,
     )
     _tell(options.output, index)
     for pattern in selection.unused():
@@ -206,23 +201,5 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Progress:
-    """How far a build is: one line that is written over on a terminal, and one now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._begun = self._told = time.monotonic()
-        self._step = ""
-
-    def __call__(self, step: str, done: int, total: int, /) -> None:
-        now = time.monotonic()
-        if step != self._step:
-            self._step, self._begun, self._told = step, now, now
-        if done == 0:
-            return
-        left = (now - self._begun) / done * (total - done)
-        line = f"{step}: {done:,} of {total:,}, {left:.0f} s left"
-        if sys.stderr.isatty():
-            print(f"\r{line:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif now - self._told >= _SELDOM:
-            self._told = now
-            note(line)
+def _progress(step: str, unit: str, total: float, already: float) -> Progress:
+    return Progress(step, unit, total, already=already)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prod_decode.command.options import Once, positive
-from prod_decode.command.terminal import note, to_json
+from prod_decode.command.terminal import Progress, note, to_json
 from prod_decode.errors import one_line, printable
 from prod_train.command.finding import COMMAND, MEANING, Finding
 from prod_train.data.formats import FORMS
@@ -91,7 +91,6 @@ def _probe(options: argparse.Namespace) -> int:
         require_output(options.html, inputs, replaces=(beginning(COMMAND), "page of a probe"))
     blocklist = None if options.blocklist is None else load(options.blocklist)
     quiet()
-    from prod_train.command.progress import Progress
     from prod_train.data.rows import load_rows
     from prod_train.loss.objective import Encoder
     from prod_train.measure.evaluate import measurable

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.cli import main
+from prod_decode.command.terminal import Progress, duration
 from prod_decode.errors import one_line, printable
 from tests import ROOT, without_first_start
 
@@ -102,3 +103,50 @@ def test_streams_may_be_closed_or_refuse(tmp_path: Path, streams: str, status: i
         check=False,
     )
     assert (done.returncode, done.stdout, without_first_start(done.stderr)) == (status, out, err)
+
+
+def test_time_left_is_told_every_half_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [100.0]
+    progress = Progress("probing", clock=lambda: now[0])
+    for seconds, share in ((29, 0.1), (30, 0.25), (59, 0.3), (61, 0.5), (290, 0.9), (9000, 0.91), (9900, 1.0)):
+        now[0] = 100.0 + seconds
+        progress(share)
+    assert capsys.readouterr().err.splitlines() == [
+        "probing: 25% done after 30 s, about 90 s left",
+        "probing: 50% done after 61 s, about 61 s left",
+        "probing: 90% done after 5 min, about 32 s left",
+        "probing: 91% done after 2.5 h, about 15 min left",
+    ]
+    assert [duration(seconds) for seconds in (0.4, 119, 120, 7199, 7200)] == [
+        "0 s",
+        "119 s",
+        "2 min",
+        "120 min",
+        "2.0 h",
+    ]
+
+
+def test_on_a_terminal_time_left_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    now = [0.0]
+    progress = Progress("probing", clock=lambda: now[0])
+    for seconds, share in ((1, 0.25), (4, 1.0)):
+        now[0] = seconds
+        progress(share)
+    assert capsys.readouterr().err == f"\r{'probing:  25%, about 3 s left':<78}\r{'':<78}\r"
+
+
+def test_the_rate_is_of_what_was_done_now(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not of what an earlier run did, which took no time now."""
+    now = [0.0]
+    progress = Progress("reading", "MB", 5000, already=2000, clock=lambda: now[0])
+    progress(2000)
+    for seconds, done in ((40, 2200), (60, 2300), (80, 2600), (300, 5000)):
+        now[0] = seconds
+        progress(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 44% done after 40 s (2,200 of 5,000 MB, 300 MB per minute), about 9 min left",
+        "reading: 52% done after 80 s (2,600 of 5,000 MB, 450 MB per minute), about 5 min left",
+    ]

@@ -192,6 +192,38 @@ def test_a_build_that_was_killed_anywhere_gives_the_same_bytes(
     assert killed >= 10
 
 
+def test_progress_is_told_of_every_step(common: Path, tmp_path: Path, small_shards: None) -> None:
+    """In bytes of sources where they are known; what an earlier build did is told as such."""
+    begun: list[tuple[str, str, float, float]] = []
+    told: list[list[float]] = []
+
+    def progress(*step: Any) -> Callable[[float], object]:
+        begun.append(step)
+        told.append([])
+        return told[-1].append
+
+    recipe = Recipe(CUT, common=5)
+    with pytest.raises(KilledError):
+        built([common], tmp_path / "a.pidx", recipe, Dying(3), progress=progress)
+    built([common], tmp_path / "a.pidx", recipe, resume=True, progress=progress)
+    killed, reading, counting, again, joining = begun
+    assert [step[:2] for step in begun[1:]] == [
+        ("reading", "MB"),
+        ("counting", "shards"),
+        ("choosing again", "MB"),
+        ("joining", "shards"),
+    ]
+    size = sum(path.stat().st_size for path in common.rglob("*.py"))
+    assert killed[2] == reading[2] == again[2] == pytest.approx(size / 1e6, rel=0.01)
+    assert killed[3] == 0
+    # One more was done than was told of when it was killed.
+    assert told[0][-1] < reading[3] < reading[2]
+    assert counting[2] == joining[2] >= 2
+    for step, amounts in zip(begun[1:], told[1:], strict=True):
+        assert amounts == sorted(amounts)
+        assert amounts[-1] == pytest.approx(step[2])
+
+
 def die_once(marker: Path, item: int) -> int:
     """Kill the process in which the third item is worked on, the first time."""
     if item == 3 and not marker.exists():

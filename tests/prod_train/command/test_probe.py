@@ -12,7 +12,6 @@ import pytest
 from prod_train.cli import main
 from prod_train.command.finding import MEANING, Finding
 from prod_train.command.probe_page import MOST_BARS, MOST_TEXTS, probe_page
-from prod_train.command.progress import Progress, duration
 from prod_train.config.config import Config
 from prod_train.data.rows import Row
 from prod_train.measure.probe import Answer, Probed
@@ -123,39 +122,6 @@ def test_of_very_many_rows_a_page_shows_the_worst() -> None:
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
-
-
-def test_time_left_is_told_every_half_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
-    now = [100.0]
-    progress = Progress("probing", clock=lambda: now[0])
-    for seconds, share in ((29, 0.1), (30, 0.25), (59, 0.3), (61, 0.5), (290, 0.9), (9000, 0.91), (9900, 1.0)):
-        now[0] = 100.0 + seconds
-        progress(share)
-    assert capsys.readouterr().err.splitlines() == [
-        "probing: 25% done after 30 s, about 90 s left",
-        "probing: 50% done after 61 s, about 61 s left",
-        "probing: 90% done after 5 min, about 32 s left",
-        "probing: 91% done after 2.5 h, about 15 min left",
-    ]
-    assert [duration(seconds) for seconds in (0.4, 119, 120, 7199, 7200)] == [
-        "0 s",
-        "119 s",
-        "2 min",
-        "120 min",
-        "2.0 h",
-    ]
-
-
-def test_on_a_terminal_time_left_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    now = [0.0]
-    progress = Progress("probing", clock=lambda: now[0])
-    for seconds, share in ((1, 0.25), (4, 1.0)):
-        now[0] = seconds
-        progress(share)
-    assert capsys.readouterr().err == f"\r{'probing:  25%, about 3 s left':<60}\r{'':<60}\r"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
