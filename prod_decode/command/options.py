@@ -35,6 +35,9 @@ STATUSES = {
 }
 
 
+# What a type of an option reads, by its name.
+_NUMBERS = {"int": "a whole number", "float": "a number"}
+
 # What argparse takes for an option, known or not: no number, and no text with a space.
 _OPTION = re.compile(r"-(-|[A-Za-z])[^ ]*$")
 
@@ -90,6 +93,15 @@ class Parser(argparse.ArgumentParser):
             known = list(map(str, action.choices))
             meant = did_you_mean(value, known) if isinstance(value, str) else ""
             raise argparse.ArgumentError(action, f"expected one of {', '.join(known)}, got {brief(value)!r}{meant}")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            kind = _NUMBERS.get(getattr(action.type, "__name__", ""))
+            if kind is None or not isinstance(error.__context__, ValueError):
+                raise
+            raise argparse.ArgumentError(action, f"expected {kind}, got {brief(arg_string)!r}") from None
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to read more, and exit with status 2."""

@@ -51,7 +51,13 @@ def add_to(commands: Commands) -> None:
         help=f"files or directories; `-` is standard input. {READ}; what is none of it is looked "
         "through byte by byte, and listed as not covered, as a path is that does not exist",
     )
-    add.add_argument("--json", action="store_true", help="one JSON object a place")
+    add.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a place; `start` and `end` count characters of what was looked through, from 0: "
+        "of a file with a NUL its bytes; of UTF-16 and UTF-32 the text, a NUL between two line ends, and then "
+        "the bytes",
+    )
     add.add_argument(
         "--html",
         metavar="OUT",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -36,25 +37,27 @@ from prod_decode.corpus.report import IndexReport
 from prod_decode.corpus.table import Table, bits_for, remainders_of
 from prod_decode.corpus.winnow import Winnower
 from prod_decode.errors import ProdError
+from prod_decode.indexing.parts import check_rest, read_array, read_part, write_array
 from prod_decode.indexing.sources import Task, plan
 from prod_decode.indexing.steps import (
     Groups,
     Part,
     Recipe,
+    SourcesChangedError,
     Step,
     choose_again,
     common_of,
     count_shard,
     join_shard,
-    read_part,
     read_task,
     symbols_of,
-    write_array,
 )
 from prod_decode.storage.files import write_whole
 
 # Anchors that one shard sorts at a time: 200 MB.
 _SHARD = 1 << 22
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -124,8 +127,10 @@ def build(
         recipe = _begin(folder, tasks, recipe, allowed)
         for why in found:
             skipped(why)
-        index = _built(Step(recipe, folder, len(tasks)), list(enumerate(tasks)), engine, len(found), skipped, progress)
-        index.save(output)
+        step = Step(recipe, folder, len(tasks))
+        with _keeping(folder):
+            index = _built(step, list(enumerate(tasks)), engine, len(found), skipped, progress)
+            index.save(output)
         del index
         # Under another name at once: nobody can go on with half of it.
         done = folder.with_name(f"{folder.name}.done")
@@ -163,7 +168,7 @@ def _built(
     counted = run("counting", functools.partial(step.path, "shards"), functools.partial(count_shard, step), shards)
     common, waived = sum(counted), sum(part.waived for part in parts)
     if common:
-        write_array(step.path("excluded"), np.union1d(common_of(step), np.load(step.path("free"))))
+        write_array(step.path("excluded"), np.union1d(common_of(step), read_array(step.path("free"))))
         again = functools.partial(step.path, "again")
         waived += sum(run("choosing again", again, functools.partial(choose_again, step), tasks, known))
     joined = run("joining", functools.partial(step.path, "joined"), functools.partial(join_shard, step), shards)
@@ -206,6 +211,21 @@ def _run(
 
 
 @contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    """Say of what ends before its time where it can be gone on with; remove a folder in which nothing is done."""
+    try:
+        yield
+    except SourcesChangedError:
+        raise
+    except BaseException:
+        if any(folder.glob("part.*")):
+            _log.warning("what is done is kept in %s: go on with --resume, or remove it", folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def _alone(folder: Path, *, resume: bool) -> Iterator[None]:
     """The work folder, made, or found for a build that goes on; no other build works in it meanwhile.
 
@@ -217,6 +237,8 @@ def _alone(folder: Path, *, resume: bool) -> Iterator[None]:
         raise ProdError(f"expected a new folder to work in, got {folder}, which no build has planned: name another")
     if is_begun and not resume:
         raise ProdError(f"{folder} is there, from a build that did not end: pass --resume, or remove it")
+    if resume and not is_begun:
+        _log.warning("no effect: --resume: there is nothing to go on with in %s, a new build begins", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -310,9 +332,11 @@ def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unrea
     digests, repos, records = [], [], [np.zeros(0, np.uint8)]
     lengths = [np.zeros(1, np.int64)]
     for number in range(step.tasks):
-        _, arrays = read_part(step.path("part", number))
+        path = step.path("part", number)
+        meta, arrays = read_part(path)
+        check_rest(path, meta, arrays)
         digests.append(np.array(arrays["digests"]))
-        repos.append(np.unique(arrays["repos"]))
+        repos.append(arrays["repositories"])
         if recipe.attribution:
             records.append(arrays["records"])
             lengths.append(np.diff(arrays["record_starts"]))

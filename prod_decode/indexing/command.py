@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prod_decode.command.options import READ, Uncovered, add_coverage
+from prod_decode.command.options import READ, Uncovered, add_coverage, positive
 from prod_decode.command.terminal import Progress, note, to_json
 from prod_decode.errors import ProdError, one_line
 
@@ -59,7 +59,7 @@ def _add_build(actions: Commands) -> None:
     )
     add.add_argument(
         "--common",
-        type=int,
+        type=positive(int, zero=True),
         default=20,
         metavar="N",
         help="what more than N repositories have is no evidence of copying, and may be quoted if nothing else stands "
@@ -79,7 +79,9 @@ def _add_build(actions: Commands) -> None:
     add.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where it is built: processes here (local), or Ray"
     )
-    add.add_argument("--jobs", type=int, metavar="N", help="processes of the engine local (default: all cores)")
+    add.add_argument(
+        "--jobs", type=positive(int), metavar="N", help="processes of the engine local (default: all cores)"
+    )
     add.add_argument("--address", metavar="A", help="of a Ray cluster; without it one is started here for this build")
     add.add_argument(
         "--work", metavar="DIR", help="a folder for what is done; with Ray, one that all machines reach (OUT.work)"
@@ -101,8 +103,6 @@ def _build(options: argparse.Namespace) -> int:
 
     require_output(options.output, options.sources, replaces=(INDEX.magic, INDEX.name))
     key = new_key() if options.key_of is None else CorpusIndex.load(options.key_of).cut.key
-    if options.common < 0:
-        raise ProdError(f"--common: expected a number of repositories, or 0, got {options.common}")
     cut = Cut.of(options.max_quote, options.width, Normalization(options.normalize, options.ignore_case), key)
     uncovered, selection = Uncovered(options), Selection(options.exclude)
     index = build(

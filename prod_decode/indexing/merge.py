@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ def merge(indices: Sequence[CorpusIndex]) -> CorpusIndex:
     index: build small ones again rather than merging many of them.
 
     Raises:
-        ProdError: none, or some that were cut, normalised or hashed otherwise, or of which only some have attribution.
+        ProdError: none, two that hold the same, or some that were cut, normalised or hashed otherwise, or of which only
+            some have attribution.
     """
     if not indices:
         raise ProdError("expected at least one index, got none")
@@ -35,6 +37,11 @@ def merge(indices: Sequence[CorpusIndex]) -> CorpusIndex:
         if other.attributes != first.attributes:
             raise ProdError(
                 f"expected attribution in all or in none, got {first.name} and {other.name}: build one again"
+            )
+    for one, other in combinations(indices, 2):
+        if np.array_equal(one.table.suffixes, other.table.suffixes) and np.array_equal(one.records, other.records):
+            raise ProdError(
+                f"expected different indices, got {one.name} and {other.name}, which hold the same: name each once"
             )
     bits = min(index.table.bits for index in indices)
     bases = np.cumsum([0, *(len(index.record_starts) - 1 for index in indices)])

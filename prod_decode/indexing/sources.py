@@ -173,7 +173,10 @@ def documents(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
         else:
             yield from _parquet(path, skipped)
     except _UNREADABLE as error:
-        raise ProdError(f"cannot read {path}: {reason(error)}; get it again, or leave it out") from None
+        # Of a file that no method opens, tarfile tells each in a line.
+        is_none = isinstance(error, tarfile.ReadError) and "\n" in str(error)
+        why = "no archive of any kind that can be read, or cut short" if is_none else reason(error, 100)
+        raise ProdError(f"cannot read {path}: {why}; get it again, or leave it out") from None
 
 
 def _files(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:

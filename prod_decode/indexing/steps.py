@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +19,20 @@ from prod_decode.corpus.keys import Cut, mixed
 from prod_decode.corpus.table import first_of_each
 from prod_decode.corpus.winnow import Winnower, identities_of
 from prod_decode.errors import ProdError
+from prod_decode.indexing.parts import (
+    COLUMNS,
+    PART,
+    check_rest,
+    read_array,
+    read_part,
+    slice_of,
+    write_array,
+    write_part,
+)
 from prod_decode.indexing.sources import Task, documents
-from prod_decode.storage.artifact import Format, read_artifact, write_artifact
-from prod_decode.storage.files import write_whole
+from prod_decode.storage.artifact import read_artifact, write_artifact
 
 DEFAULT_COMMON = 20
-
-PART = Format(b"PRODIDP\x01", "part of a corpus index", "build {} again", "remove the work folder and build again")
 
 _32 = np.uint64(0xFFFFFFFF)
 
@@ -89,16 +95,14 @@ def symbols_of(text: str, cut: Cut) -> NDArray[np.uint8]:
     return cut.normalization.fold(np.frombuffer(text.encode(), np.uint8))[0]
 
 
-def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write it whole, for `numpy.load`."""
-    with write_whole(path) as file:
-        np.save(file, array)
+class SourcesChangedError(ProdError):
+    """What a build has done is of no use: its sources were changed meanwhile."""
 
 
 @functools.lru_cache(maxsize=1)
 def _winnower(cut: Cut, path: Path, _stamp: int) -> Winnower:
     """Of anchors that may not be chosen, which a process keeps from task to task."""
-    return Winnower(cut, np.load(path))
+    return Winnower(cut, read_array(path))
 
 
 def _winnower_of(step: Step, excluded: str) -> Winnower:
@@ -120,15 +124,16 @@ def choose_again(step: Step, item: tuple[int, Task]) -> int:
     """Read documents with common anchors again, and write what else stands for them; by how much `waived` changes."""
     number, task = item
     path = step.path("again", number)
-    _, before = read_part(step.path("part", number))
+    _, before = read_artifact(step.path("part", number), form=PART, mapped=True)
     if not path.exists():
         winnower = _winnower_of(step, "excluded")
         common = np.isin(identities_of(before["prefixes"], before["suffixes"]), winnower.excluded)
         _write_part(step, path, task, winnower, np.unique(before["documents"][common]))
     meta, after = read_part(path)
+    check_rest(path, meta, after)
     if not np.array_equal(after["digests"], before["digests"][after["chosen"]]):
         path.unlink()
-        raise ProdError(
+        raise SourcesChangedError(
             f"{task.folder or task.paths[0]} was changed while it was read: remove {step.folder} and build again"
         )
     return int(meta["waived"]) - int(before["waived"][after["chosen"]].sum())
@@ -184,6 +189,7 @@ def _write_part(step: Step, path: Path, task: Task, winnower: Winnower, wanted: 
         "even": even[order].astype(np.uint8),
         "waived": np.array(waived, np.int64),
         "digests": np.array(digests, np.uint64),
+        "repositories": np.unique(repos),
         "records": np.frombuffer(b"".join(records), np.uint8),
         "record_starts": np.cumsum([0, *map(len, records)]).astype(np.int64),
         "chosen": np.zeros(0, np.uint32) if wanted is None else wanted,
@@ -196,12 +202,7 @@ def _write_part(step: Step, path: Path, task: Task, winnower: Winnower, wanted: 
         "anchors": len(order),
         "skipped": skipped,
     }
-    write_artifact(path, meta, arrays, form=PART)
-
-
-def read_part(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """What a step has written: numbers, and arrays, of which only what is used is read."""
-    return read_artifact(path, verify=False, form=PART, mapped=True)
+    write_part(path, meta, arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,16 +240,16 @@ class Groups:
     @classmethod
     def read(cls, path: Path) -> Groups:
         """Those of a file."""
-        return cls(**read_part(path)[1])
+        return cls(**read_artifact(path, form=PART, mapped=True)[1])
 
 
 def count_shard(step: Step, shard: int) -> int:
     """Write the anchors of a shard that are not common, and which are; how many those are."""
-    path = step.path("shards", shard)
-    if not path.exists():
+    path, excluded = step.path("shards", shard), step.path("common", shard)
+    if not path.exists() or not excluded.exists():
         groups = _grouped(step, "part", shard)
         common = _is_common(step.recipe, groups)
-        write_array(step.path("common", shard), groups.identities[common])
+        write_array(excluded, groups.identities[common])
         groups.where(~common).write(path, {"common": int(common.sum())})
     return int(read_part(path)[0]["common"])
 
@@ -287,19 +288,14 @@ def _grouped(step: Step, kind: str, shard: int) -> Groups:
     base = 0
     for number in range(step.tasks):
         _, part_of_all = read_part(step.path("part", number))
-        arrays = part_of_all if kind == "part" else read_part(step.path(kind, number))[1]
-        prefixes = arrays["prefixes"]
-        # Sorted by key: of those of other shards only the few that halving looks at are mixed.
-        low, high = (
-            bisect_left(range(len(prefixes)), at, key=lambda i: int(mixed(prefixes[i : i + 1])[0]) >> (64 - bits))
-            for at in (shard, shard + 1)
-        )
-        part = {
-            name: np.array(arrays[name][low:high]) for name in ("suffixes", "repos", "documents", "windows", "even")
-        }
-        part["keys"] = mixed(prefixes[low:high])
-        part["prefixes"] = (prefixes[low:high] & _32).astype(np.uint32)
-        part["identities"] = identities_of(np.array(prefixes[low:high]), part["suffixes"])
+        path = step.path(kind, number)
+        arrays = part_of_all if kind == "part" else read_part(path)[1]
+        at = slice_of(path, arrays, bits, shard)
+        part = {name: np.array(arrays[name][at]) for name in COLUMNS}
+        prefixes = part["prefixes"]
+        part["keys"] = mixed(prefixes)
+        part["prefixes"] = (prefixes & _32).astype(np.uint32)
+        part["identities"] = identities_of(prefixes, part["suffixes"])
         part["documents"] = part["documents"] + np.uint32(base)
         columns.append(part)
         base += len(part_of_all["waived"])
@@ -310,16 +306,16 @@ def _grouped(step: Step, kind: str, shard: int) -> Groups:
     first = first_of_each(keys, suffixes)
     new_repo = first.copy()
     new_repo[1:] |= repos[1:] != repos[:-1]
-    at = np.flatnonzero(first)
+    begins = np.flatnonzero(first)
     return Groups(
-        keys[at],
-        suffixes[at],
-        _each(np.minimum, whole["documents"][order], at),
-        _each(np.maximum, whole["even"][order], at),
-        whole["prefixes"][order][at],
-        whole["identities"][order][at],
-        _each(np.add, new_repo.astype(np.int64), at),
-        _each(np.add, whole["windows"][order].astype(np.int64), at),
+        keys[begins],
+        suffixes[begins],
+        _each(np.minimum, whole["documents"][order], begins),
+        _each(np.maximum, whole["even"][order], begins),
+        whole["prefixes"][order][begins],
+        whole["identities"][order][begins],
+        _each(np.add, new_repo.astype(np.int64), begins),
+        _each(np.add, whole["windows"][order].astype(np.int64), begins),
     )
 
 
@@ -330,4 +326,4 @@ def _each(operation: np.ufunc, values: NDArray[Any], at: NDArray[np.int64]) -> N
 
 def common_of(step: Step) -> NDArray[np.uint64]:
     """The common anchors of all shards."""
-    return np.concatenate([np.load(step.path("common", shard)) for shard in range(step.shards)])
+    return np.concatenate([read_array(step.path("common", shard)) for shard in range(step.shards)])

@@ -55,9 +55,12 @@ class Format(NamedTuple):
 _KNOWN = {
     MAGIC: "a blocklist",
     b"PRODIDX\x01": "a corpus index",
-    b"PRODIDP\x01": "part of a corpus index",
+    b"PRODIDP\x02": "part of a corpus index",
     b"PRODPRT\x02": "part of a blocklist",
 }
+
+# By the end of a file's name, what it is taken for.
+_NAMED = {".prod": "blocklist", ".pidx": "corpus index"}
 
 BLOCKLIST = Format(MAGIC, "blocklist", "make one with `prod-decode compile {} -o FILE`", "compile the blocklist again")
 
@@ -128,15 +131,20 @@ def require_output(
             may. None: any.
 
     Raises:
-        ProdError: `path` is `-`, which other programs take for the standard output; it ends like a directory's, is in
-            none, or in one where no file can be made; it is one of the inputs, by whatever name; or something would be
-            lost.
+        ProdError: `path` is `-`, which other programs take for the standard output; it ends like a directory's, or as
+            another kind of file is named; it is in no directory, or in one where no file can be made; it is one of the
+            inputs, by whatever name; or something would be lost.
     """
     target = as_path(path)
     if str(path) == "-":
         raise ProdError("expected the name of a file to write, got '-': it is not printed")
     if str(path).endswith(os.sep):
         raise ProdError(f"expected the name of a file to write, got {str(path)!r}, which is that of a directory")
+    meant = _NAMED.get(target.suffix.lower())
+    if replaces is not None and meant not in (None, replaces[1]):
+        own = next((suffix for suffix, name in _NAMED.items() if name == replaces[1]), None)
+        remedy = "name another" if own is None else f"name it {target.with_suffix(own).name}"
+        raise ProdError(f"expected the name of a {replaces[1]} to write, got {target}, as a {meant} is named: {remedy}")
     real = Path(os.path.realpath(target))
     try:
         found = replaceable(target)

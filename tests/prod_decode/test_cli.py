@@ -212,7 +212,10 @@ def test_merge(tmp_path: Path, block: str, capsys: pytest.CaptureFixture[str]) -
         ),
         ([], "prod-decode: the following arguments are required: COMMAND; see `prod-decode --help`"),
         (["compile", "x.txt"], "the following arguments are required: -o/--output; see `prod-decode compile --help`"),
-        (["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"], "--max-quote: invalid int value: 'many'"),
+        (
+            ["compile", "x.txt", "-o", "{tmp}/y", "--max-quote", "many"],
+            "--max-quote: expected a whole number, got 'many'; see",
+        ),
         (["compile", "{tmp}/none.txt", "-o", "{tmp}/y"], "cannot read {tmp}/none.txt: No such file or directory"),
         (
             ["compile", "{tmp}/shorts.txt", "-o", "{tmp}/y"],

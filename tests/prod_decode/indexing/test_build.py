@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import os
+import shutil
 import tarfile
 import textwrap
 import zipfile
@@ -24,6 +25,7 @@ from prod_decode.errors import ProdError
 from prod_decode.indexing.build import Engine, build, new_key
 from prod_decode.indexing.engines import Local, Ray
 from prod_decode.indexing.merge import merge
+from prod_decode.indexing.parts import PART
 from prod_decode.indexing.sources import documents, plan
 from prod_decode.indexing.steps import Recipe
 from prod_decode.storage.artifact import read_artifact, write_artifact
@@ -163,6 +165,13 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of each: every file that is written waits for the disk."""
+    monkeypatch.setattr("prod_decode.indexing.sources._TASK", 12_000)
+    monkeypatch.setattr("prod_decode.indexing.build._SHARD", 512)
+
+
+@pytest.fixture
 def common(corpus: Path) -> Path:
     """All repositories have one more file in common."""
     for folder in corpus.iterdir():
@@ -230,6 +239,78 @@ def die_once(marker: Path, item: int) -> int:
         marker.touch()
         os._exit(1)
     return item * item
+
+
+def arrays_in(path: Path) -> dict[str, int]:
+    """A byte in the middle of each array of a file that is not empty."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[8:16], "little")
+    _, arrays = read_artifact(path, verify=False, form=PART, mapped=True)
+    begins = {name: place["at"] for name, place in json.loads(data[16 : 16 + size])["arrays"].items()}
+    return {name: 32 + size + begins[name] + array.nbytes // 2 for name, array in arrays.items() if array.nbytes}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("common_from", "kinds"),
+    [
+        (0, {"part": "scj", "shards": "j", "joined": ""}),  # nothing is chosen again: parts are read by shards alone
+        (5, {"part": "j", "again": "j", "common": "j"}),
+    ],
+)
+def test_damage_in_the_work_folder_is_found(
+    common_from: int,
+    kinds: dict[str, str],
+    common: Path,
+    tmp_path: Path,
+    few_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is another bit of what is done: the same bytes come of it, or it is told which file to remove."""
+    recipe, output, work = Recipe(CUT, common=common_from), tmp_path / "a.pidx", tmp_path / "a.pidx.work"
+    built([common], output, recipe)
+    expected = output.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(CorpusIndex, "save", None)
+        with pytest.raises(TypeError):
+            built([common], output, recipe)
+    whole = work.rename(tmp_path / "whole")
+    for kind, made in kinds.items():  # what is made of it is made again
+        refused = 0
+        for name, at in arrays_in(whole / f"{kind}.0000001").items():
+            shutil.copytree(whole, work)
+            for path in work.glob("*.0*"):
+                if path.name[0] in made:
+                    path.unlink()
+            path = work / f"{kind}.0000001"
+            data = bytearray(path.read_bytes())
+            data[at] ^= 1
+            path.write_bytes(data)
+            try:
+                built([common], output, recipe, resume=True)
+            except ProdError as error:
+                assert f"{path} is damaged (its checksum is wrong): remove it, and go on with --resume" in str(error)  # noqa: PT017
+                refused += 1
+                path.unlink()
+                if refused == 1:
+                    built([common], output, recipe, resume=True)
+                shutil.rmtree(work, ignore_errors=True)
+            else:
+                assert name in ("bounds", "sums", "waived", "chosen")
+            assert output.read_bytes() == expected, name
+        assert refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [0, 2])
+def test_shards_are_more_or_fewer_than_what_has_a_checksum(
+    bits: int, common: Path, tmp_path: Path, few_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built([common], tmp_path / "a.pidx", Recipe(CUT, common=5))
+    monkeypatch.setattr("prod_decode.indexing.parts._RANGE_BITS", bits)
+    monkeypatch.setattr("prod_decode.indexing.parts.RANGES", 1 << bits)
+    built([common], tmp_path / "b.pidx", Recipe(CUT, common=5))
+    assert (tmp_path / "a.pidx").read_bytes() == (tmp_path / "b.pidx").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +431,9 @@ def test_indices_of_one_key_are_merged(corpus: Path, tmp_path: Path) -> None:
         named = max(one.quoted(text) + other.quoted(text), key=lambda quoted: quoted.characters)
         assert both.quoted(text)[0].entry == named.entry
     assert both.report.files == 12
-    assert len(merge([one, one])) == len(one)
+    for twice in ([one, one], [one, CorpusIndex.load(tmp_path / "0.pidx")], [other, one, other]):
+        with pytest.raises(ProdError, match="which hold the same: name each once"):
+            merge(twice)
     different = built([corpus], tmp_path / "d.pidx", Recipe(CUT._replace(key=bytes(16))))
     with pytest.raises(ProdError, match=r"expected indices of one key, got 0\.pidx and d\.pidx: build one with"):
         merge([one, different])
@@ -397,6 +480,25 @@ def test_a_work_folder_is_not_taken_for_another_builds(corpus: Path, tmp_path: P
     (corpus / "repo1" / "new.py").write_text(SOURCE)
     with pytest.raises(ProdError, match="is of a build with other sources or options"):
         built([corpus], tmp_path / "a.pidx", resume=True)
+
+
+def test_what_a_failed_build_leaves_is_told(
+    corpus: Path, tmp_path: Path, small_shards: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(b"PK\3\4 nothing")
+    with pytest.raises(ProdError, match="get it again"):
+        built([corpus, damaged], tmp_path / "a.pidx")
+    assert caplog.messages == [f"what is done is kept in {tmp_path}/a.pidx.work: go on with --resume, or remove it"]
+    caplog.clear()
+    with pytest.raises(ProdError, match="get it again"):
+        built([damaged, corpus], tmp_path / "b.pidx")
+    assert caplog.messages == []
+    assert not (tmp_path / "b.pidx.work").exists()  # nothing was done
+    built([corpus], tmp_path / "b.pidx", resume=True)
+    assert caplog.messages == [
+        f"no effect: --resume: there is nothing to go on with in {tmp_path}/b.pidx.work, a new build begins"
+    ]
 
 
 def test_a_build_goes_on_with_its_own_key_and_free_code(corpus: Path, tmp_path: Path) -> None:
@@ -507,6 +609,17 @@ def lzma_damaged(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[60:90] = bytes(30)
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz"])
+def test_what_is_no_archive_is_told_in_a_short_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"<html>not found</html>" * 100)
+    with pytest.raises(ProdError) as told:
+        built([tmp_path / name], tmp_path / "a.pidx")
+    assert str(told.value) == (
+        f"cannot read {tmp_path / name}: no archive of any kind that can be read, or cut short; get it again, or leave "
+        "it out"
+    )
 
 
 @pytest.mark.parametrize("spoil", [encrypted, of_an_unknown_method, lzma_damaged])
