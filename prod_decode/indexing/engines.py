@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,9 @@ from prod_decode.storage.processes import pool_of
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+# Seconds in which a cluster answers.
+_ANSWERS = 10.0
 
 # Steps that a Ray cluster is handed at a time for each of its processors: more would only wait there.
 _WAITING = 4
@@ -66,6 +70,8 @@ class Ray:
             ) from None
         self._ray: Any = ray
         if not ray.is_initialized():
+            if address is not None:
+                _knock(address)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -90,6 +96,23 @@ class Ray:
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause if isinstance(error.cause, ProdError) else error from None
                 yield waiting.pop(reference), made
+
+
+def _knock(address: str) -> None:
+    """Refuse an address at which nobody answers: Ray waits for a minute, and ends the process.
+
+    Raises:
+        ProdError: there is nobody.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # `auto` and the like, of which Ray itself says that there is nothing
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS).close()
+    except (OSError, OverflowError) as error:
+        raise ProdError(
+            f"cannot reach Ray at {address}: {reason(error)}; expected the HOST:PORT that `ray start --head` prints"
+        ) from None
 
 
 def step_on_ray(step: Callable[[_T], _R], item: _T) -> _R:

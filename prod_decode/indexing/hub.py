@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
@@ -83,6 +84,8 @@ def shares_of(text: str) -> Shares:
         ProdError: a name that is none; no data set of that name, split or configuration, or none that may be read.
     """
     named = HubName.of(text)
+    if Path(named.name).is_dir():  # processes elsewhere begin in another folder
+        named = named._replace(name=str(Path(named.name).absolute()))
     builder = _builder_of(named)
     found = _rows_of(builder, named)
     files = (builder.config.data_files or {}).get(named.split, ())

@@ -67,6 +67,7 @@ class Task:
         folder: the directory that was named and has them; "": they were named.
         share: which share of a data set, and of how many.
         state: of the data set.
+        home: the folder in which the names of files begin, as processes elsewhere do not; "": they begin at the root.
     """
 
     kind: Literal["files", "archive", "lines", "parquet", "hub"]
@@ -74,6 +75,7 @@ class Task:
     folder: str = ""
     share: tuple[int, int] = (0, 1)
     state: str = ""
+    home: str = ""
 
 
 def plan(
@@ -111,17 +113,18 @@ def plan(
             tasks += [Task("hub", (path.name,), share=share, state=path.state) for share in shares]
             continue
         name = path.name.lower()
+        home = "" if path.is_absolute() else str(Path.cwd())
         if mode_of(path) == stat.S_IFDIR:
             files = files_below(path, skipped, (), selection)
-            tasks += _batches(path, (file for file in files if not _is_below(file, real)))
+            tasks += _batches(path, home, (file for file in files if not _is_below(file, real)))
         elif name.endswith(ARCHIVES):
-            tasks.append(Task("archive", (str(path),)))
+            tasks.append(Task("archive", (str(path),), home=home))
         elif name.endswith(LINES):
-            tasks.append(Task("lines", (str(path),)))
+            tasks.append(Task("lines", (str(path),), home=home))
         elif name.endswith(PARQUET):
-            tasks.append(Task("parquet", (str(path),)))
+            tasks.append(Task("parquet", (str(path),), home=home))
         else:
-            tasks.append(Task("files", (str(path),)))
+            tasks.append(Task("files", (str(path),), home=home))
     return tasks
 
 
@@ -131,7 +134,7 @@ def _is_below(path: Path, real: Collection[str]) -> bool:
     return any(place == one or place.startswith(f"{one}{os.sep}") for one in real)
 
 
-def _batches(folder: Path, files: Iterable[Path]) -> Iterator[Task]:
+def _batches(folder: Path, home: str, files: Iterable[Path]) -> Iterator[Task]:
     batch: list[str] = []
     size = 0
     for file in files:
@@ -141,10 +144,10 @@ def _batches(folder: Path, files: Iterable[Path]) -> Iterator[Task]:
             size += 0  # told when it is read
         batch.append(str(file))
         if size >= _TASK:
-            yield Task("files", tuple(batch), str(folder))
+            yield Task("files", tuple(batch), str(folder), home=home)
             batch, size = [], 0
     if batch:
-        yield Task("files", tuple(batch), str(folder))
+        yield Task("files", tuple(batch), str(folder), home=home)
 
 
 def documents(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
@@ -164,25 +167,26 @@ def documents(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
         for place, row in hub.rows(task.paths[0], *task.share, task.state, _CONTENT):
             yield from _row(row, place, skipped)
         return
-    path = Path(task.paths[0])
+    name = task.paths[0]
+    path = Path(task.home, name)
     try:
         if task.kind == "archive":
-            yield from _archive(path, skipped)
+            yield from _archive(path, name, skipped)
         elif task.kind == "lines":
-            yield from _lines(path, skipped)
+            yield from _lines(path, name, skipped)
         else:
-            yield from _parquet(path, skipped)
+            yield from _parquet(path, name, skipped)
     except _UNREADABLE as error:
         # Of a file that no method opens, tarfile tells each in a line.
         is_none = isinstance(error, tarfile.ReadError) and "\n" in str(error)
         why = "no archive of any kind that can be read, or cut short" if is_none else reason(error, 100)
-        raise ProdError(f"cannot read {path}: {why}; get it again, or leave it out") from None
+        raise ProdError(f"cannot read {name}: {why}; get it again, or leave it out") from None
 
 
 def _files(task: Task, skipped: Skipped) -> Iterator[tuple[Source, str]]:
-    folder = Path(task.folder) if task.folder else None
+    folder = Path(task.home, task.folder) if task.folder else None
     for name in task.paths:
-        path = Path(name)
+        path = Path(task.home, name)
         try:
             if path.stat().st_size > _LARGEST:
                 skipped(_too_large(name))
@@ -213,20 +217,20 @@ def _repository(folder: Path, named: Path) -> tuple[str, Path]:
     return (at.relative_to(named).as_posix() if at != named else named.name), at
 
 
-def _archive(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
+def _archive(path: Path, name: str, skipped: Skipped) -> Iterator[tuple[Source, str]]:
     repo = path.name
     for suffix in sorted(ARCHIVES, key=len, reverse=True):
         if repo.lower().endswith(suffix):
             repo = repo[: -len(suffix)]
             break
     for inside, size, read in _members(path):
-        name = f"{path}:{inside}"
+        place = f"{name}:{inside}"
         if not set(CACHES).isdisjoint(Path(inside).parts):
             continue
         if size > _LARGEST:
-            skipped(_too_large(name))
+            skipped(_too_large(place))
             continue
-        yield from _decoded(read(), Source(inside, repo), name, skipped)
+        yield from _decoded(read(), Source(inside, repo), place, skipped)
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
@@ -252,13 +256,13 @@ def _decoded(data: bytes, source: Source, name: str, skipped: Skipped) -> Iterat
     yield Source(source.path, source.repo, source.license or license_of(text) or ""), text
 
 
-def _lines(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
+def _lines(path: Path, name: str, skipped: Skipped) -> Iterator[tuple[Source, str]]:
     open_ = gzip.open if path.name.lower().endswith(".gz") else open
     with open_(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            place = f"{path}:{number}"
+            place = f"{name}:{number}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -267,22 +271,22 @@ def _lines(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
             yield from _row(row, place, skipped)
 
 
-def _parquet(path: Path, skipped: Skipped) -> Iterator[tuple[Source, str]]:
+def _parquet(path: Path, name: str, skipped: Skipped) -> Iterator[tuple[Source, str]]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ProdError(f"{path}: parquet is read with pyarrow: pip install 'prod-code-unlearning[corpus]'") from None
+        raise ProdError(f"{name}: parquet is read with pyarrow: pip install 'prod-code-unlearning[corpus]'") from None
     try:
         with ParquetFile(path) as file:
-            wanted = [name for name in file.schema_arrow.names if name in _CONTENT + _PATH + _REPO + _LICENSE]
+            wanted = [column for column in file.schema_arrow.names if column in _CONTENT + _PATH + _REPO + _LICENSE]
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield from _row(row, f"{path}: row {number}", skipped)
+                    yield from _row(row, f"{name}: row {number}", skipped)
     except ArrowException as error:
-        raise ProdError(f"cannot read {path}: {one_line(str(error), 100)}; get it again, or leave it out") from None
+        raise ProdError(f"cannot read {name}: {one_line(str(error), 100)}; get it again, or leave it out") from None
 
 
 def _row(row: Any, place: str, skipped: Skipped) -> Iterator[tuple[Source, str]]:
