@@ -119,8 +119,9 @@ class ProdLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor, EnforcesBlocklis
         if not on_v2 and samples:
             for name in (*self.settings.default, CHECK):
                 _warm_up(self.matchers[self.names.index(name)])
-            # The tables of a normalisation take a second; a list that uses them then takes little.
-            for matcher in {matcher.normalization: matcher for matcher in self.matchers}.values():
+            # The tables of a normalisation take a second; a list that uses them then takes little. An index has more.
+            once = {matcher.normalization: matcher for matcher in self.matchers if not matcher.corpora}
+            for matcher in (*once.values(), *(matcher for matcher in self.matchers if matcher.corpora)):
                 unescaped(matcher)
         self._batch = RequestBatch()
         self._hits = None

@@ -19,7 +19,8 @@ from prod_decode.blocklist.entries import EntryInfo
 from prod_decode.corpus.keys import KEY_BYTES, Cut
 from prod_decode.corpus.report import IndexReport, Source
 from prod_decode.corpus.table import Table
-from prod_decode.corpus.tracker import Anchors, BoundAnchors
+from prod_decode.corpus.tracker import Anchors
+from prod_decode.corpus.unescaped import WatchedAnchors
 from prod_decode.errors import ProdError
 from prod_decode.storage.artifact import Format, are_laid_out, is_count, read_artifact, write_artifact
 from prod_decode.storage.files import as_path
@@ -208,7 +209,7 @@ class CorpusIndex(Anchors):
             Automaton.build([]),
             self.cut.normalization,
             vocabulary,
-            corpora=[BoundAnchors(self, (self.even[:, 0], self.even[:, 1]), vocabulary)],
+            corpora=[WatchedAnchors(self, (self.even[:, 0], self.even[:, 1]), vocabulary)],
             origin_of=self.origin_of,
         )
 

@@ -19,6 +19,65 @@ _BLOCK = 256
 STATE, FILLED, SEEN, EVEN, LATEST = range(5)
 
 
+@inline
+def forget(numbers: NDArray[np.int64], hashes: NDArray[np.uint64], row: int) -> None:
+    """Nobody knows what stands there: what is under way in a row ends."""
+    numbers[row, FILLED] = 0
+    numbers[row, EVEN] = 0
+    numbers[row, LATEST] = numbers[row, SEEN] - LOOK_AHEAD
+    hashes[row, 0] = 0
+
+
+@inline
+def push(
+    begins: NDArray[np.uint32],
+    remainders: NDArray[np.uint16],
+    shift: np.uint64,
+    spread: NDArray[np.uint64],
+    oldest: np.uint64,
+    prefix: int,
+    width: int,
+    classes: NDArray[np.uint8],
+    symbols: NDArray[np.uint8],
+    first: int,
+    last: int,
+    numbers: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    windows: NDArray[np.uint8],
+    prefixes: NDArray[np.int64],
+    befores: NDArray[np.uint64],
+    row: int,
+) -> None:
+    """Add `symbols[first:last]` to the text of a row."""
+    window = windows[row]
+    end, at, even = numbers[row, FILLED], numbers[row, SEEN], numbers[row, EVEN]
+    hashed, sums = hashes[row, 0], hashes[row, 1]
+    for i in range(first, last):
+        symbol = symbols[i]
+        if end == len(window):
+            window[:width] = window[end - width : end].copy()
+            end = width
+        leaves = end > 0 and classes[window[end - 1]] == WORD and classes[symbol] != WORD
+        even = 1 if leaves else even + 1
+        if end >= prefix:
+            hashed -= oldest * spread[window[end - prefix]]
+        hashed = hashed * BASE + spread[symbol]
+        sums = sums * BASE + spread[symbol]
+        window[end] = symbol
+        end += 1
+        at += 1
+        if end < prefix:
+            continue
+        low, high = part_of(begins, remainders, shift, mix(hashed))
+        if low < high:
+            here = at & (LOOK_AHEAD - 1)
+            prefixes[row, here, 0], prefixes[row, here, 1], prefixes[row, here, 2] = at, low, high
+            befores[row, here] = sums
+            numbers[row, LATEST] = at
+    numbers[row, FILLED], numbers[row, SEEN], numbers[row, EVEN] = end, at, even
+    hashes[row, 0], hashes[row, 1] = hashed, sums
+
+
 @jit
 def follow_all(
     begins: NDArray[np.uint32],
@@ -50,40 +109,29 @@ def follow_all(
     for k in range(len(tokens)):
         row, token = rows[k], tokens[k]
         if token < 0 or token >= len(kinds) or kinds[token] == UNKNOWN:
-            numbers[row, FILLED] = 0
-            numbers[row, EVEN] = 0
-            numbers[row, LATEST] = numbers[row, SEEN] - LOOK_AHEAD
-            hashes[row, 0] = 0
+            forget(numbers, hashes, row)
         elif kinds[token] == TEXT:
             state = numbers[row, STATE]
-            window = windows[row]
-            end, at, even = numbers[row, FILLED], numbers[row, SEEN], numbers[row, EVEN]
-            hashed, sums = hashes[row, 0], hashes[row, 1]
-            for i in range(starts[state, token], starts[state, token + 1]):
-                symbol = symbols[i]
-                if end == len(window):
-                    window[:width] = window[end - width : end].copy()
-                    end = width
-                leaves = end > 0 and classes[window[end - 1]] == WORD and classes[symbol] != WORD
-                even = 1 if leaves else even + 1
-                if end >= prefix:
-                    hashed -= oldest * spread[window[end - prefix]]
-                hashed = hashed * BASE + spread[symbol]
-                sums = sums * BASE + spread[symbol]
-                window[end] = symbol
-                end += 1
-                at += 1
-                if end < prefix:
-                    continue
-                low, high = part_of(begins, remainders, shift, mix(hashed))
-                if low < high:
-                    here = at & (LOOK_AHEAD - 1)
-                    prefixes[row, here, 0], prefixes[row, here, 1], prefixes[row, here, 2] = at, low, high
-                    befores[row, here] = sums
-                    numbers[row, LATEST] = at
+            push(
+                begins,
+                remainders,
+                shift,
+                spread,
+                oldest,
+                prefix,
+                width,
+                classes,
+                symbols,
+                starts[state, token],
+                starts[state, token + 1],
+                numbers,
+                hashes,
+                windows,
+                prefixes,
+                befores,
+                row,
+            )
             numbers[row, STATE] = next_state[state, token]
-            numbers[row, FILLED], numbers[row, SEEN], numbers[row, EVEN] = end, at, even
-            hashes[row, 0], hashes[row, 1] = hashed, sums
         near = near or is_near(numbers, needs, row)
     return near
 

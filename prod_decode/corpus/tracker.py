@@ -23,8 +23,8 @@ _KEPT = 8
 # More even symbols than any text has.
 _NEVER = 1 << 62
 
-_NO_ROWS = np.zeros(0, np.int32)
-_NOTHING = np.zeros(0, np.int64)
+NO_ROWS = np.zeros(0, np.int32)
+NOTHING = np.zeros(0, np.int64)
 
 _Places = slice | NDArray[np.bool_] | NDArray[np.int64]
 
@@ -73,6 +73,7 @@ class BoundAnchors:
     Attributes:
         anchors: of the corpus.
         vocabulary: of the tokens.
+        even: as it was given.
         table: of the tokens.
         needs: int64 [4], by text state, how many symbols at the end of a text must be even before a token longer than
             `LOOK_AHEAD` can complete an anchor; 0: one may always.
@@ -91,7 +92,7 @@ class BoundAnchors:
                 (`winnow`).
             vocabulary: of the tokens.
         """
-        self.anchors, self.vocabulary = anchors, vocabulary
+        self.anchors, self.vocabulary, self.even = anchors, vocabulary, even
         self.table = vocabulary.table(anchors.cut.normalization)
         cut, spread, kinds = anchors.cut, anchors.spread, vocabulary.kinds
         long_ends = LongEnds.of(self.table, kinds, spread, cut.width, even[1])
@@ -144,6 +145,21 @@ class BoundAnchors:
         """
         return CorpusTracker(self, exempt_prompts=exempt_prompts)
 
+    def completing(self, rows: Rows, exempt: NDArray[np.int64], exempt_begins: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `completing_all`."""
+        arguments: tuple[Any, ...] = (
+            *self.complete,
+            rows.numbers,
+            rows.windows,
+            rows.hashes,
+            rows.prefixes,
+            rows.befores,
+            exempt,
+            exempt_begins,
+        )
+        found: NDArray[np.int64] = completing_all(*arguments)
+        return found
+
     def symbols(self, text_state: int, token_id: int) -> NDArray[np.uint8]:
         """What a token emits."""
         starts = self.table.starts[text_state]
@@ -155,7 +171,7 @@ class BoundAnchors:
             self.anchors.find(self.anchors.cut.normalization.fold(np.frombuffer(text, np.uint8))[0])[:, 1]
             for text in self.vocabulary.known_texts(tokens)
         ]
-        return np.unique(np.concatenate(found)) if found else _NOTHING
+        return np.unique(np.concatenate(found)) if found else NOTHING
 
     def _anchors_inside(self, text_state: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Tokens with a whole anchor inside, and its place in the table."""
@@ -176,7 +192,7 @@ class BoundAnchors:
         tracker.completing()
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Where the texts of a batch are.
 
     Attributes:
@@ -196,7 +212,7 @@ class _Rows(NamedTuple):
     befores: NDArray[np.uint64]
 
     @classmethod
-    def empty(cls, count: int, width: int) -> _Rows:
+    def empty(cls, count: int, width: int) -> Rows:
         """Texts without a symbol."""
         numbers = np.zeros((count, 5), np.int64)
         numbers[:, STATE], numbers[:, LATEST] = AFTER_OTHER, -LOOK_AHEAD
@@ -208,10 +224,16 @@ class _Rows(NamedTuple):
             np.zeros((count, LOOK_AHEAD), np.uint64),
         )
 
-    def set(self, at: _Places, other: _Rows, there: _Places) -> None:
+    def set(self, at: _Places, other: Rows, there: _Places) -> None:
         """Put rows of another batch in the place of some of these."""
         for name, mine in self._asdict().items():
             mine[at] = getattr(other, name)[there]
+
+    def some(self, which: NDArray[np.int64]) -> Rows:
+        """Copies of some of them, by their numbers."""
+        return Rows(
+            self.numbers[which], self.hashes[which], self.windows[which], self.prefixes[which], self.befores[which]
+        )
 
 
 class CorpusTracker:
@@ -226,10 +248,10 @@ class CorpusTracker:
     def __init__(self, bound: BoundAnchors, *, exempt_prompts: bool = False) -> None:
         self.bound = bound
         self._exempts = exempt_prompts
-        self._rows = _Rows.empty(0, bound.anchors.cut.width)
+        self._rows = Rows.empty(0, bound.anchors.cut.width)
         # Places in the table that each row may complete, and where those of the next row begin.
         self._exempt: list[NDArray[np.int64]] = []
-        self._exempt_all, self._exempt_begins = _NOTHING, np.zeros(1, np.int64)
+        self._exempt_all, self._exempt_begins = NOTHING, np.zeros(1, np.int64)
         self._is_near = False
         # How many symbols there were before each row's newest token; -1: that is the prompt's.
         self._before = np.zeros(0, np.int64)
@@ -249,12 +271,12 @@ class CorpusTracker:
         if len(rows) and (most := int(rows.max()) + 1) > len(self):
             self.take(np.concatenate((np.arange(len(self)), np.full(most - len(self), -1))))
         for row, text, prompt in zip(rows.tolist(), texts, prompts.tolist(), strict=True):
-            self._rows.set(slice(row, row + 1), _Rows.empty(1, self.bound.anchors.cut.width), slice(None))
+            self._rows.set(slice(row, row + 1), Rows.empty(1, self.bound.anchors.cut.width), slice(None))
             rest, last = np.split(text.astype(np.int64, copy=False), [max(prompt, len(text) - 1)])
             self._follow(np.full(len(rest), row), rest)
             self._before[row] = self._rows.numbers[row, SEEN] if len(last) else -1
             self._follow(np.full(len(last), row), last)
-            self._exempt[row] = self.bound.quoted_in(text[:prompt]) if self._exempts else _NOTHING
+            self._exempt[row] = self.bound.quoted_in(text[:prompt]) if self._exempts else NOTHING
         self._note()
 
     def advance(self, tokens: NDArray[np.int64]) -> None:
@@ -266,10 +288,10 @@ class CorpusTracker:
     def take(self, sources: NDArray[np.int64]) -> None:
         """Rows come, go, move, are copied, as `Tracker.take`."""
         before = self._rows
-        self._rows = _Rows.empty(len(sources), self.bound.anchors.cut.width)
+        self._rows = Rows.empty(len(sources), self.bound.anchors.cut.width)
         old = sources >= 0
         self._rows.set(old, before, sources[old])
-        self._exempt = [self._exempt[source] if source >= 0 else _NOTHING for source in sources.tolist()]
+        self._exempt = [self._exempt[source] if source >= 0 else NOTHING for source in sources.tolist()]
         was = self._before
         self._before = np.full(len(sources), -1)
         self._before[old] = was[sources[old]]
@@ -278,29 +300,17 @@ class CorpusTracker:
     def banned(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The banned tokens as sparse pairs, rows int32 [n], ascending, and token ids int32 [n], each pair once."""
         if not self._is_near:
-            return _NO_ROWS, _NO_ROWS
+            return NO_ROWS, NO_ROWS
         found = self.completing()
         if not len(found):
-            return _NO_ROWS, _NO_ROWS
+            return NO_ROWS, NO_ROWS
         rows, tokens = np.divmod(np.unique(found), 1 << 32)
         is_text = self.bound.vocabulary.kinds[tokens] == TEXT
         return rows[is_text].astype(np.int32), tokens[is_text].astype(np.int32)
 
     def completing(self) -> NDArray[np.int64]:
         """See `completing_all`."""
-        rows = self._rows
-        arguments: tuple[Any, ...] = (
-            *self.bound.complete,
-            rows.numbers,
-            rows.windows,
-            rows.hashes,
-            rows.prefixes,
-            rows.befores,
-            self._exempt_all,
-            self._exempt_begins,
-        )
-        found: NDArray[np.int64] = completing_all(*arguments)
-        return found
+        return self.bound.completing(self._rows, self._exempt_all, self._exempt_begins)
 
     def blame(self, row: int, token_id: int) -> list[str]:
         """The names of the documents of which a token would complete an anchor; none: it is not banned."""
@@ -330,7 +340,7 @@ class CorpusTracker:
 
     def _note(self) -> None:
         self._exempt_begins = np.cumsum([0, *map(len, self._exempt)]).astype(np.int64)
-        self._exempt_all = np.concatenate(self._exempt) if self._exempt else _NOTHING
+        self._exempt_all = np.concatenate(self._exempt) if self._exempt else NOTHING
         self._is_near = bool(any_near(self._rows.numbers, self.bound.needs))
 
     def _follow(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> bool:

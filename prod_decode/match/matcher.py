@@ -76,6 +76,13 @@ class Watch(Protocol):
         """A tracker of a batch of texts, without rows at first."""
 
 
+class CorpusWatch(Watch, Protocol):
+    """A `Watch` that knows the tokens with JSON's escapes decoded as well."""
+
+    def unescaped(self) -> Watch:
+        """What makes a tracker of outputs that are decoded, for the same tokens."""
+
+
 def _by_number(pattern: int) -> list[str]:
     """What patterns are called of which nobody says more."""
     return [str(pattern)]
@@ -144,7 +151,7 @@ class Matcher:
         quotes: Sequence[tuple[Pieces, Callable[[int], str]]] = (),
         is_quote: Callable[[int], bool] = _is_no_quote,
         *,
-        corpora: Sequence[Watch] = (),
+        corpora: Sequence[CorpusWatch] = (),
         exempts_prompts: bool = False,
         origin_of: _Origins = _no_origin,
     ) -> None:
@@ -221,7 +228,7 @@ class Matcher:
             self.forks,
             self.quotes,
             self._is_quote,
-            # Of the same tokens: what stands in escapes is not followed in them (`match.unescaped` says so).
+            # Of the same tokens: those with escapes decoded are its own (`match.unescaped`).
             corpora=self.corpora if vocabulary is None else (),
             exempts_prompts=self.exempts_prompts,
             origin_of=self.origin_of,
@@ -263,7 +270,7 @@ class Matcher:
         readings: Tracker = TextTracker(self)
         if self.exempts_prompts:
             readings = ExemptingTracker(TextTracker(self), self, self._is_quote)
-        watches = [*(self._bound_quotes if self.quotes else ()), *self.corpora]
+        watches: list[Watch] = [*(self._bound_quotes if self.quotes else ()), *self.corpora]
         if not watches:
             return readings
         return Combined([readings, *(watch.track(exempt_prompts=self.exempts_prompts) for watch in watches)])

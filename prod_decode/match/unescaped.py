@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from prod_decode.match.automaton import ROOT, step, walk
 from prod_decode.match.follow import end_prompt
-from prod_decode.match.matcher import Matcher
+from prod_decode.match.matcher import Matcher, Watch
+from prod_decode.match.trackers import Combined, Tracker
 from prod_decode.storage.jit import jit
-from prod_decode.text.escapes import AFTER_BACKSLASH, BACKSLASH, IN_ESCAPES, MOST, OUTSIDE, feed
+from prod_decode.text.escapes import AFTER_BACKSLASH, IN_ESCAPES, MOST, OUTSIDE, feed, room_of, symbols_of
 from prod_decode.text.normalize import AFTER_OTHER, AFTER_WORD, CLASSES, TEXT_STATES, WORD, fold, transduce
 from prod_decode.tokens.vocabulary import SPECIAL, UNKNOWN, Vocabulary
 
@@ -55,16 +56,12 @@ def unescaped(matcher: Matcher, stops: Iterable[str] | None = ()) -> UnescapedMa
             escape: matcher.again(vocabulary=matcher.vocabulary.unescaped(escape), ends=ends)
             for escape in (OUTSIDE, AFTER_BACKSLASH)
         }
-        made[key] = UnescapedMatcher(matcher.vocabulary, matchers, ends)
+        watches = [corpus.unescaped() for corpus in matcher.corpora]
+        made[key] = UnescapedMatcher(matcher.vocabulary, matchers, ends, watches)
         if matcher.quotes:
             _LOG.warning(
                 "budgets count an output as it is written: where its JSON is decoded, phrases and max_quote hold, and "
                 "a line end in a string ends a piece"
-            )
-        if matcher.corpora:
-            _LOG.warning(
-                "a corpus index follows an output as it is written: where its JSON is decoded, a line end in a string "
-                "ends what is under way, so that lines can be quoted one by one"
             )
     return made[key]
 
@@ -84,9 +81,22 @@ class UnescapedMatcher:
         origin_of: source and licence of an entry, as `Matcher` has it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, matchers: Mapping[int, Matcher], ends: NDArray[np.bool_]) -> None:
-        """From the parts, `OUTSIDE` among the matchers; `ends`: bool [256], the symbols before which a word may end."""
-        self.vocabulary, self.matchers = vocabulary, matchers
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        matchers: Mapping[int, Matcher],
+        ends: NDArray[np.bool_],
+        watches: Sequence[Watch] = (),
+    ) -> None:
+        """From the parts.
+
+        Args:
+            vocabulary: the tokens as they are.
+            matchers: by escape state, `OUTSIDE` among them.
+            ends: bool [256], the symbols before which a word may end.
+            watches: what else follows decoded outputs, such as a corpus index.
+        """
+        self.vocabulary, self.matchers, self._watches = vocabulary, matchers, tuple(watches)
         self.automaton, self.normalization = matchers[OUTSIDE].automaton, matchers[OUTSIDE].normalization
         self.origin_of = matchers[OUTSIDE].origin_of
         self._ends = ends
@@ -107,9 +117,10 @@ class UnescapedMatcher:
         """The number of token ids."""
         return len(self.vocabulary)
 
-    def track(self) -> UnescapedTracker:
+    def track(self) -> Tracker:
         """A tracker of a batch of outputs, without rows at first."""
-        return UnescapedTracker(self)
+        tracker = UnescapedTracker(self)
+        return Combined([tracker, *(watch.track() for watch in self._watches)]) if self._watches else tracker
 
     def banned(self, state: int, escape: int) -> NDArray[np.int32]:
         """The banned tokens in any escape state: int32 [n], ascending."""
@@ -129,10 +140,8 @@ class UnescapedMatcher:
         """The ids of the entries whose patterns the token would complete, as `Matcher.blame`."""
         data = self.vocabulary.data[self.vocabulary.offsets[token_id] : self.vocabulary.offsets[token_id + 1]]
         is_code, ignore_case = self.normalization.is_code, self.normalization.ignore_case
-        symbols = np.empty(_room(len(data)), np.uint8)
-        count = _symbols(
-            CLASSES, data, is_code, ignore_case, state % TEXT_STATES, escape, np.empty(MOST, np.uint8), symbols
-        )
+        symbols = np.empty(room_of(len(data)), np.uint8)
+        count, _, _ = symbols_of(CLASSES, data, is_code, ignore_case, state % TEXT_STATES, escape, symbols)
         return self.matchers[OUTSIDE].blame_symbols(state, symbols[:count])
 
     def _banned_inside(self, text_state: int, escape: int) -> tuple[NDArray[np.int32], int]:
@@ -144,7 +153,7 @@ class UnescapedMatcher:
         return self._inside[text_state, escape]
 
     def _walk(self, node: int, text_state: int, escape: int) -> tuple[NDArray[np.int32], int]:
-        symbols = np.empty(_room(int(np.diff(self.vocabulary.offsets).max(initial=0))), np.uint8)
+        symbols = np.empty(room_of(int(np.diff(self.vocabulary.offsets).max(initial=0))), np.uint8)
         completes, longest = _completes(*self.text, self._ends, node, text_state, escape, symbols)
         return np.flatnonzero(completes).astype(np.int32), int(longest)
 
@@ -223,40 +232,6 @@ class UnescapedTracker:
         return self.matcher.blame(int(self._states[row]), int(self._escapes[row]), token_id)
 
 
-def _room(data: int) -> int:
-    """Symbols that a token of so many bytes emits at most, in any state: with a space before each, and one escape."""
-    return 2 * (data + MOST)
-
-
-@jit
-def _symbols(
-    classes: NDArray[np.uint8],
-    data: NDArray[np.uint8],
-    is_code: bool,
-    ignore_case: bool,
-    text_state: int,
-    escape: int,
-    decoded: NDArray[np.uint8],
-    symbols: NDArray[np.uint8],
-) -> int:
-    """Decode and normalise a token into `symbols`; returns their number."""
-    count = 0
-    for i in range(len(data)):
-        # Nearly always, and without a call.
-        decoded[0], given = data[i], 1
-        if escape != OUTSIDE or data[i] == BACKSLASH:
-            escape, given = feed(escape, data[i], decoded, 0)
-        for k in range(given):
-            text_state, emitted = transduce(text_state, classes[decoded[k]], is_code)
-            if emitted == 2:
-                symbols[count] = 32
-                count += 1
-            if emitted:
-                symbols[count] = fold(decoded[k], ignore_case)
-                count += 1
-    return count
-
-
 @jit
 def _completes(
     nodes: NDArray[Any],
@@ -275,14 +250,13 @@ def _completes(
 ) -> tuple[NDArray[np.bool_], int]:
     """Which tokens complete a pattern, and the most symbols that one emits; `symbols` is written to."""
     completes = np.zeros(len(kinds), np.bool_)
-    decoded = np.empty(MOST, np.uint8)
     longest = 0
     for token in range(len(kinds)):
         token_data = data[offsets[token] : offsets[token + 1]]
         # Too short for what is under way; what it has inside of it is found from the root.
         if node != ROOT and len(token_data) + MOST < nodes[node].near:
             continue
-        count = _symbols(classes, token_data, is_code, ignore_case, text_state, escape, decoded, symbols)
+        count, _, _ = symbols_of(classes, token_data, is_code, ignore_case, text_state, escape, symbols)
         _, matched = walk(nodes, rows, classes, ends, node, text_state, symbols[:count])
         completes[token] = matched or kinds[token] == UNKNOWN
         longest = max(longest, count)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.storage.jit import inline, jit
+from prod_decode.text.normalize import fold, transduce
 
 # An escape state: how much of an escape is there in the low three bits (from `AFTER_U` on, with so many digits); then
 # 0, or 4 and two bits of the surrogate that came last, if the other half may follow; from bit 8 on the digits.
@@ -143,6 +144,44 @@ def decode_each(
             state, count = feed(state, data[i], out, count)
     begins[tokens] = count
     return out[:count].copy(), begins
+
+
+def room_of(data: int) -> int:
+    """Symbols that a token of so many bytes emits at most, in any state: with a space before each, and one escape."""
+    return 2 * (data + MOST)
+
+
+@jit
+def symbols_of(
+    classes: NDArray[np.uint8],
+    data: NDArray[np.uint8],
+    is_code: bool,
+    ignore_case: bool,
+    text_state: int,
+    escape: int,
+    symbols: NDArray[np.uint8],
+) -> tuple[int, int, int]:
+    """Decode and normalise a token into `symbols`, which has `room_of` it.
+
+    Returns:
+        The number of symbols, the text state, and the escape state.
+    """
+    decoded = np.empty(MOST, np.uint8)
+    count = 0
+    for i in range(len(data)):
+        # Nearly always, and without a call.
+        decoded[0], given = data[i], 1
+        if escape != OUTSIDE or data[i] == BACKSLASH:
+            escape, given = feed(escape, data[i], decoded, 0)
+        for k in range(given):
+            text_state, emitted = transduce(text_state, classes[decoded[k]], is_code)
+            if emitted == 2:
+                symbols[count] = 32
+                count += 1
+            if emitted:
+                symbols[count] = fold(decoded[k], ignore_case)
+                count += 1
+    return count, text_state, escape
 
 
 class Decoded(NamedTuple):
