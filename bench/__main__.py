@@ -23,6 +23,7 @@ COMMANDS = {
     ),
     "detectors": ("bench.detectors", "precision and recall of detectors of insecure code on labelled rows"),
     "collateral": ("bench.collateral", "what a list of documents changes in code that is not theirs"),
+    "corpora": ("bench.corpora.command", "how large a corpus may be: an index beside other guards, and as it grows"),
     "humaneval": ("bench.humaneval.utility", "score completions of HumanEval in the sandbox"),
 }
 

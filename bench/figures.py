@@ -79,9 +79,9 @@ def cpu_seconds(run: Callable[[], object], rounds: int) -> float:
 def distribution(
     what: str,
     guard: str,
-    nanoseconds: Sequence[int],
+    nanoseconds: Sequence[float],
     *,
-    against: Sequence[int] | None = None,
+    against: Sequence[float] | None = None,
     mean_goal: float | None = None,
     p99_goal: float | None = None,
     note: str | None = None,
