@@ -6,9 +6,9 @@ A page in docs/results has the words. What was measured stands between marks, an
     <!-- end -->
     <!-- n: NAME -->0.97<!-- /n --> one number in a sentence, never at the beginning of a line
 
-`TABLES` and `NUMBERS` (results_tables.py) and `FIGURES` (results_figures.py) say what each name is. Every figure is a
-file in docs/results/figures. Behind the pages is an appendix (results_appendix.py) with every cell of every run and
-every figure of speed.
+`TABLES` and `NUMBERS` (results_tables.py, results_corpora.py) and `FIGURES` (results_figures.py) say what each name is.
+Every figure is a file in docs/results/figures. Behind the pages is an appendix (results_appendix.py) with every cell of
+every run and every figure of speed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"<!-- n: (?P<name>[\w-]+) -->[^<\n]*<!-- /n -->")
 
 
 def make(root: Path) -> dict[Path, str]:
-    """Every file of docs/results as it should be, and docs/design/measurements.md: the pages filled anew.
+    """Every file of docs/results as it should be, and what was measured in docs/design: the pages filled anew.
 
     Args:
         root: of the checkout.
@@ -39,7 +39,8 @@ def make(root: Path) -> dict[Path, str]:
         ProdError: a mark names nothing, or has no end.
     """
     results, folder = Results(root / "results"), root / "docs" / "results"
-    pages = [*sorted(folder.glob("*.md")), root / "docs" / "design" / "measurements.md"]
+    design = root / "docs" / "design"
+    pages = [*sorted(folder.glob("*.md")), design / "measurements.md", design / "corpora-measured.md"]
     made = {page: fill(page.read_text(encoding="utf-8"), results, page.name) for page in pages}
     made |= {folder / "figures" / f"{name}.svg": draw(results) for name, draw in FIGURES.items()}
     made |= {folder / "appendix" / name: text for name, text in appendix(results).items()}

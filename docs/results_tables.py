@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
+import results_corpora as corpora
 from results_data import (
     AGREEMENT,
     ALL,
@@ -311,6 +312,7 @@ def _rates(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    **corpora.TABLES,
     "leaks": _leaks,
     "copies": _copies,
     "collateral": _collateral,
