@@ -17,7 +17,8 @@ from prod_decode.command.terminal import USAGE, exit_status, standard_streams, t
 from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
 from prod_train.command import data, probe
-from prod_train.config.config import Config, flag, make_config, plain_type, saved_config
+from prod_train.command.progress import duration
+from prod_train.config.config import Config, flag, given_fields, make_config, plain_type, saved_config
 
 USELESS = 1
 
@@ -155,7 +156,8 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
         groups[about["group"]].add_argument(flag(option.name), **arguments)
 
 
-def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Config:
+def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> tuple[Config, frozenset[str]]:
+    """The run that is asked for, and which of its fields were given."""
     names = {option.name for option in dataclasses.fields(Config)}
     given = {name: value for name, value in vars(options).items() if name in names}
     problems = [_unknown(word, names, options.command) for word in unknown if word.startswith("-")] or [
@@ -172,7 +174,7 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> Confi
         raise ProdError(*problems, *mistakes) from None
     if problems:
         raise ProdError(*problems)
-    return config
+    return config, given_fields(file, given)
 
 
 def _meant(word: str, names: set[str]) -> str | None:
@@ -185,14 +187,14 @@ def _unknown(word: str, names: set[str], command: str) -> str:
 
 
 def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    config = _configuration(options, unknown)
+    config, given = _configuration(options, unknown)
     from prod_decode.storage.models import quiet
 
     quiet()
+    from prod_train.rounds.run import run
     from prod_train.run.report import INTERVALS, replaced_in_words, table
-    from prod_train.run.trainer import run
 
-    report = run(config, progress=sys.stderr.isatty())
+    report = run(config, given, progress=sys.stderr.isatty())
     if os.environ.get("RANK", "0") != "0":
         return 0
     if options.json:
@@ -200,6 +202,8 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             json.dumps(
                 {
                     "output": str(report.output),
+                    "verdict": report.verdict,
+                    "recipe": report.recipe,
                     "chosen": report.chosen,
                     "stopped": report.stopped,
                     "notes": report.notes,
@@ -219,6 +223,7 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
             print(replaced_in_words(report.replaced))
         for note in report.notes:
             print(note)
+        print(report.verdict)
     if report.chosen is None:
         print(
             f"prod-train run: no checkpoint that is left obeys --max-utility-drop {config.max_utility_drop}: "
@@ -239,19 +244,22 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 
 def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
-    config = _configuration(options, unknown)
+    config, given = _configuration(options, unknown)
     from prod_decode.storage.models import quiet
 
     quiet()
-    from prod_train.run.check import check
+    from prod_train.rounds.check import check
 
-    plan = check(config)
+    plan = check(config, given)
     if options.json:
         print(to_json(dataclasses.asdict(plan)))
         return 0
     for key, value in plan.config.items():
         print(f"{key.replace('_', '-'):24} {_plain(value)}")
     print()
+    for line in plan.recipe:
+        print(line)
+    print("\n" if plan.recipe else "", end="")
     for name, sizes in plan.sets.items():
         print(
             f"{name:8} {sizes['rows']:,} rows, {sizes['supervised']:,} of {sizes['tokens']:,} tokens supervised, "
@@ -275,6 +283,8 @@ def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     if plan.peak is not None:
         print(f"memory, measured         {plan.peak / 1e9:.2f} GB on the GPU")
     print(f"one step                 loss {plan.step_loss:.4f}, {plan.step_seconds:.2f} s")
+    print(f"time, roughly            {duration(plan.seconds)} if every step is like this one; evaluations come on top")
+    print(f"disk, roughly            {plan.disk / 1e6:,.0f} MB in --output")
     return 0
 
 

@@ -71,7 +71,7 @@ def train_overhead(model: str = "bundled", rows: int = 16, rounds: int = 2) -> d
 
 def _make_again(session: Session, folder: Path) -> None:
     job = replace(session.job, config=replace(session.job.config, cache=str(folder)))
-    stores = reference_stores(job, session.method, "again", "again")
+    stores = reference_stores(job, session.method, {"start": "again", "base": "again"})
     with session.model.disable_adapter():
         fill_stores(stores, job, session.encoder, session.model, session.accelerator, progress=False)
 

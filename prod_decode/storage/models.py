@@ -141,6 +141,25 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     return model, tokenizer
 
 
+def parameter_count(name: str) -> int:
+    """The parameters of a model, by its configuration: its weights are not read.
+
+    Args:
+        name: as for `load_model`.
+
+    Raises:
+        ProdError: it cannot be found or its configuration cannot be read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source, options = _locate(name)
+    with _reading(options), loading(name):
+        config = AutoConfig.from_pretrained(source, **options)
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+
+
 def expect_all_weights(name: str, info: Mapping[str, Any]) -> None:
     """Refuse a model of which transformers made weights at random, since its files have none, or others.
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 from prod_decode.errors import ProdError, brief, did_you_mean, reason
 from prod_decode.storage.files import write_whole
 from prod_decode.storage.models import ADAPTER, require_name
+from prod_train.config.recipe import RECIPES, with_recipe
 from prod_train.data.formats import DATA_FILES, FORMS, suffix_of
 from prod_train.methods import METHODS, OPTIONS
 from prod_train.option import COUNT, POSITIVE, POSITIVE_OR_INF, SHARE, WEIGHT, Option, Within
@@ -54,6 +55,13 @@ class _Run:
         metavar="F",
     )
     output: str = _option("", "directory to write; it must be new or empty unless `--resume`", "what", metavar="DIR")
+    recipe: str | None = _option(
+        None,
+        "choose method, rounds, rates and stop rules by what was measured, and take functions of Python's standard "
+        "library as `--retain` and `--holdout` where none are given; any other flag wins",
+        "what",
+        choices=tuple(RECIPES),
+    )
     method: str = _option("prod", "how to forget (default prod)", "what", choices=tuple(METHODS))
     retain: str | None = _option(None, "what a retain loss keeps, in the formats of `--forget`", "what", metavar="R")
     holdout: str | None = _option(
@@ -97,6 +105,13 @@ class _Run:
         "what the retain loss kl keeps to. start: the model as it was; base: the same without the adapter that --model "
         "names, so that a second round keeps to the model from before the first (default start)",
         "method",
+        choices=RETAIN_REFERENCES,
+    )
+    holdout_reference: str = _option(
+        "start",
+        "what KL and agreement on `--holdout` are distances from. start: the model as it was; base: the same without "
+        "the adapter that --model names, so that a second round is measured from before the first (default start)",
+        "evaluation",
         choices=RETAIN_REFERENCES,
     )
     retain_weight: float = _option(1.0, "factor of the retain loss (default 1)", "method", metavar="X", within=WEIGHT)
@@ -222,9 +237,14 @@ class _Run:
         """`retain_loss`, its default resolved."""
         if self.retain_loss is not None:
             return self.retain_loss
-        if self.retain is None:
+        if not self._retains:
             return "none"
         return METHODS[self.method].retain_loss if self.method in METHODS else "kl"
+
+    @property
+    def _retains(self) -> bool:
+        """Whether there is a retain set, or a recipe that finds one."""
+        return self.retain is not None or self.recipe is not None
 
     def value(self, name: str) -> Any:
         """The value of an option, its default resolved: the method's, where it has the option."""
@@ -291,19 +311,22 @@ class _Run:
                 found.append(f"{flag(option.name)}: expected a file, {given} does not exist")
         if self.method in METHODS:
             found += METHODS[self.method].problems(self)
-        if self.keeps != "none" and self.retain is None:
+        if self.keeps != "none" and not self._retains:
             found.append(f"--retain: expected a data set for the retain loss {self.keeps!r}, it is missing")
         if self.retain is not None and self.keeps == "none":
             found.append("--retain-loss none: leaves --retain without use: drop one of the two")
         if self.retain_reference == "base" and self.keeps != "kl":
             found.append(f"--retain-reference: belongs to the retain loss kl, got {self.keeps}: drop it")
-        if self.retain_reference == "base" and not self.continues_adapter:
-            found.append(f"--retain-reference base: expected an adapter's directory as --model, got {self.model}")
-        if self.max_utility_drop is not None and self.holdout is None:
+        found += [
+            f"{flag(name)} base: expected an adapter's directory as --model, got {self.model}"
+            for name in ("retain_reference", "holdout_reference")
+            if getattr(self, name) == "base" and not self.continues_adapter
+        ]
+        if self.max_utility_drop is not None and self.holdout is None and self.recipe is None:
             found.append("--max-utility-drop: expected --holdout, on which the drop is measured, it is missing")
         if self.tuning == "full":
             found += [f"{flag(name)}: belongs to --tuning lora, got full: drop it" for name in self._shape_given()]
-        if self.retain is None and self.retain_weight != _FIELDS["retain_weight"].default:
+        if not self._retains and self.retain_weight != _FIELDS["retain_weight"].default:
             found.append("--retain-weight: belongs to a retain loss: expected --retain, it is missing")
         if self.load_in_4bit and self.tuning == "full":
             found.append("--load-in-4bit: a 4-bit base cannot be trained: use --tuning lora")
@@ -320,7 +343,7 @@ class _Run:
                 f"{flag(name)}: --model is an adapter, which has its own: drop it" for name in self._shape_given()
             ]
         if self.lora_init == "contrast":
-            if self.retain is None:
+            if not self._retains:
                 found.append("--lora-init contrast: expected --retain, to tell the forget set from, it is missing")
             if self.tuning == "full":
                 found.append("--lora-init contrast: full tuning has no adapters: drop one of the two")
@@ -426,6 +449,9 @@ def flag(name: str) -> str:
 def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     """The configuration of a YAML file and flags, a flag before the file, the file before the default; checked.
 
+    A recipe's choices come between the file and the defaults, but for those that `prod_train.rounds` makes by the size
+    of the model and the data.
+
     Args:
         file: a YAML file with some of the fields of `Config`, or None.
         flags: values by field name; only those that the user gave.
@@ -434,6 +460,8 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
         ProdError: every unknown key, value of another type, and problem of `Config.problems`, in one message.
     """
     values, problems = _values(file, flags)
+    values, contradicting = with_recipe(values)
+    problems += contradicting
     config = Config(**values)
     # A value that could not be read is not missing as well.
     told = {problem.partition(":")[0] for problem in problems}
@@ -441,6 +469,12 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     if problems:
         raise ProdError(*problems)
     return config
+
+
+def given_fields(file: str | None, flags: Mapping[str, Any]) -> frozenset[str]:
+    """The fields of `Config` that a YAML file and flags give, see `make_config`: a recipe chooses none of these."""
+    values, _ = _values(file, flags)
+    return frozenset(name for name, value in values.items() if value is not None)
 
 
 def saved_config(file: Path) -> Config:

@@ -65,7 +65,8 @@ def choose(config: Config, history: list[dict[str, Any]]) -> int | None:
     """The step whose checkpoint is the result; None if no checkpoint obeys, or there is none.
 
     Without stop rules it is the last. Among those within `--max-utility-drop`: if some reached `--stop-at-forget`, the
-    one of them that dropped least, else the one that forgot most.
+    one of them that dropped least, else the one that forgot most. With a recipe that is the last one: in the runs
+    that it is made from the last had forgotten most, which recitation alone, of a few rows, need not show.
     """
     if config.stop_at_forget is None and config.max_utility_drop is None:
         return int(history[-1]["step"]) if history else None
@@ -73,6 +74,8 @@ def choose(config: Config, history: list[dict[str, Any]]) -> int | None:
     obeying = [record for record in history if utility_drop(record) <= most]
     if not obeying:
         return None
+    if config.recipe is not None and config.stop_at_forget is None:
+        return int(obeying[-1]["step"])
     enough = [r for r in obeying if config.stop_at_forget is not None and forgotten(r) >= config.stop_at_forget]
     best = min(enough, key=utility_drop) if enough else max(obeying, key=forgotten)
     return int(best["step"])

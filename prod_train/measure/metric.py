@@ -23,6 +23,7 @@ class Metric:
         n: rows.
         higher_is: `better` or `worse` for someone who wants the forget set gone and all else unchanged.
         left_out: rows that could not be measured, by reason; they are not among the n.
+        most: the greatest of the rows, or None.
     """
 
     value: float
@@ -31,6 +32,7 @@ class Metric:
     n: int
     higher_is: str
     left_out: Mapping[str, int] = field(default_factory=dict)
+    most: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able types."""
@@ -50,7 +52,8 @@ def bootstrap(values: NDArray[np.float64], weights: NDArray[np.float64], higher_
     means = (values * weights)[drawn].sum(-1) / weights[drawn].sum(-1)
     # One of the means, not a point between two, which may be infinite.
     low, high = np.percentile(means, [2.5, 97.5], method="inverted_cdf")
-    return Metric(float((values * weights).sum() / weights.sum()), float(low), float(high), len(values), higher_is)
+    mean = float((values * weights).sum() / weights.sum())
+    return Metric(mean, float(low), float(high), len(values), higher_is, most=float(values.max()))
 
 
 def extraction_strength(correct: NDArray[np.bool_]) -> float:

@@ -24,6 +24,9 @@ from prod_train.run.trainer import train_step
 # So many forget rows are given targets and one step; enough to see their sizes.
 TRIED_ROWS = 16
 
+# Of a cached target, for each supervised token: the mean on SmolLM2-135M and PROD.
+TARGET_BYTES = 280
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -46,6 +49,9 @@ class Preview:
         step_seconds: its time.
         peak: bytes: the highest that was allocated on the GPU, or None.
         notes: what makes the evidence weaker, a line each.
+        seconds: of all steps together, if each takes as long as this one; without evaluations.
+        disk: bytes that the output's directory may come to, estimated.
+        recipe: what the recipe chose, a line each; empty without one.
     """
 
     config: dict[str, Any]
@@ -62,6 +68,9 @@ class Preview:
     step_seconds: float
     peak: int | None
     notes: tuple[str, ...]
+    seconds: float
+    disk: int
+    recipe: tuple[str, ...] = ()
 
 
 def check(config: Config) -> Preview:
@@ -105,6 +114,7 @@ def check(config: Config) -> Preview:
     per_epoch = -(-(len(job.trained) + continued) // session.schedule.step_rows)
     trained = job.trained[: len(job.forget)]
     weights = sum(p.numel() for p in session.model.parameters())
+    steps = config.max_steps or max(1, round(config.epochs * per_epoch))
     return Preview(
         config.to_dict(),
         {name: _sizes(rows) for name, rows in (job.sets | {"forget": trained}).items()},
@@ -114,12 +124,14 @@ def check(config: Config) -> Preview:
         replacements(session),
         weights,
         sum(p.numel() for p in trainable(session.model).values()),
-        config.max_steps or max(1, round(config.epochs * per_epoch)),
+        steps,
         _memory(session, job),
         loss,
         seconds,
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         job.notes,
+        steps * seconds,
+        _disk(session, job),
     )
 
 
@@ -159,6 +171,17 @@ def _support(session: Session) -> dict[str, float] | None:
         "p99": float(np.percentile(sizes, 99)),
         "max": float(sizes.max()),
     }
+
+
+def _disk(session: Session, job: Job) -> int:
+    """Rough: checkpoints, the result, and the reference's hidden states or targets, which are cached."""
+    config, model = job.config, session.model
+    weights = sum(p.numel() * p.element_size() for p in trainable(model).values())
+    moments = 2 * weights
+    width = int(model.config.get_text_config().hidden_size) * next(iter(model.parameters())).element_size()
+    kept: int = sum(row.tokens for rows in (job.retain, job.holdout[: config.eval_rows]) for row in rows)
+    targets = TARGET_BYTES * sum(row.tokens for row in job.trained)
+    return (config.save_total_limit + 1) * (weights + moments) + weights + kept * width + targets
 
 
 def _memory(session: Session, job: Job) -> dict[str, int]:

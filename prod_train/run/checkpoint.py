@@ -121,6 +121,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
     """What must be the same for a run to go on: all settings that concern the weights, the data and the teacher."""
     values = session.job.config.to_dict()
     free = (
+        "recipe",  # what it chose stands in the other values
         "output",
         "resume",
         "report_to",

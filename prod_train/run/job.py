@@ -130,9 +130,13 @@ def prepare(config: Config) -> Job:
         ProdError: every mistake in configuration and data.
     """
     config.validate()
+    if config.recipe is not None and config.retain is None:
+        raise ProdError(
+            f"--recipe {config.recipe}: expected --retain: prod_train.rounds finds one, call `run` from there"
+        )
     expect_all_processes()
     expect_packages(config)
-    config = _check_output(config)
+    config = check_output(config)
     tokenizer = tokenizer_of(config.model)
     forget, retain, holdout = read_sets(config, tokenizer)
     notes = check_overlaps({"forget": forget, "retain": retain, "holdout": holdout})
@@ -224,8 +228,12 @@ def read_sets(config: Config, tokenizer: Any) -> tuple[list[Row], list[Row], lis
     return forget, rows(config.retain), rows(config.holdout)
 
 
-def _check_output(config: Config) -> Config:
-    """The configuration, without `--resume latest` where a run was killed before there was anything to go on from."""
+def check_output(config: Config) -> Config:
+    """The configuration, without `--resume latest` where a run was killed before there was anything to go on from.
+
+    Raises:
+        ProdError: the output's directory has something else than what such a run left, or nothing to go on from.
+    """
     output = Path(config.output)
     if never_saved(output):
         return replace(config, resume=None) if config.resume == "latest" else config

@@ -9,7 +9,7 @@ from typing import Any
 from prod_decode.command.page import Html, element, page, table, warning
 from prod_train.config.config import flag
 from prod_train.config.stopping import forgotten
-from prod_train.run.report import HEAD, INTERVALS, metric_rows, replaced_in_words
+from prod_train.run.report import HEAD, INTERVALS, command_of, metric_rows, replaced_in_words
 
 COMMAND = "prod-train run"
 # More points than a screen has columns show nothing more: each then stands for the mean of several steps.
@@ -28,7 +28,8 @@ def run_page(record: dict[str, Any]) -> str:
     lead = f"The result is {what}, after step {chosen} of {history[-1]['step'] if history else 0}."
     if chosen is None:
         lead = "There is no result: no checkpoint that is left obeys the stop rules."
-    notes = [warning(record["collapsed"])] if record["collapsed"] else []
+    notes = [element("p", element("strong", f"{record['verdict']}."))] if record.get("verdict") else []
+    notes += [warning(record["collapsed"])] if record["collapsed"] else []
     if record["stopped"]:
         notes.append(element("p", f"Stopped early: {record['stopped']}."))
     if record.get("replaced"):
@@ -37,11 +38,12 @@ def run_page(record: dict[str, Any]) -> str:
         notes.append(element("ul", *(element("li", note) for note in record["notes"])))
     return page(
         COMMAND,
-        f"{config['model']}, after {COMMAND} --method {config['method']}",
+        f"{config['model']}, after {command_of(config)}",
         lead,
         *notes,
         _section("What it knows", table(HEAD, metric_rows(record["before"], after), heads=1), element("p", INTERVALS)),
         *_course(history, chosen),
+        *_recipe(record),
         _section("Data", _data(record)),
         _section("Settings", table(["flag", "value"], _settings(config), heads=1)),
     )
@@ -49,6 +51,12 @@ def run_page(record: dict[str, Any]) -> str:
 
 def _section(title: str, *content: Html) -> Html:
     return element("section", element("h2", title), *content)
+
+
+def _recipe(record: dict[str, Any]) -> Iterator[Html]:
+    """What the recipe chose."""
+    if record.get("recipe"):
+        yield _section("What the recipe chose", element("ul", *(element("li", line) for line in record["recipe"])))
 
 
 def _course(history: Sequence[dict[str, Any]], chosen: int | None) -> Iterator[Html]:

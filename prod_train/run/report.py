@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prod_train.config.config import Config
 from prod_train.run.session import Session
 from prod_train.targets.targets import rows_digest
 
@@ -42,6 +43,8 @@ class RunReport:
         collapsed: why the result is useless, or "".
         replaced: what became of the blocklist's replacements, or None without any: rows in which they are written out,
             supervised tokens at which probability goes to one, and all supervised tokens.
+        verdict: what was measured, in words.
+        recipe: what the recipe chose, a line each; empty without one.
     """
 
     output: Path
@@ -53,11 +56,42 @@ class RunReport:
     notes: tuple[str, ...] = ()
     collapsed: str = ""
     replaced: dict[str, int] | None = None
+    verdict: str = ""
+    recipe: tuple[str, ...] = ()
 
 
-def model_card(session: Session, report: RunReport) -> str:
+@dataclass(frozen=True)
+class Whole:
+    """The run that a round is part of, as its report tells it.
+
+    Attributes:
+        config: of all rounds together.
+        recipe: what the recipe chose, a line each.
+        earlier: what `report.json` holds of the round before, or None.
+    """
+
+    config: Config
+    recipe: tuple[str, ...] = ()
+    earlier: Mapping[str, Any] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Of the round before; those of this one are counted on from there."""
+        return int(self.earlier["history"][-1]["step"]) if self.earlier else 0
+
+    def history(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The evaluations of all rounds: steps and epochs go on, and each says which round it is of."""
+        if self.earlier is None:
+            return [dict(record) for record in records]
+        before = self.earlier["history"]
+        steps, epochs = before[-1]["step"], before[-1]["epoch"]
+        later = [{**one, "step": one["step"] + steps, "epoch": one["epoch"] + epochs, "round": 2} for one in records]
+        return [*({**one, "round": 1} for one in before), *later]
+
+
+def model_card(session: Session, report: RunReport, whole: Whole) -> str:
     """Markdown with the front matter that the hub reads."""
-    job, config = session.job, session.job.config
+    job, config = session.job, whole.config
     adapter = config.tuning == "lora"
     settings = {
         key: value
@@ -71,7 +105,9 @@ def model_card(session: Session, report: RunReport) -> str:
         "tags: [unlearning, prod-train]",
         "---",
         "",
-        f"# {config.model}, after `prod-train run --method {config.method}`",
+        f"# {config.model}, after `{command_of(config.to_dict())}`",
+        "",
+        f"**{report.verdict}.**",
         "",
         f"{'A LoRA adapter' if adapter else 'All weights'}; step {report.chosen}"
         + (f"; stopped: {report.stopped}" if report.stopped else "")
@@ -85,13 +121,22 @@ def model_card(session: Session, report: RunReport) -> str:
         *(f"- {note}" for note in report.notes),
         *([""] if report.notes else []),
         *([f"{replaced_in_words(report.replaced)}.", ""] if report.replaced else []),
+        *(f"- {line}" for line in report.recipe),
+        *([""] if report.recipe else []),
         "| | rows | hash of the tokens |",
         "|---|---|---|",
     ]
     lines += [f"| {name} | {len(rows)} | `{rows_digest(rows)}` |" for name, rows in job.sets.items()]
-    lines += [f"| teacher | | `{session.digest}` |", "", "```yaml"]
+    lines += [f"| teacher | | `{whole.earlier['teacher'] if whole.earlier else session.digest}` |", "", "```yaml"]
     lines += [f"{key}: {value}" for key, value in settings.items()]
     return "\n".join([*lines, "```", ""])
+
+
+def command_of(config: Mapping[str, Any]) -> str:
+    """What made a result, for its title."""
+    if config.get("recipe") is not None:
+        return f"prod-train run --recipe {config['recipe']}"
+    return f"prod-train run --method {config['method']}"
 
 
 def replaced_in_words(replaced: Mapping[str, int]) -> str:

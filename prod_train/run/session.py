@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,8 +111,8 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         save_replaced(Path(config.output, REPLACED), job.replaced)
     if config.continuations:
         job = with_continuations(job, model, accelerator)
-    retained = base if config.retain_reference == "base" else digest
-    stores = reference_stores(job, method, _identity(digest, config), _identity(retained, config))
+    identities = {"start": _identity(digest, config), "base": _identity(base, config)}
+    stores = reference_stores(job, method, identities)
     fill_stores(stores, job, encoder, model, accelerator, progress=progress)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
@@ -171,26 +171,26 @@ def _made_once(name: str, job: Job, accelerator: Any, make: Callable[[Path], Non
     return path
 
 
-def reference_stores(job: Job, method: Method, identity: str, retained: str) -> dict[str, ReferenceStore]:
+def reference_stores(job: Job, method: Method, identities: Mapping[str, str]) -> dict[str, ReferenceStore]:
     """What a run needs of the reference model: by name (forget, refused, retain, holdout), not yet made.
 
     Args:
         job: the data.
         method: its `kind` says what of the forget set.
-        identity: of the reference model; part of each store's key.
-        retained: of the one that the retain set is kept to.
+        identities: of the reference models, `start` and `base`; part of each store's key.
     """
     folder, config = job.config.target_folder, job.config
     stores = {}
     if method.kind is not None:
         recipe = method.recipe() if method.kind == "targets" else None
-        stores["forget"] = ReferenceStore(folder, method.kind, job.trained, identity, recipe, job.blocklist)
+        stores["forget"] = ReferenceStore(folder, method.kind, job.trained, identities["start"], recipe, job.blocklist)
         if job.refused:
-            stores["refused"] = ReferenceStore(folder, method.kind, job.refused, identity)
+            stores["refused"] = ReferenceStore(folder, method.kind, job.refused, identities["start"])
     if job.retain and config.keeps == "kl":
-        stores["retain"] = ReferenceStore(folder, "hidden", job.retain, retained)
+        stores["retain"] = ReferenceStore(folder, "hidden", job.retain, identities[config.retain_reference])
     if job.holdout:
-        stores["holdout"] = ReferenceStore(folder, "hidden", job.holdout[: config.eval_rows], identity)
+        rows = job.holdout[: config.eval_rows]
+        stores["holdout"] = ReferenceStore(folder, "hidden", rows, identities[config.holdout_reference])
     return stores
 
 
@@ -201,9 +201,10 @@ def fill_stores(
     model.eval()
     eos = job.tokenizer.eos_token_id if job.tokenizer.eos_token_id is not None else job.pad
     rank, world = accelerator.process_index, accelerator.num_processes
+    references = {"retain": job.config.retain_reference, "holdout": job.config.holdout_reference}
     for part in ((rank, world), (0, 1)) if world > 1 else ((0, 1),):
         for name, store in stores.items():
-            without = name == "retain" and job.config.retain_reference == "base"
+            without = references.get(name) == "base"
             with model.disable_adapter() if without else nullcontext():
                 store.fill(
                     encoder,

@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,20 @@ from torch import Tensor
 
 from prod_decode.errors import ProdError
 from prod_decode.storage.files import write_whole
-from prod_train.config.config import Config
+from prod_train.config.config import Config, saved_config
 from prod_train.config.schedule import learning_rate
 from prod_train.config.stopping import choose, collapse, forgotten, stop_reason
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Pass
 from prod_train.loss.retain import retain_loss
+from prod_train.measure.verdict import verdict
 from prod_train.method import Example, Reference
 from prod_train.model.modeling import trainable
 from prod_train.run.checkpoint import State, restore_model, restore_optimizer, save_checkpoint
-from prod_train.run.job import prepare
+from prod_train.run.job import Job, prepare
 from prod_train.run.output import checkpoints, mark, only_run, resume_from
 from prod_train.run.page import run_page
-from prod_train.run.report import RunReport, label, model_card
+from prod_train.run.report import RunReport, Whole, label, model_card
 from prod_train.run.session import Session, evaluate, replacements, seed_torch, setup
 from prod_train.targets.targets import rows_digest
 
@@ -276,39 +278,58 @@ def _over_processes(accelerator: Any, losses: list[Tensor]) -> Tensor:
     return whole
 
 
-def finish(session: Session, state: State) -> RunReport:
-    """Put the chosen checkpoint's model, model card, `report.json` and `report.html` into the output directory."""
-    config = session.job.config
+def finish(session: Session, state: State, whole: Whole | None = None) -> RunReport:
+    """Put the chosen checkpoint's model, model card, `report.json` and `report.html` into the output directory.
+
+    Args:
+        session: of the run, or of the last of its rounds.
+        state: as `fit` left it.
+        whole: the run that this round is part of, if it is one: what is written is of all its rounds.
+    """
+    config, whole = session.job.config, whole or Whole(session.job.config)
     output = Path(config.output)
-    kept = checkpoints(output)
-    if (resumed := resume_from(config)) is not None:
-        kept = checkpoints(resumed.parent) | kept
-    chosen = choose(config, [record for record in state.history if record["step"] in kept])
-    after = next((record for record in state.history if record["step"] == chosen), None)
-    collapsed = collapse(session.before, after) if after else ""
-    notes = session.job.notes
-    replaced = replacements(session)
-    report = RunReport(output, chosen, session.before, after, state.history, state.stopped, notes, collapsed, replaced)
+    source, chosen = _chosen(config, state, whole)
+    before = whole.earlier["before"] if whole.earlier else session.before
+    history = whole.history(state.history)
+    after = next((record for record in history if record["step"] == chosen), None)
+    stopped = state.stopped or (str(whole.earlier["stopped"]) if whole.earlier else "")
+    report = RunReport(
+        output,
+        chosen,
+        before,
+        after,
+        history,
+        stopped,
+        session.job.notes,
+        collapse(before, after) if after else "",
+        replacements(session),
+        verdict(before, after, len(session.job.forget)),
+        whole.recipe,
+    )
     if session.accelerator.is_main_process:
-        if chosen is not None:
-            for path in kept[chosen].rglob("*"):
+        if source is not None:
+            for path in source.rglob("*"):
                 if path.is_file() and path.name not in ("trainer.pt", "state.json"):
-                    target = output / path.relative_to(kept[chosen])
+                    target = output / path.relative_to(source)
                     target.parent.mkdir(exist_ok=True)
-                    with write_whole(target) as file, path.open("rb") as source:
-                        shutil.copyfileobj(source, file)
+                    with write_whole(target) as file, path.open("rb") as opened:
+                        shutil.copyfileobj(opened, file)
+            if whole.earlier is not None:  # that of the checkpoint is of one round
+                replace(whole.config, dtype=saved_config(source / "config.yaml").dtype).save(output / "config.yaml")
             with write_whole(output / "README.md") as file:
-                file.write(model_card(session, report).encode())
+                file.write(model_card(session, report, whole).encode())
         record = {
+            "verdict": report.verdict,
             "chosen": chosen,
-            "stopped": state.stopped,
+            "stopped": report.stopped,
             "notes": list(report.notes),
-            "collapsed": collapsed,
-            "replaced": replaced,
-            "before": session.before,
-            "history": state.history,
-            "config": config.to_dict(),
-            "teacher": session.digest,
+            "collapsed": report.collapsed,
+            "replaced": report.replaced,
+            "recipe": list(report.recipe),
+            "before": before,
+            "history": history,
+            "config": whole.config.to_dict(),
+            "teacher": whole.earlier["teacher"] if whole.earlier else session.digest,
             "data": {name: {"rows": len(rows), "hash": rows_digest(rows)} for name, rows in session.job.sets.items()},
         }
         for name, text in (("report.html", run_page(record)), ("report.json", json.dumps(record, indent=1))):
@@ -318,20 +339,38 @@ def finish(session: Session, state: State) -> RunReport:
     return report
 
 
+def _chosen(config: Config, state: State, whole: Whole) -> tuple[Path | None, int | None]:
+    """The checkpoint that is the result, and its step among those of all rounds; of the round before if none obeys."""
+    output = Path(config.output)
+    kept = checkpoints(output)
+    if (resumed := resume_from(config)) is not None:
+        kept = checkpoints(resumed.parent) | kept
+    step = choose(config, [record for record in state.history if record["step"] in kept])
+    if step is not None:
+        return kept[step], step + whole.steps
+    if whole.earlier is None:
+        return None, None
+    return checkpoints(Path(config.model))[whole.earlier["chosen"]], int(whole.earlier["chosen"])
+
+
 def run(config: Config, *, progress: bool = False) -> RunReport:
-    """Everything: data, targets, training, result. The function behind `prod-train run`.
+    """Everything: data, targets, training, result. The function behind `prod-train run` without a recipe.
 
     Raises:
         ProdError: a mistake of the user; another run writes to `output`; or the disk does not take what is written.
             `output` has at most complete checkpoints, cached targets, anchors and continuations then.
     """
     config.validate()
-    output = Path(config.output)
-    with only_run(output):
+    with only_run(Path(config.output)):
         job = prepare(config)
         if job.config.resume is None:
-            mark(output, unfinished=True)
-        session = setup(job, progress=progress)
-        report = finish(session, fit(session, progress=progress))
-        mark(output, unfinished=False)
+            mark(Path(config.output), unfinished=True)
+        return train(job, progress=progress)
+
+
+def train(job: Job, whole: Whole | None = None, *, progress: bool = False) -> RunReport:
+    """A run, or a round of one, in a directory that no other run writes to; see `run`."""
+    session = setup(job, progress=progress)
+    report = finish(session, fit(session, progress=progress), whole)
+    mark(Path(job.config.output), unfinished=False)
     return report

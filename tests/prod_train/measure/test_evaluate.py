@@ -224,7 +224,7 @@ def test_bootstrap_intervals():
     assert metric.low == pytest.approx(mean - 1.96 * error, abs=0.25 * error)
     assert metric.high == pytest.approx(mean + 1.96 * error, abs=0.25 * error)
     assert bootstrap(np.ones(3), np.ones(3), "better").to_dict() == {
-        "value": 1.0, "low": 1.0, "high": 1.0, "n": 3, "higher_is": "better", "left_out": {}
+        "value": 1.0, "low": 1.0, "high": 1.0, "n": 3, "higher_is": "better", "left_out": {}, "most": 1.0
     }  # fmt: skip
 
 
