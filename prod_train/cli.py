@@ -16,7 +16,7 @@ from prod_decode.command.options import Parser
 from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
 from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
-from prod_train.command import data, probe
+from prod_train.command import data, evaluate, probe
 from prod_train.command.progress import duration
 from prod_train.config.config import Config, flag, given_fields, make_config, plain_type, saved_config
 
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prod-train {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, probe):
+    for module in (data, probe, evaluate):
         module.add_to(commands)
     for name, text, function in (
         ("run", "train, evaluate, and write an adapter (or model), a model card, report.json and report.html", _run),

@@ -42,7 +42,7 @@ def run_page(record: dict[str, Any]) -> str:
         lead,
         *notes,
         _section("What it knows", table(HEAD, metric_rows(record["before"], after), heads=1), element("p", INTERVALS)),
-        *_course(history, chosen),
+        *_course(record["before"], history, chosen),
         *_recipe(record),
         _section("Data", _data(record)),
         _section("Settings", table(["flag", "value"], _settings(config), heads=1)),
@@ -59,7 +59,7 @@ def _recipe(record: dict[str, Any]) -> Iterator[Html]:
         yield _section("What the recipe chose", element("ul", *(element("li", line) for line in record["recipe"])))
 
 
-def _course(history: Sequence[dict[str, Any]], chosen: int | None) -> Iterator[Html]:
+def _course(before: dict[str, Any], history: Sequence[dict[str, Any]], chosen: int | None) -> Iterator[Html]:
     """The loss over the steps, and what each evaluation found."""
     if not history:
         return
@@ -70,13 +70,16 @@ def _course(history: Sequence[dict[str, Any]], chosen: int | None) -> Iterator[H
         step = f"{entry['step']}{' (the result)' if entry['step'] == chosen else ''}"
         rows.append([step, f"{entry['epoch']:g}", f"{entry['loss']:.4f}", f"{forgotten(entry):.3f}", *kept])
     head = ["step", "epoch", "training loss", "1 - recitation", *(f"holdout {n}" for n in ("loss", "KL", "agreement"))]
-    yield _section("The course of training", loss_chart(history), table(head, rows, heads=1, numeric=True))
+    yield _section(
+        "The course of training",
+        loss_chart(history),
+        *measured_charts(before, history),
+        table(head, rows, heads=1, numeric=True),
+    )
 
 
 def loss_chart(history: Sequence[dict[str, Any]]) -> Html:
     """The loss of every step as a line, and the mean up to each evaluation as a dot.
-
-    The drawing is stretched to the width that there is. So its labels stand beside it, where they are not.
 
     Args:
         history: records with `step`, `loss`, and, where every step's was kept, `losses` since the record before.
@@ -92,25 +95,85 @@ def loss_chart(history: Sequence[dict[str, Any]]) -> Html:
     if not line:
         return warning("No loss was finite.")
     shown = [loss for _, loss in (*line, *means)]
-    low, high, last = min(shown), max(shown), history[-1]["step"]
+    return _chart(
+        "Training loss by step",
+        "Dots: its mean since the evaluation before.",
+        line,
+        means,
+        within=(min(shown), max(shown)),
+        last=history[-1]["step"],
+    )
+
+
+def measured_charts(before: dict[str, Any], history: Sequence[dict[str, Any]]) -> Iterator[Html]:
+    """What each evaluation found, from before the first step on: forgetting, and on other code KL and agreement.
+
+    Args:
+        before: metrics of the starting model.
+        history: records with `step` and metrics.
+    """
+    found = [(0, before), *((entry["step"], entry) for entry in history)]
+    curves: list[tuple[str, str, list[tuple[float, float]], float | None]] = [
+        (
+            "Forgetting by step: 1 - recitation",
+            "1: nothing of what is to be forgotten is recited.",
+            [(step, forgotten(entry)) for step, entry in found],
+            1.0,
+        )
+    ]
+    for name, title, meaning, highest in (
+        ("kl", "KL on other code by step", "0: as the starting model, in nats per token.", None),
+        ("agreement", "Agreement on other code by step", "1: every first choice is the starting model's.", 1.0),
+    ):
+        points = [(step, entry["holdout"][name]["value"]) for step, entry in found if entry["holdout"]]
+        curves.append((title, meaning, points, highest))
+    for title, meaning, points, highest in curves:
+        finite = [point for point in points if math.isfinite(point[1])]
+        if finite:
+            top = max(value for _, value in finite) if highest is None else highest
+            yield _chart(title, meaning, finite, finite, within=(0.0, top), last=history[-1]["step"])
+
+
+def _chart(
+    title: str,
+    meaning: str,
+    line: Sequence[tuple[float, float]],
+    dots: Sequence[tuple[float, float]],
+    *,
+    within: tuple[float, float],
+    last: float,
+) -> Html:
+    """A line and dots over the steps.
+
+    The drawing is stretched to the width that there is. So its labels stand beside it, where they are not.
+
+    Args:
+        title: what is drawn.
+        meaning: how it is read.
+        line: (step, value).
+        dots: likewise.
+        within: the least and the greatest value that the drawing has room for.
+        last: the last step.
+    """
+    low, high = within
     span = high - low or 1.0
 
-    def at(step: float, loss: float) -> str:
-        return f"{1000 * step / last:.1f} {10 + 280 * (high - loss) / span:.1f}"
+    def at(step: float, value: float) -> str:
+        return f"{1000 * step / last:.1f} {10 + 280 * (high - value) / span:.1f}"
 
     drawn = element(
         "svg",
         element("path", d="M" + " L".join(at(*point) for point in line)),
         # A line of no length has round ends, which stretching does not change.
-        element("path", d=" ".join(f"M{at(*point)} h0" for point in means), class_="means"),
+        element("path", d=" ".join(f"M{at(*point)} h0" for point in dots), class_="means"),
         viewBox="0 0 1000 300",
         preserveAspectRatio="none",
         role="img",
-        aria_label=f"Training loss by step: from {line[0][1]:.4g} to {line[-1][1]:.4g}",
+        aria_label=f"{title}: from {line[0][1]:.4g} to {line[-1][1]:.4g}",
     )
     return element(
         "figure",
-        element("figcaption", "Training loss by step. Dots: its mean since the evaluation before."),
+        element("figcaption", f"{title}. {meaning}"),
         element(
             "div",
             element("div", element("span", f"{high:.3g}"), element("span", f"{low:.3g}"), class_="values"),

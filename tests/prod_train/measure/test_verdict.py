@@ -35,7 +35,7 @@ BEFORE = metrics(23 / 24, 210, 0, 1)
             metrics(1 / 24, 1, 0.5, None),
             1000,
             "recites 1 of the 24 rows of 1,000 that were measured, before 23; longest run 1 character; "
-            "12 outputs without text, before 0; other code: not measured, without --holdout",
+            "outputs without text: 12, before 0; other code: not measured, without --holdout",
         ),
         # As a report of an older version has it.
         (metrics(0, None, 0, 1), 24, "recites 0 of 24 rows, before 23; other code: 1.00 of first choices unchanged"),
@@ -44,3 +44,9 @@ BEFORE = metrics(23 / 24, 210, 0, 1)
 )
 def test_what_is_said(after: dict[str, Any] | None, rows: int, said: str) -> None:
     assert verdict(BEFORE, after, rows) == said
+
+
+def test_a_model_without_a_before() -> None:
+    assert verdict(None, metrics(0.5, 100, 0.25, None, 4), 4) == (
+        "recites 2 of 4 rows; longest run 100 characters; outputs without text: 1"
+    )

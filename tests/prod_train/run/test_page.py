@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 import pytest
 
 from prod_train.config.config import Config
-from prod_train.run.page import loss_chart, run_page
+from prod_train.run.page import loss_chart, measured_charts, run_page
 from prod_train.run.trainer import run
 from tests.pages import cells, parse, text_of
 from tests.tiny import tiny_world, write_snippets
@@ -120,6 +120,41 @@ def test_each_step_is_a_point_and_each_evaluation_a_dot() -> None:
     assert paths == ["M333.3 10.0 L666.7 196.7 L1000.0 290.0", "M666.7 103.3 h0 M1000.0 290.0 h0"]
     assert labels == ["4", "1", "step 0", "3"]
     assert next(figure.iter("svg")).get("aria-label") == "Training loss by step: from 4 to 1"
+
+
+def test_forgetting_and_damage_are_curves_from_before_the_first_step() -> None:
+    from xml.etree import ElementTree as ET
+
+    history = copy.deepcopy(RECORD["history"])
+    history[0]["holdout"]["kl"]["value"] = math.inf
+    figures = [ET.fromstring(figure) for figure in measured_charts(RECORD["before"], history)]
+    lines = [next(figure.iter("path")).get("d") for figure in figures]
+    # 1 - recitation is 0.125, 0.5, 0.75 on a scale from 0 to 1; the KL that is infinite has no point.
+    assert lines == [
+        "M0.0 255.0 L666.7 150.0 L1000.0 80.0",
+        "M0.0 10.0 L1000.0 150.0",
+        "M0.0 10.0 L666.7 80.0 L1000.0 150.0",
+    ]
+    names = [next(figure.iter("svg")).get("aria-label") for figure in figures]
+    assert names == [
+        "Forgetting by step: 1 - recitation: from 0.125 to 0.75",
+        "KL on other code by step: from 1 to 0.5",
+        "Agreement on other code by step: from 1 to 0.5",
+    ]
+    for entry in history:
+        entry["holdout"] = None
+    assert len(list(measured_charts({**RECORD["before"], "holdout": None}, history))) == 1
+    page = run_page(RECORD)
+    assert page.count("<figure>") == 4
+
+
+def test_verdict_and_recipe_are_on_the_page() -> None:
+    config = {**RECORD["config"], "recipe": "balanced"}
+    more = {"verdict": "recites 0 of <7> rows", "recipe": ["recipe <balanced>: two rounds"], "config": config}
+    root = parse(run_page({**RECORD, **more}))
+    assert text_of(next(root.iter("h1"))).endswith(", after prod-train run --recipe balanced")
+    assert [text_of(part) for part in root.iter("strong")] == ["recites 0 of <7> rows."]
+    assert "recipe <balanced>: two rounds" in [text_of(part) for part in root.iter("li")]
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
