@@ -62,15 +62,15 @@ class RunRecipe:
 
 
 RECIPES = {
-    "gentle": RunRecipe("prod-surgical", 1, 0.2, "one round of prod-surgical, half the time of balanced"),
+    "gentle": RunRecipe("prod-surgical", 1, 0.2, "one round of prod-surgical, in half the time of balanced"),
     "balanced": RunRecipe(
         "prod-surgical",
         2,
         0.2,
-        "two rounds of prod-surgical, which forgot as much as prod at a quarter of its KL (135M parameters)",
+        "two rounds of prod-surgical, as much forgotten as with prod at a quarter of its KL",
     ),
     "thorough": RunRecipe(
-        "prod", 1, 0.3, "prod, which forgot documents most on 1.5B parameters, at three to four times the KL"
+        "prod", 1, 0.3, "prod, which forgot documents most on 1.5B parameters, at three times the KL and more"
     ),
 }
 

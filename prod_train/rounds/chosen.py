@@ -59,7 +59,7 @@ def choose_all(config: Config, given: Set[str], folder: Path, *, processes: int,
         ProdError: the model or the rows to forget cannot be read, or leave too little of the library.
     """
     recipe = RECIPES[str(config.recipe)]
-    said = [f"recipe {config.recipe}: {recipe.reason}; what you give yourself wins"]
+    said = [f"recipe {config.recipe}: {recipe.reason}"]
     forget = pieces_of(config.forget)
     chosen: dict[str, Any] = {}
     if config.learning_rate is None:
