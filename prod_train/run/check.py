@@ -176,7 +176,7 @@ def _support(session: Session) -> dict[str, float] | None:
 def _disk(session: Session, job: Job) -> int:
     """Rough: checkpoints, the result, and the reference's hidden states or targets, which are cached."""
     config, model = job.config, session.model
-    weights = sum(p.numel() * p.element_size() for p in trainable(model).values())
+    weights: int = sum(p.numel() * p.element_size() for p in trainable(model).values())
     moments = 2 * weights
     width = int(model.config.get_text_config().hidden_size) * next(iter(model.parameters())).element_size()
     kept: int = sum(row.tokens for rows in (job.retain, job.holdout[: config.eval_rows]) for row in rows)

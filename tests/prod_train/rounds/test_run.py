@@ -25,7 +25,8 @@ from prod_train.rounds.chosen import FIRST_ROUND, HOLDOUT, RETAIN
 from prod_train.rounds.run import run
 from prod_train.run import trainer
 from prod_train.run.merge import merge
-from tests.tiny import save_tiny_model, write_snippets
+from prod_train.run.recipes import write_rows
+from tests.tiny import save_tiny_model, write_jsonl, write_snippets
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -196,17 +197,19 @@ def test_rows_are_found_and_written_where_none_are_given(
 ) -> None:
     monkeypatch.setattr(chosen, "RETAINED", 12)
     monkeypatch.setattr(chosen, "HELD_OUT", 6)
-    words = ["--recipe", "gentle", "--model", world["model"], "--forget", world["forget"]]
+    words = ["--model", world["model"], "--forget", world["forget"]]
     words += ["--output", str(tmp_path / "o"), "--eval-rows", "2", "--max-length", "400", "--max-utility-drop", "1"]
-    assert main(["check", *words]) == 0
+    assert main(["check", "--recipe", "balanced", *words]) == 0
     assert not (tmp_path / "o").exists()
     said = capfd.readouterr().out
-    for text in ("recipe gentle: one round of prod-surgical", "time, roughly ", "disk, roughly ", "--epochs 30: "):
+    # Four rows in batches of two: 60 steps, and as many as they and four continuations of each take.
+    steps = "optimizer steps          70\n"
+    for text in ("recipe balanced: two rounds", "time, roughly ", "disk, roughly ", "--epochs 30: ", steps):
         assert text in said
     assert f"--retain {tmp_path}/o/{RETAIN}: 24 functions" in said
     assert tempfile.gettempdir() not in said.replace(str(tmp_path), "").replace(str(Path(world["model"]).parent), "")
     with caplog.at_level("INFO"):
-        assert main(["run", *words, "--max-steps", "1", "--json"]) == 0
+        assert main(["run", "--recipe", "gentle", *words, "--max-steps", "1", "--json"]) == 0
     record = json.loads(capfd.readouterr().out)
     assert record["verdict"].startswith("recites 0 of the 2 rows of 4 that were measured, before 0; longest run ")
     assert record["verdict"].endswith(" of first choices unchanged")
@@ -219,11 +222,21 @@ def test_rows_are_found_and_written_where_none_are_given(
     assert (again.recipe, again.learning_rate, again.method) == ("gentle", 1e-3, "prod-surgical")
 
 
-def test_a_mistake_leaves_nothing(world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_leaves_nothing(
+    world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that is told before rows of the library are written, nor one that is told after."""
+    written = []
+    monkeypatch.setattr(chosen, "write_rows", lambda path, rows: written.append(path) or write_rows(path, rows))
+    misspelt = write_jsonl(tmp_path / "f.jsonl", [{"prompts": "def f():\n", "completion": "    return 1\n"}])
     words = ["run", "--recipe", "balanced", "--model", world["model"], "--output", str(tmp_path / "o")]
-    assert main([*words, "--forget", world["forget"], "--max-length", "5"]) == 2
-    assert capsys.readouterr().err.count("\n") >= 1
-    assert not (tmp_path / "o").exists()
+    for more, said in ((["--max-length", "5"], "--holdout: expected a data set"), ([], "unknown key 'prompts'")):
+        assert main([*words, "--forget", misspelt, *more]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "o").exists()
+    assert len(written) == 2
 
 
 def test_rows_of_somebody_else_are_not_written_over(world: dict[str, str], tmp_path: Path) -> None:
