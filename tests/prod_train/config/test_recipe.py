@@ -41,7 +41,8 @@ def test_what_is_given_wins(given_: dict[str, Any], tmp_path: Path) -> None:
     (name, value), *_ = given_.items()
     assert getattr(make_config(None, {**NEEDED, "recipe": "balanced", **given_}), name) == value
     file = tmp_path / "c.yaml"
-    file.write_text(f"recipe: balanced\n{name}: {value}\nlearning_rate: null\n")
+    file.write_text(f"recipe: balanced\n{name}: {value}\nretain_loss: null\n")
+    assert make_config(str(file), NEEDED).retain_loss == "kl"
     assert getattr(make_config(str(file), NEEDED), name) == value
     assert given_fields(str(file), NEEDED) == {*NEEDED, "recipe", name}
 

@@ -42,6 +42,15 @@ def test_what_is_to_be_forgotten_is_left_out(plain: list[str], tmp_path: Path) -
         assert not any(text[at : at + 60] in runs for at in range(len(text) - 59))
 
 
+def test_a_near_copy_without_a_long_run_is_left_out(plain: list[str], tmp_path: Path) -> None:
+    """Every 40 characters another word: nothing of 60 in a row is left, and most is there in pieces of 24."""
+    text = _normal(plain[3])
+    broken = "@".join(text[at : at + 40] for at in range(0, len(text), 40))
+    apart = pieces_of(write_jsonl(tmp_path / "f.jsonl", [{"text": broken}]))
+    found = ["".join(piece.row) for piece in library(apart, 39, longest=600)]
+    assert found == [text for text in plain if text != plain[3]]
+
+
 def test_two_sets_share_nothing() -> None:
     held = library([], 20, longest=600)
     kept = library(held, 60, longest=600)

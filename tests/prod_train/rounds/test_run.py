@@ -84,7 +84,7 @@ def whole(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_two_rounds_are_told_as_one_run(world: dict[str, str], whole: Path) -> None:
     record = json.loads((whole / "report.json").read_text())
     first = json.loads((whole / FIRST_ROUND / "report.json").read_text())
-    assert [entry["round"] for entry in record["history"]] == [1, 1, 2]
+    assert [entry["round"] for entry in record["history"]] == [1, 1, 2, 2]
     steps = [entry["step"] for entry in record["history"]]
     assert steps == sorted(set(steps))
     assert record["chosen"] == steps[-1]
@@ -115,12 +115,25 @@ def test_distance_is_from_before_both_rounds(world: dict[str, str], whole: Path,
     assert merged["metrics"]["holdout"]["kl"]["value"] == pytest.approx(found["kl"]["value"], rel=1e-3)
 
 
+def test_a_second_round_by_hand_is_measured_from_before_both_as_well(
+    world: dict[str, str], whole: Path, tmp_path: Path
+) -> None:
+    """Without what the first round has cached."""
+    first = json.loads((whole / FIRST_ROUND / "report.json").read_text())
+    values = {**world, "model": str(whole / FIRST_ROUND), "output": str(tmp_path / "o"), "max_steps": 1}
+    for reference, kl in (("start", 0.0), ("base", first["history"][-1]["holdout"]["kl"]["value"])):
+        output = str(tmp_path / reference)
+        report = trainer.run(make_config(None, {**values, "holdout_reference": reference, "output": output}))
+        assert report.before["holdout"]["kl"]["value"] == pytest.approx(kl, rel=1e-3, abs=1e-9)
+        assert report.after is not None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [1, 3, 6])
+@pytest.mark.parametrize("at", [1, 3, 6, 11])
 def test_killed_in_either_round_and_resumed_equals_uninterrupted(
     world: dict[str, str], whole: Path, tmp_path: Path, at: int
 ) -> None:
-    """Before an optimizer step: the first round has four, the second the rest."""
+    """Before an optimizer step: the first round has four, the second the rest, with a checkpoint in the middle."""
     config, given = asked(world, tmp_path / "o")
     done = []
 
@@ -137,6 +150,7 @@ def test_killed_in_either_round_and_resumed_equals_uninterrupted(
         run(config, given)
 
     assert in_another_process(die) == -signal.SIGKILL
+    assert bool(list((tmp_path / "o").glob("checkpoint-*"))) == (at == 11)
     assert not (tmp_path / "o" / "report.json").exists()
     if at >= 2:  # the first checkpoint
         with pytest.raises(ProdError, match="is not empty: name a new directory, or go on with --resume latest"):
