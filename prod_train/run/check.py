@@ -178,7 +178,7 @@ def _disk(session: Session, job: Job) -> int:
     config, model = job.config, session.model
     weights: int = sum(p.numel() * p.element_size() for p in trainable(model).values())
     moments = 2 * weights
-    width = int(model.config.get_text_config().hidden_size) * next(iter(model.parameters())).element_size()
+    width: int = model.config.get_text_config().hidden_size * next(iter(model.parameters())).element_size()
     kept: int = sum(row.tokens for rows in (job.retain, job.holdout[: config.eval_rows]) for row in rows)
     targets = TARGET_BYTES * sum(row.tokens for row in job.trained)
     return (config.save_total_limit + 1) * (weights + moments) + weights + kept * width + targets
