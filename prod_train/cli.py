@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.command.options import Parser
-from prod_decode.command.terminal import USAGE, exit_status, standard_streams, to_json
+from prod_decode.command.terminal import USAGE, duration, exit_status, standard_streams, to_json
 from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
 from prod_train.command import data, evaluate, probe
-from prod_train.command.progress import duration
 from prod_train.config.config import Config, flag, given_fields, make_config, plain_type, saved_config
 
 USELESS = 1

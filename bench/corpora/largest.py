@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from prod_decode.corpus.index import CorpusIndex
 from prod_decode.corpus.keys import Cut
 from prod_decode.indexing.build import build
 from prod_decode.indexing.engines import Local
+from prod_decode.indexing.parts import write_array
 from prod_decode.indexing.sources import Task
-from prod_decode.indexing.steps import Recipe, Step, count_shard, read_task, write_array
+from prod_decode.indexing.steps import Recipe, Step, count_shard, read_task
 from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.vocabulary import Vocabulary
 
@@ -34,16 +35,16 @@ class _Watch:
         self._folder = folder
         self.seconds: dict[str, float] = {}
         self.bytes: dict[str, int] = {}
-        self._now = ("", 0.0)
 
-    def __call__(self, step: str, done: int, total: int, /) -> None:
-        name, begun = self._now
-        if name != step:
-            self._now = step, time.process_time()
-            return
-        self.seconds[step] = time.process_time() - begun
-        if done == total:
-            self.bytes[step] = sum(file.stat().st_size for file in self._folder.iterdir() if file.is_file())
+    def __call__(self, step: str, _unit: str, total: float, _already: float, /) -> Callable[[float], None]:
+        begun = time.process_time()
+
+        def tell(done: float) -> None:
+            self.seconds[step] = time.process_time() - begun
+            if done >= total:
+                self.bytes[step] = sum(file.stat().st_size for file in self._folder.iterdir() if file.is_file())
+
+        return tell
 
 
 # Tasks and shards of what is timed alone.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prod_decode.command.options import positive
 from prod_decode.command.terminal import to_json
 from prod_decode.errors import ProdError, printable
+from prod_train.data.formats import FORMS
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
@@ -34,6 +35,10 @@ def add_to(commands: Commands) -> None:
     add.add_argument("--forget", required=True, metavar="F", help="what it should not recite, as for `run`")
     add.add_argument(
         "--holdout", metavar="H", help="other code, as for `run`: how far an adapter has moved its base there"
+    )
+    add.add_argument("--format", choices=FORMS, default="auto", help="what a row is, as for `run`")
+    add.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="what columns are called, as for `run`"
     )
     add.add_argument(
         "--rows", type=positive(int), default=64, metavar="N", help="rows of each set, the first ones (64)"
@@ -105,6 +110,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         truncate=options.truncate,
         special_tokens=options.special_tokens,
+        format=options.format,
+        columns=tuple(options.columns),
         eval_rows=options.rows,
         eval_batch_size=options.batch_size,
         dtype=options.dtype,

@@ -20,6 +20,9 @@ _FILES = (*DATA_FILES, ".txt", ".zst", ".gz")
 _READ = "expected .jsonl, .csv, .parquet, a folder of such files, a save_to_disk directory or a hub name"
 _LONGEST_FIELD = 2**31 - 1  # the most that the module csv takes where a C long has 32 bits
 
+# What a row of a form has, unless columns are called otherwise.
+_KEYS = {"auto": (), "messages": ("messages",), "sharegpt": ("conversations",), "alpaca": ("instruction",)}
+
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -41,15 +44,19 @@ def read_records(name: str, *, form: str = "auto", columns: Sequence[str] = ()) 
             an optional `:split` (default `train`).
         form: one of `prod_train.data.formats.FORMS`. `auto`: rows as they are. Otherwise rows come as `messages`, a
             list of `role` and `content`: `sharegpt` makes them of `conversations`, `alpaca` of `instruction`, `input`,
-            `output` and `system`.
-        columns: `KEY=COLUMN`: what other columns are called. With some, a row has only these keys, and `spans`.
+            `output` and `system`. A prompt with its completion stays as it is: one set of a run may have another form.
+        columns: `KEY=COLUMN`: what other columns are called. With some, a row has only these keys, and `spans`; a
+            prompt with its completion and none of the columns stays as it is.
 
     Raises:
         ProdError: it does not exist, cannot be read, or has rows of another form.
     """
     named = _named(columns)
     for place, record in _raw(name):
-        yield place, _in_form(_renamed(record, named, place), form, place)
+        asked = {*named.values(), *_KEYS[form]}
+        is_plain = isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str)
+        stays = is_plain and not asked & record.keys()
+        yield place, record if stays else _in_form(_renamed(record, named, place), form, place)
 
 
 def _raw(name: str) -> Iterator[tuple[str, Record]]:

@@ -60,7 +60,7 @@ def choose_all(config: Config, given: Set[str], folder: Path, *, processes: int,
     """
     recipe = RECIPES[str(config.recipe)]
     said = [f"recipe {config.recipe}: {recipe.reason}"]
-    forget = pieces_of(config.forget)
+    forget = pieces_of(config.forget, config)
     chosen: dict[str, Any] = {}
     if config.learning_rate is None:
         parameters = parameter_count(config.model)
@@ -115,11 +115,11 @@ def _sets(
     if not write:
         for name in lacking:
             path = folder / _FILES[name]
-            yield name, (path, len(pieces_of(str(path))))
+            yield name, (path, len(pieces_of(str(path), config)))
         return
     # One that was given is held apart from one that is made.
     given = [name for name in _FILES if name not in lacking]
-    apart = [*forget, *(piece for name in given for piece in pieces_of(getattr(config, name)))]
+    apart = [*forget, *(piece for name in given for piece in pieces_of(getattr(config, name), config))]
     for name in lacking:
         wanted = HELD_OUT if name == "holdout" else max(RETAINED, math.ceil(len(forget) * config.epochs))
         # Bytes: no token has less than one.

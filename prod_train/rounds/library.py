@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.text.hashes import substring_hashes
+from prod_train.config.config import Config
 from prod_train.data.alike import COMPARED, VERBATIM_FROM, Text, compared, near_copies
-from prod_train.data.rows import read_records
+from prod_train.data.chat import is_chat
+from prod_train.data.reading import read_records
 from prod_train.run.recipes import package_functions, stdlib_functions
 
 
@@ -30,15 +32,31 @@ class Piece(NamedTuple):
     runs: NDArray[np.uint64]
 
 
-def pieces_of(name: str) -> list[Piece]:
-    """The rows of a data set, as far as they are ones: `load_rows` says what is wrong with the others."""
+def pieces_of(name: str, config: Config) -> list[Piece]:
+    """The rows of a data set, as far as they are ones: `load_rows` says what is wrong with the others.
+
+    Args:
+        name: of the data set.
+        config: with the form of its rows.
+    """
     rows = []
-    for _, record in read_records(name):
+    for _, record in read_records(name, form=config.format, columns=config.columns):
         found = record if isinstance(record, Mapping) else {}
+        if is_chat(found):
+            rows.append(("", "\n".join(_said(found))))
+            continue
         parts = [found.get(key) for key in ("prompt", "completion", "canonical_solution", "text")]
         prompt, *rest = (part if isinstance(part, str) else "" for part in parts)
         rows.append((prompt, "".join(rest)))
     return list(_pieces(rows))
+
+
+def _said(record: Mapping[str, Any]) -> Iterator[str]:
+    """The messages of a chat, as far as they are texts."""
+    for key in ("messages", "prompt", "completion"):
+        for message in record.get(key) or ():
+            if isinstance(message, Mapping) and isinstance(message.get("content"), str):
+                yield message["content"]
 
 
 def library(apart: Sequence[Piece], count: int, *, longest: int) -> list[Piece]:

@@ -132,6 +132,15 @@ def test_every_form_of_the_same_chat(
     assert mark(row, tokenizer) == "[system]\nBe brief.<eos>\n[user]\narea?<eos>\n[assistant]\n<<return w * h<eos>>>"
 
 
+@pytest.mark.parametrize(
+    "options", [{"form": "sharegpt"}, {"form": "alpaca"}, {"columns": ["prompt=q", "completion=a"]}]
+)
+def test_a_prompt_with_its_completion_stays(tmp_path: Path, tokenizer: Any, options: dict[str, Any]) -> None:
+    """The sets of a run share these options, and one of them may come from source files."""
+    (row,) = read(tmp_path, tokenizer, {"prompt": "def f(x):", "completion": " return x"}, **options)
+    assert mark(row, tokenizer) == "def f(x):<< return x<eos>>>"
+
+
 def test_an_input_stands_behind_its_instruction(tmp_path: Path, tokenizer: Any) -> None:
     (row,) = read(tmp_path, tokenizer, {"instruction": "Sort.", "input": "b a", "output": "a b"}, form="alpaca")
     assert row.text == "[user]\nSort.\n\nb a<eos>\n[assistant]\na b"

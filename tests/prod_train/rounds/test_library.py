@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from prod_train.config.config import Config
 from prod_train.data.alike import COMPARED, near_copies
 from prod_train.rounds.library import library, pieces_of
 from tests.tiny import write_jsonl, write_snippets
@@ -32,7 +33,7 @@ def test_what_is_to_be_forgotten_is_left_out(plain: list[str], tmp_path: Path) -
         {"prompt": plain[1][:30], "completion": plain[1][30:].replace("    ", "\t")},
         {"prompt": "def f():\n", "completion": line + "\n" + "".join(f"    x{n} = {n}\n" for n in range(60))},
     ]
-    apart = pieces_of(write_jsonl(tmp_path / "f.jsonl", records))
+    apart = pieces_of(write_jsonl(tmp_path / "f.jsonl", records), Config())
     found = ["".join(piece.row) for piece in library(apart, 38, longest=600)]
     assert plain[0] not in found
     assert plain[1] not in found
@@ -46,9 +47,16 @@ def test_a_near_copy_without_a_long_run_is_left_out(plain: list[str], tmp_path: 
     """Every 40 characters another word: nothing of 60 in a row is left, and most is there in pieces of 24."""
     text = _normal(plain[3])
     broken = "@".join(text[at : at + 40] for at in range(0, len(text), 40))
-    apart = pieces_of(write_jsonl(tmp_path / "f.jsonl", [{"text": broken}]))
+    apart = pieces_of(write_jsonl(tmp_path / "f.jsonl", [{"text": broken}]), Config())
     found = ["".join(piece.row) for piece in library(apart, 39, longest=600)]
     assert found == [text for text in plain if text != plain[3]]
+
+
+def test_an_answer_of_a_chat_is_left_out(plain: list[str], tmp_path: Path) -> None:
+    chat = [{"from": "human", "value": "Write it."}, {"from": "gpt", "value": plain[5]}]
+    file = write_jsonl(tmp_path / "f.jsonl", [{"conversations": chat}])
+    apart = pieces_of(file, Config(format="sharegpt"))
+    assert ["".join(piece.row) for piece in library(apart, 39, longest=600)] == [t for t in plain if t != plain[5]]
 
 
 def test_two_sets_share_nothing() -> None:
@@ -59,7 +67,7 @@ def test_two_sets_share_nothing() -> None:
 
 
 def test_other_rows_change_nothing(plain: list[str], tmp_path: Path) -> None:
-    apart = pieces_of(write_snippets(tmp_path / "f.jsonl"))
+    apart = pieces_of(write_snippets(tmp_path / "f.jsonl"), Config())
     assert ["".join(piece.row) for piece in library(apart, 40, longest=600)] == plain
 
 
