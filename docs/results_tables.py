@@ -146,10 +146,10 @@ def _in_weights(results: Results) -> str:
         ("agreement elsewhere", AGREEMENT),
     )
     rows = (
-        (label, *(interval(results.value(REPLACED_TAUGHT, "deprecated", method, metric)) for _, metric in metrics))
+        (label, *(spread(results.over_seeds(REPLACED_TAUGHT, "deprecated", method, metric)) for _, metric in metrics))
         for method, label in methods.items()
     )
-    return table(("SmolLM2", *(label for label, _ in metrics)), rows)
+    return table(("SmolLM2, three seeds", *(label for label, _ in metrics)), rows)
 
 
 # Of the 20 prompts; `integrate.simps` begins its own replacement, and so cannot be told from it.
