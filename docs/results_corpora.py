@@ -10,7 +10,7 @@ from results_data import Results, quantity, short, table
 from bench.figures import Figure
 from prod_decode.errors import ProdError
 
-PEERS, BILLION, LARGEST = (f"corpora-{part}" for part in ("peers", "billion", "largest"))
+PEERS, CHANCE, BILLION, LARGEST = (f"corpora-{part}" for part in ("peers", "chance", "billion", "largest"))
 
 # What an index holds at most, and how the build cuts its work (`prod_decode/corpus/table.py`, `prod_decode/indexing`).
 _MOST_ANCHORS = (1 << 32) - 1
@@ -64,6 +64,18 @@ def _peers(results: Results) -> str:
         "own token wrongly banned",
     )
     return table(head, (row(guard) for guard in _guards(results, PEERS)))
+
+
+def _chance(results: Results) -> str:
+    def row(guard: str, what: str) -> tuple[str, ...]:
+        figure = results.timed(what, guard, CHANCE)
+        counted = (figure.note or "").partition(" [")[0]
+        low, high, expected = (end or 0.0 for end in (figure.p50, figure.p99, figure.worst))
+        return guard, what, counted, f"{figure.value or 0:.3g} [{low:.2g}, {high:.2g}]", f"{expected:.3g}"
+
+    whats = ("prefixes hit, a look", "steps with a false ban")
+    rows = (row(guard, what) for guard in _guards(results, CHANCE) for what in whats)
+    return table(("table", "what", "counted", "rate", "expected"), rows)
 
 
 def _billion(results: Results) -> str:
@@ -150,6 +162,7 @@ def _beyond(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "corpora-peers": _peers,
+    "corpora-chance": _chance,
     "corpora-billion": _billion,
     "corpora-largest": _largest,
     "corpora-factors": _factors,

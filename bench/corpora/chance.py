@@ -80,14 +80,14 @@ def prefixes_hit(index: CorpusIndex, vocabulary: Vocabulary, walk: NDArray[np.in
     buckets = (keys >> np.uint64(64 - table.bits)).astype(np.int64)
     remainders = (keys >> np.uint64(64 - table.bits - REMAINDER)).astype(np.uint16)
     lows, highs = table.starts[buckets].astype(np.int64), table.starts[buckets + 1].astype(np.int64)
-    hits = 0
-    if len(table.starts) > len(keys):  # few in each bucket: the first of all buckets, then the second
-        for offset in range(int((highs - lows).max(initial=0))):
+    hits, most = 0, int((highs - lows).max(initial=0))
+    if most < len(table.starts):  # the first of all buckets, then the second
+        for offset in range(most):
             at = lows + offset
             inside = at < highs
             hits += int((table.remainders[at[inside]] == remainders[inside]).sum())
         return len(keys), hits
-    for bucket in np.unique(buckets).tolist():  # many: remainders ascend in each
+    for bucket in np.unique(buckets).tolist():  # few buckets: remainders ascend in each
         some = table.remainders[table.starts[bucket] : table.starts[bucket + 1]]
         wanted = remainders[buckets == bucket]
         hits += int((np.searchsorted(some, wanted, "right") - np.searchsorted(some, wanted)).sum())

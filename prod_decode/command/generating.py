@@ -52,6 +52,12 @@ def add_to(commands: Commands) -> None:
         help="also generate without the blocklist; the tokens that were refused are shown off a terminal too",
     )
     add.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of the weights; auto: the model's own, of a GGUF file bfloat16 on a GPU, else float32",
+    )
+    add.add_argument(
         "--exempt-prompt",
         action="store_true",
         help="let the output repeat what the prompt quotes of documents",
@@ -99,7 +105,7 @@ def _run(options: argparse.Namespace, blocklist: Blocklist | CorpusIndex, prompt
     from prod_decode.command.render import mark_bans, to_terminal
     from prod_decode.storage.models import load_model
 
-    model, tokenizer = load_model(options.model)
+    model, tokenizer = load_model(options.model, dtype=options.dtype)
     matcher = blocklist.bind(tokenizer)
     runs: dict[str, Generation] = {}
     for name, guard in (("unprotected", None), ("protected", matcher)):

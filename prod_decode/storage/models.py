@@ -113,8 +113,9 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
 
     Args:
         name: a hub id, a directory, a `.gguf` file (dequantised), or `bundled`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`; a GGUF file has no dtype of its own and takes bfloat16 for
-            `auto`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`. A GGUF file has no dtype of its own: `auto` is bfloat16 on a
+            GPU, else float32, whose outputs are the same on every processor; in bfloat16 the pages of the guide had
+            other words on an Intel than on an AMD.
         device: default: the GPU if there is one.
 
     Raises:
@@ -123,6 +124,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source, options = _locate(name)
     with _reading(options):
         tokenizer = _tokenizer(name, source, **options)
@@ -130,14 +132,15 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
             from transformers import GgufConfig
 
             options = {**options, "quantization_config": GgufConfig(dequantize=True)}
-            dtype = "bfloat16" if dtype == "auto" else dtype
+            if dtype == "auto":
+                dtype = "float32" if device == "cpu" else "bfloat16"
         with loading(name):
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
             expect_all_weights(name, info)
             model.eval()
-            model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            model.to(device)
     return model, tokenizer
 
 
@@ -220,7 +223,7 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
     Args:
         name: as for `load_model`.
         directory: where a GGUF file's model goes, unless it is there already.
-        dtype: of a GGUF file's weights, as for `load_model`.
+        dtype: of a GGUF file's weights; `auto` is bfloat16, whatever this machine has.
 
     Raises:
         ProdError: the file cannot be loaded, or nothing can be written.
@@ -228,7 +231,7 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
     if not is_gguf(name):
         return name
     if not Path(directory).is_dir():
-        save_model(*load_model(name, dtype=dtype, device="cpu"), directory)
+        save_model(*load_model(name, dtype="bfloat16" if dtype == "auto" else dtype, device="cpu"), directory)
     return str(directory)
 
 

@@ -186,10 +186,10 @@ def test_a_page_is_written_over_and_not_looked_through() -> None:
         ("code", "cannot write code: it is a directory, expected a file name"),
         ("none/x.html", "cannot write none/x.html: the directory "),
         ("code/a.py", "cannot write code/a.py: the same file is an input; name another"),
-        ("block.prod", "cannot write block.prod: the same file is an input; name another"),
+        ("block.prod", "expected the name of a page of a scan to write, got block.prod, as a blocklist is named"),
         (
             "other.prod",
-            "cannot write other.prod: it is there and is no page of a scan; name another, or remove it first",
+            "expected the name of a page of a scan to write, got other.prod, as a blocklist is named: name another",
         ),
         ("demo.html", "cannot write demo.html: it is there and is no page of a scan; name another, or remove it first"),
     ],
