@@ -14,6 +14,8 @@ from results_data import (
     ATTACKS,
     COPIES,
     KL,
+    NEAR_FUNCTIONS,
+    NEAR_MODULES,
     QWEN,
     QWEN_CODE,
     QWEN_KEPT,
@@ -150,6 +152,47 @@ def _in_weights(results: Results) -> str:
         for method, label in methods.items()
     )
     return table(("SmolLM2, three seeds", *(label for label, _ in metrics)), rows)
+
+
+_BUDGETED = {
+    "base": "no guard",
+    "decode": "the mask, `max_quote=60`",
+    "decode-budget": "the same with `budget=240`",
+    "untaught": "never saw the text",
+}
+
+
+def _near(results: Results) -> str:
+    metrics = (("near copies", "near_copy"), ("quoted", "quoted_share"), ("1 - BLEU", FORGET))
+    runs = (("functions", NEAR_FUNCTIONS), ("modules", NEAR_MODULES))
+    rows = (
+        (
+            label,
+            *(interval(results.value(run, "copyright", method, metric)) for _, run in runs for _, metric in metrics),
+        )
+        for method, label in _BUDGETED.items()
+    )
+    return table(("what writes", *(f"{kind}: {label}" for kind, _ in runs for label, _ in metrics)), rows)
+
+
+def _near_goals(results: Results) -> str:
+    runs = (("20 functions", NEAR_FUNCTIONS), ("10 modules", NEAR_MODULES))
+
+    def one(run: str, metric: str) -> float:
+        return known(results.value(run, "copyright", "decode-budget", metric))
+
+    def rows() -> Iterator[tuple[str, str, float, bool]]:
+        for label, run in runs:
+            yield "near copies: 0", label, one(run, "near_copy"), one(run, "near_copy") == 0
+        share = one(NEAR_MODULES, "quoted_share")
+        yield "quoted share of documents over 1,500 characters: at most 0.10", "10 modules", share, share <= 0.1
+        for label, run in runs:
+            yield "1 - BLEU: at least 0.85", label, one(run, FORGET), one(run, FORGET) >= 0.85
+
+    return table(
+        ("goal", "measured on", "found", ""),
+        ((goal, where, f"{share:.2f}", "met" if met else "**missed**") for goal, where, share, met in rows()),
+    )
 
 
 # Of the 20 prompts; `integrate.simps` begins its own replacement, and so cannot be told from it.
@@ -319,6 +362,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "replaced": _replaced,
     "in-weights": _in_weights,
     "goals": _goals,
+    "near": _near,
+    "near-goals": _near_goals,
     "dominance": _dominance,
     "beside": _beside,
     "growth": _growth,
