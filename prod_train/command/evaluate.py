@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prod_decode.command.options import positive
 from prod_decode.command.terminal import to_json
 from prod_decode.errors import ProdError, printable
-from prod_train.data.formats import FORMS
+from prod_train.command.rows import add_reading, reading
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
@@ -36,27 +36,11 @@ def add_to(commands: Commands) -> None:
     add.add_argument(
         "--holdout", metavar="H", help="other code, as for `run`: how far an adapter has moved its base there"
     )
-    add.add_argument("--format", choices=FORMS, default="auto", help="what a row is, as for `run`")
-    add.add_argument(
-        "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="what columns are called, as for `run`"
-    )
+    add_reading(add)
     add.add_argument(
         "--rows", type=positive(int), default=64, metavar="N", help="rows of each set, the first ones (64)"
     )
-    add.add_argument(
-        "--max-length", type=positive(int), default=1024, metavar="N", help="tokens of a row, EOS included (1024)"
-    )
-    add.add_argument("--truncate", action="store_true", help="cut rows longer than --max-length, otherwise refused")
-    add.add_argument(
-        "--special-tokens", action="store_true", help="the name of a special token in a row is that token, not text"
-    )
     add.add_argument("--batch-size", type=positive(int), default=8, metavar="N", help="rows a forward pass (8)")
-    add.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16"],
-        default="auto",
-        help="of the weights; auto: bfloat16 on a GPU, else float32",
-    )
     add.add_argument("--json", action="store_true", help="print one JSON object")
     add.set_defaults(run=_evaluate)
 
@@ -107,11 +91,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         model=options.model,
         forget=options.forget,
         holdout=options.holdout,
-        max_length=options.max_length,
-        truncate=options.truncate,
-        special_tokens=options.special_tokens,
         format=options.format,
-        columns=tuple(options.columns),
+        **reading(options),
         eval_rows=options.rows,
         eval_batch_size=options.batch_size,
         dtype=options.dtype,

@@ -10,7 +10,7 @@ from prod_decode.command.options import Once, positive
 from prod_decode.command.terminal import Progress, note, to_json
 from prod_decode.errors import one_line, printable
 from prod_train.command.finding import COMMAND, MEANING, Finding
-from prod_train.data.formats import FORMS
+from prod_train.command.rows import add_reading, reading
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
@@ -41,12 +41,7 @@ def add_to(commands: Commands) -> None:
         help="the rows, as for `run`: JSONL, CSV, parquet, a folder of them, a `save_to_disk` directory, or a hub "
         "name[:split]; `prod-train data` makes them from source files",
     )
-    add.add_argument(
-        "--format", choices=FORMS, default="auto", help="what a row is, as for `run`: a chat's answers are rows"
-    )
-    add.add_argument(
-        "--columns", nargs="+", default=[], metavar="KEY=COLUMN", help="what columns are called, as for `run`"
-    )
+    add_reading(add)
     add.add_argument(
         "--blocklist",
         action=Once,
@@ -55,20 +50,7 @@ def add_to(commands: Commands) -> None:
     )
     add.add_argument("--rows", type=positive(int), metavar="N", help="the first N rows that can be measured (all)")
     add.add_argument(
-        "--max-length", type=positive(int), default=1024, metavar="N", help="tokens of a row, EOS included (1024)"
-    )
-    add.add_argument("--truncate", action="store_true", help="cut rows longer than --max-length, otherwise refused")
-    add.add_argument(
-        "--special-tokens", action="store_true", help="the name of a special token in a row is that token, not text"
-    )
-    add.add_argument(
         "--batch-size", type=positive(int), default=8, metavar="N", help="rows that are written at once (8)"
-    )
-    add.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16"],
-        default="auto",
-        help="of the weights; auto: bfloat16 on a GPU, else float32",
     )
     add.add_argument("--json", action="store_true", help="print one JSON object, with every row and what was written")
     add.add_argument(
@@ -101,12 +83,9 @@ def _probe(options: argparse.Namespace) -> int:
     rows = load_rows(
         options.forget,
         tokenizer,
-        max_length=options.max_length,
-        truncate=options.truncate,
         eos=tokenizer.eos_token_id is not None,
-        special_tokens=options.special_tokens,
         form=options.format,
-        columns=options.columns,
+        **reading(options),
     )
     rows, left_out = measurable(rows, tokenizer, options.rows)
     matcher = None if blocklist is None else blocklist.bind(tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ Record = Mapping[str, Any]
 # What is meant as a file and not found must not be looked for on the hub, whose names may have dots too.
 _FILES = (*DATA_FILES, ".txt", ".zst", ".gz")
 _READ = "expected .jsonl, .csv, .parquet, a folder of such files, a save_to_disk directory or a hub name"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?")
 _LONGEST_FIELD = 2**31 - 1  # the most that the module csv takes where a C long has 32 bits
 
 # What a row of a form has, unless columns are called otherwise.
@@ -52,8 +54,8 @@ def read_records(name: str, *, form: str = "auto", columns: Sequence[str] = ()) 
         ProdError: it does not exist, cannot be read, or has rows of another form.
     """
     named = _named(columns)
+    asked = {*named.values(), *_KEYS[form]}
     for place, record in _raw(name):
-        asked = {*named.values(), *_KEYS[form]}
         is_plain = isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str)
         stays = is_plain and not asked & record.keys()
         yield place, record if stays else _in_form(_renamed(record, named, place), form, place)
@@ -124,7 +126,7 @@ def _load_dataset(name: str, path: Path) -> Any:
             if not path.is_file():
                 raise ProdError(f"cannot read {name}: no such file")
             data = datasets.Dataset.from_parquet(name)
-        elif path.exists() or path.suffix.lower() in _FILES or not _is_hub_name(name):
+        elif path.exists() or path.suffix.lower() in _FILES or not _HUB_NAME.fullmatch(name):
             raise ProdError(f"cannot read {name}: {_READ if path.exists() else 'no such file'}")
         else:
             data = datasets.load_dataset(hub, split=split or "train")
@@ -138,12 +140,6 @@ def _load_dataset(name: str, path: Path) -> Any:
             raise ProdError(f"{name}: expected one split, got {splits}: save the one you mean by itself")
         data = data[split or next(iter(data))]
     return data
-
-
-def _is_hub_name(name: str) -> bool:
-    import re
-
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[^/]+)?", name) is not None
 
 
 def _named(columns: Sequence[str]) -> dict[str, str]:
