@@ -419,7 +419,7 @@ def test_marks_are_for_people_and_colours_for_terminals(
 ) -> None:
     run = Generation("x = yaml.", ["safe_load("], [("load(", ("yaml.load(",))], Counter({"yaml.load(": 1}), 1.0)
     monkeypatch.setattr("prod_decode.command.generation.generate", lambda *_, **__: run)
-    monkeypatch.setattr("prod_decode.storage.models.load_model", lambda _: (None, Vocabulary.from_bytes([b"a"])))
+    monkeypatch.setattr("prod_decode.storage.models.load_model", lambda *_, **__: (None, Vocabulary.from_bytes([b"a"])))
     monkeypatch.setattr("prod_decode.storage.models.require_name", lambda _: None)
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color is not None:

@@ -115,7 +115,7 @@ def test_what_a_person_is_told(
 ) -> None:
     run = Generation("x", ["y"], [None], Counter(fired), 1.0, tuple(hits))
     monkeypatch.setattr("prod_decode.command.generation.generate", lambda *_, **__: run)
-    monkeypatch.setattr("prod_decode.storage.models.load_model", lambda _: (None, Vocabulary.from_bytes([b"a"])))
+    monkeypatch.setattr("prod_decode.storage.models.load_model", lambda *_, **__: (None, Vocabulary.from_bytes([b"a"])))
     monkeypatch.setattr("prod_decode.storage.models.require_name", lambda _: None)
     assert main([*world, "--prompt", "x"]) == 0
     assert capsys.readouterr().err.splitlines() == [*told, "1.0 tokens a second"]
