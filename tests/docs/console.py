@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests import FIRST_START, ROOT
+from tests import FIRST_START, ROOT, warm
 
 _BLOCK = re.compile(
     r'^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n'
@@ -172,11 +172,9 @@ def environment(commands: Path) -> dict[str, str]:
 def make_commands(folder: Path) -> Path:
     """A directory with `prod-decode`, `prod-train` and `python`, as an environment has where both are installed."""
     folder.mkdir(parents=True)
-    python = shlex.quote(sys.executable)
-    mains = {f"prod-{name}": f"prod_{name}.cli" for name in ("decode", "train")}
-    lines = {name: f"-c 'import sys; from {module} import main; sys.exit(main())' " for name, module in mains.items()}
-    for name, arguments in {**lines, "python": ""}.items():
-        (folder / name).write_text(f'#!/bin/sh\nexec {python} {arguments}"$@"\n')
+    begin = shlex.join([sys.executable, "-IS", str(ROOT / "tests" / "warm.py"), warm.server()])
+    for name, kind in {"prod-decode": "prod_decode.cli", "prod-train": "prod_train.cli", "python": "python"}.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {begin} {kind} "$@"\n')
         (folder / name).chmod(0o755)
     return folder
 
