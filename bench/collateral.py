@@ -1,8 +1,9 @@
 """What a list of documents changes in code that has nothing to do with them: idioms that it bans.
 
-Functions and modules of other packages are followed as outputs, token by token. A step is *changed* if the code's own
-next token is banned there; an output, if any of its steps is. No model is asked: one that would have written this code
-is stopped at these steps.
+Functions and modules of other packages are followed as outputs, token by token, and so are completions of HumanEval
+that a model wrote. A step is *changed* if the code's own next token is banned there; an output, if any of its steps is.
+No model is asked: one that would have written this code is stopped at these steps. Where it wrote greedily, an output
+that is not changed is what it writes under the mask.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.humaneval.utility import HUB_HUMANEVAL, load_completions, load_humaneval, stop_at
 from bench.metrics import wilson
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
@@ -53,7 +55,7 @@ class Changed:
     """What one setting changes in outputs of one kind.
 
     Attributes:
-        kind: `functions` or `modules`.
+        kind: `functions`, `modules` or `completions`.
         max_quote: of the setting; so is the next.
         budget: or None.
         documents: in the list.
@@ -85,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--modules", type=positive(int), default=50, metavar="N")
     parser.add_argument("--module-tokens", type=positive(int), default=2000, metavar="N", help="of a module, the first")
     parser.add_argument("--tokenizer", default="bundled", metavar="M")
+    parser.add_argument("--humaneval", default=HUB_HUMANEVAL, metavar="DATA", help="the problems of --completions")
+    parser.add_argument("--completions", metavar="FILE", help="JSON lines with task_id and completion, greedy ones")
     parser.add_argument("--out", metavar="FILE", help="write JSON lines there")
     options = parser.parse_args(argv)
     return exit_status("bench collateral", lambda: _run(options))
@@ -94,15 +98,17 @@ def _run(options: argparse.Namespace) -> int:
     settings = [_setting(text) for text in options.settings.split(",")]
     if options.out:
         require_output(options.out, replaces=None)
-    listed = [text for text in _python([options.listed]) if text.strip()]
     tokenizer = load_tokenizer(options.tokenizer)
+    listed = [text for text in _python([options.listed]) if text.strip()]
     modules = list(_python(options.code))
     whole = (_encoded(tokenizer, text) for text in _spread(modules, 4 * options.modules))
     long = (tokens[: options.module_tokens] for tokens in whole if len(tokens) >= options.module_tokens)
-    outputs = {
-        "functions": [_encoded(tokenizer, text) for text in _spread(_functions(modules), options.functions)],
-        "modules": list(islice(long, options.modules)),
+    outputs: dict[str, tuple[list[list[int]], list[int] | None]] = {
+        "functions": ([_encoded(tokenizer, text) for text in _spread(_functions(modules), options.functions)], None),
+        "modules": (list(islice(long, options.modules)), None),
     }
+    if options.completions:
+        outputs["completions"] = _completions(tokenizer, options.humaneval, options.completions)
     found = []
     for setting in settings:
         entries = (
@@ -111,8 +117,8 @@ def _run(options: argparse.Namespace) -> int:
         )
         blocklist = Blocklist.compile(entries, skipped=lambda _: None)
         matcher = blocklist.bind(tokenizer)
-        for kind, texts in outputs.items():
-            steps, changed = follow(matcher, texts)
+        for kind, (texts, begins) in outputs.items():
+            steps, changed = follow(matcher, texts, begins)
             one = Changed(
                 kind,
                 setting.max_quote,
@@ -131,24 +137,34 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def follow(matcher: Matcher, texts: Sequence[Sequence[int]]) -> tuple[int, list[int]]:
-    """The steps of some outputs in all, and of each how many have their own token banned; the first is the prompt."""
+def follow(
+    matcher: Matcher, texts: Sequence[Sequence[int]], begins: Sequence[int] | None = None
+) -> tuple[int, list[int]]:
+    """The steps of some outputs in all, and of each how many have their own token banned.
+
+    Args:
+        matcher: follows them.
+        texts: token ids of prompts and outputs.
+        begins: where each output begins; None: behind the first token.
+    """
+    begins = [1] * len(texts) if begins is None else begins
+    lengths = [len(text) - begin for text, begin in zip(texts, begins, strict=True)]
     steps, changed = 0, [0] * len(texts)
     # The longest first, so that rows end from behind.
-    order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
-    for begin in range(0, len(texts), ROWS):
-        numbers = order[begin : begin + ROWS]
-        some = [texts[number] for number in numbers]
+    order = sorted(range(len(texts)), key=lambda number: -lengths[number])
+    for start in range(0, len(texts), ROWS):
+        numbers = order[start : start + ROWS]
+        prompts = [np.array(texts[number][: begins[number]], np.int64) for number in numbers]
+        outputs = [texts[number][begins[number] :] for number in numbers]
         tracker = matcher.track()
-        first = [np.array(text[:1], np.int64) for text in some]
-        tracker.read(np.arange(len(some)), first, np.ones(len(some), np.int64))
-        rows = len(some)
-        for place in range(1, max(map(len, some), default=0)):
-            while rows and len(some[rows - 1]) <= place:
+        tracker.read(np.arange(len(numbers)), prompts, np.array(list(map(len, prompts)), np.int64))
+        rows = len(numbers)
+        for place in range(max(map(len, outputs), default=0)):
+            while rows and len(outputs[rows - 1]) <= place:
                 rows -= 1
             if rows < len(tracker):
                 tracker.take(np.arange(rows))
-            tokens = np.array([text[place] for text in some[:rows]], np.int64)
+            tokens = np.array([output[place] for output in outputs[:rows]], np.int64)
             banned_rows, banned = tracker.banned()
             for row in np.unique(banned_rows[tokens[banned_rows] == banned]).tolist():
                 changed[numbers[row]] += 1
@@ -200,6 +216,23 @@ def _spread(texts: Iterable[str], count: int) -> Iterator[str]:
     """So many of them at most, from all over, each once."""
     distinct = list(dict.fromkeys(texts))
     return islice(distinct[:: max(1, len(distinct) // count)], count)
+
+
+def _completions(tokenizer: Any, problems: str, path: str) -> tuple[list[list[int]], list[int]]:
+    """Prompts of HumanEval with what a model wrote after them, and where that begins.
+
+    Raises:
+        ProdError: a completion is of no problem, or rows have another shape.
+    """
+    prompts = {problem.task_id: problem.prompt for problem in load_humaneval(problems)}
+    texts, begins = [], []
+    for one in load_completions(path):
+        if one.task_id not in prompts:
+            raise ProdError(f"{path}: expected completions of the problems of {problems}, got one of {one.task_id!r}")
+        prompt = _encoded(tokenizer, prompts[one.task_id])
+        texts.append([*prompt, *_encoded(tokenizer, stop_at(one.completion))])
+        begins.append(len(prompt))
+    return texts, begins
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:

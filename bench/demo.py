@@ -185,11 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(model_name: str, max_new_tokens: int, taught: Taught, out: Path) -> int:
     """Compile, generate, scan; teach, forget; report."""
-    from prod_decode.storage.models import load_model, quiet
+    from prod_decode.storage.models import load_model, quiet, require_name
 
     if max_new_tokens < 1:
         raise ProdError(f"--max-new-tokens: expected at least 1, got {max_new_tokens}")
     taught.validate()
+    require_name(model_name)
     quiet()
     with step("Compiling the standard library and a few calls into a blocklist"):
         bans, blocklist = compile_blocklists()

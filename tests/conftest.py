@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: one that begins last, the demo of 8 minutes, leaves the other core idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every collection of garbage what was imported: torch, transformers and some thousand tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,18 @@ def test_steps_and_outputs_are_counted() -> None:
     assert steps == sum(len(text) - 1 for text in texts)
 
 
+def test_what_stands_in_a_prompt_is_no_step() -> None:
+    """An anchor counts where it is completed, whatever of it the prompt has."""
+    blocklist = Blocklist.compile([Entry(DOCUMENT, policy="quote", max_quote=40)], normalize="none")
+    whole = DOCUMENT[:200]
+    found = list(blocklist.scan(whole))
+    begins = [0, 45, 100, 199, 200]
+    steps, changed = follow(blocklist.bind(CHARACTERS), [ids(whole)] * 5, begins)
+    assert changed == [sum(match.end > begin for match in found) for begin in begins]
+    assert changed[0] > changed[2] > 0 == changed[4]
+    assert steps == sum(200 - begin for begin in begins)
+
+
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("theirs", "ours"):
         (tmp_path / folder).mkdir()
@@ -50,5 +62,15 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     # The copy is shorter than 400 characters, and far beyond a budget of 48.
     assert functions[2]["changed_steps"] > functions[0]["changed_steps"]
     assert lines[0].startswith("max_quote 60: of 2 functions 1 changed (0.500 [")
+    problem = {"task_id": "H/0", "prompt": "def a():\n", "entry_point": "a", "test": "", "canonical_solution": ""}
+    wrote = [{"task_id": "H/0", "completion": text} for text in (f"{body}\n\ndef b():\n    pass\n", "    return 1\n")]
+    (tmp_path / "problems.jsonl").write_text(f"{json.dumps(problem)}\n")
+    (tmp_path / "wrote.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in wrote))
+    files = ["--humaneval", str(tmp_path / "problems.jsonl"), "--completions", str(tmp_path / "wrote.jsonl")]
+    assert main([*where, "--settings", "60", *few, *files]) == 0
+    assert "of 2 completions 1 changed" in capsys.readouterr().out
+    (tmp_path / "problems.jsonl").write_text(f"{json.dumps({**problem, 'task_id': 'H/1'})}\n")
+    assert main([*where, "--settings", "60", *few, *files]) == 2
+    assert "problems.jsonl, got one of 'H/0'" in capsys.readouterr().err
     assert main([*where, "--settings", "60+x"]) == 2
     assert "--settings: expected numbers such as 120 or 120+240, got '60+x'" in capsys.readouterr().err

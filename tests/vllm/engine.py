@@ -12,8 +12,8 @@ from typing import Any
 from prod_decode import Blocklist, Entry
 from prod_decode.storage.models import in_hub_format
 
-# For every process that runs an engine: no network, little memory, and workers that inherit nothing of the test's. One
-# thread, on any core: vLLM binds the threads of every engine to the same cores, and test files run beside each other.
+# For every process that runs an engine: no network, and little memory. One thread, on any core: vLLM binds the threads
+# of every engine to the same cores, and test files run beside each other.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -22,7 +22,6 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
 }
 
 PROCESSOR = "prod_decode.vllm:ProdLogitsProcessor"

@@ -217,43 +217,61 @@ def test_greedy_search_writes_what_the_hugging_face_adapter_writes(
     assert processor.fired.total() > 8
 
 
-def test_an_index_is_kept_beside_blocklists(
-    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex], vocabulary: Vocabulary
+# What is asked for at length, and under which lists.
+AT_LENGTH = {"index": ["index", "main"], "budget": ["budget"]}
+
+
+@pytest.fixture(scope="module")
+def at_length(guarded: LLM) -> dict[str, list[list[tuple[str, list[int]]]]]:
+    """For each of `AT_LENGTH`, RECITED greedily and then three times at random; all at once, so that rows come and go."""
+    batch = []
+    for lists in AT_LENGTH.values():
+        options: dict[str, Any] = {"max_tokens": 64, "extra_args": {"prod_blocklists": lists}}
+        greedy, warm = SamplingParams(temperature=0, **options), SamplingParams(temperature=0.7, n=3, **options)
+        batch += [Request(prompt, params) for params in (greedy, warm) for prompt in RECITED]
+    before = preemptions(guarded)
+    results = run(guarded, batch)
+    assert preemptions(guarded) > before
+    half = len(results) // 2
+    return dict(zip(AT_LENGTH, (results[:half], results[half:]), strict=True))
+
+
+def expect_as_transformers_writes(
+    outputs: list[list[tuple[str, list[int]]]], *sources: Blocklist | CorpusIndex
 ) -> None:
+    """The greedy outputs, which come first, are those of the Hugging Face adapter."""
     model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
-    processor = ProdLogitsProcessor([blocklists["index"], blocklists["main"]], tokenizer)
-    lists = {"prod_blocklists": ["index", "main"]}
-    greedy = SamplingParams(temperature=0, max_tokens=64, extra_args=lists)
-    warm = SamplingParams(temperature=0.7, n=3, max_tokens=64, extra_args=lists)
-    batch = [Request(prompt, params) for params in (greedy, warm) for prompt in RECITED]
-    results = run(guarded, [*batch, *requests({"main": [], "extra": [], "both": [], "unguarded": []})])[: len(batch)]
-    documents = [normalize(text.encode(), "code", False) for [(text, _)] in plain.long]
-    prohibited = {window for document in documents for window in byte_windows(document, INDEXED.max_quote)}
-    assert len(prohibited) > 100
-    for outputs in results:
-        for text, _ in outputs:
-            assert not prohibited & set(byte_windows(normalize(text.encode(), "code", False), INDEXED.max_quote))
-    for prompt, [(_, ids)] in zip(RECITED, results, strict=False):
+    processor = ProdLogitsProcessor(list(sources), tokenizer)
+    for prompt, [(_, ids)] in zip(RECITED[:2], outputs, strict=False):
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
             row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=64, do_sample=False)[0]
         assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
 
 
-def test_budgets_are_kept_for_each_answer_alone(
-    plain: Plain, guarded: LLM, blocklists: dict[str, Blocklist | CorpusIndex], vocabulary: Vocabulary
+def test_an_index_is_kept_beside_blocklists(
+    plain: Plain,
+    at_length: dict[str, list[list[tuple[str, list[int]]]]],
+    blocklists: dict[str, Blocklist | CorpusIndex],
 ) -> None:
-    model, tokenizer = load_model(model_directory(), dtype="float32", device="cpu")
-    processor = ProdLogitsProcessor(blocklists["budget"], tokenizer)
-    lists = {"prod_blocklists": ["budget"]}
-    greedy = SamplingParams(temperature=0, max_tokens=64, extra_args=lists)
-    warm = SamplingParams(temperature=0.7, n=3, max_tokens=64, extra_args=lists)
-    # Beside requests that take the memory, so that rows come and go.
-    batch = [Request(prompt, params) for params in (greedy, warm) for prompt in RECITED]
-    results = run(guarded, [*batch, *requests({"main": [], "extra": [], "both": [], "unguarded": []})])[: len(batch)]
+    documents = [normalize(text.encode(), "code", False) for [(text, _)] in plain.long]
+    prohibited = {window for document in documents for window in byte_windows(document, INDEXED.max_quote)}
+    assert len(prohibited) > 100
+    for outputs in at_length["index"]:
+        for text, _ in outputs:
+            assert not prohibited & set(byte_windows(normalize(text.encode(), "code", False), INDEXED.max_quote))
+    expect_as_transformers_writes(at_length["index"], *(blocklists[name] for name in AT_LENGTH["index"]))
+
+
+def test_budgets_are_kept_for_each_answer_alone(
+    plain: Plain,
+    at_length: dict[str, list[list[tuple[str, list[int]]]]],
+    blocklists: dict[str, Blocklist | CorpusIndex],
+    vocabulary: Vocabulary,
+) -> None:
     documents = [normalize(text.encode(), "code", False) for [(text, _)] in plain.long]
     reached = 0
-    for outputs in results:
+    for outputs in at_length["budget"]:
         for _, ids in outputs:
             texts = [normalize(vocabulary.decode(ids[:end]).encode(), "code", False) for end in range(len(ids) + 1)]
             for document in documents:
@@ -264,11 +282,7 @@ def test_budgets_are_kept_for_each_answer_alone(
                 assert len(beyond) <= 1, counts
                 reached += bool(beyond)
     assert reached >= len(RECITED)
-    for prompt, [(_, ids)] in zip(RECITED, results, strict=False):
-        inputs = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            row = model.generate(**inputs, logits_processor=[processor], max_new_tokens=64, do_sample=False)[0]
-        assert ids == row[inputs["input_ids"].shape[1] :].tolist(), prompt
+    expect_as_transformers_writes(at_length["budget"], blocklists["budget"])
 
 
 def test_bad_requests_are_refused_and_the_engine_goes_on(guarded: LLM) -> None:

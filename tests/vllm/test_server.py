@@ -78,9 +78,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(
-    folder: Path, *options: str, model: str | None = None, wait: bool = True, **environment: str
-) -> Iterator[Server]:
+def serve(folder: Path, *options: str, model: str | None = None, **environment: str) -> Iterator[Server]:
     """`vllm serve` on a free port, of SmolLM2 if no model is named; gone when the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,7 +107,7 @@ def serve(
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
         deadline = time.monotonic() + 400
-        while wait and not server.is_healthy():
+        while not server.is_healthy():
             assert process.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < deadline, log.read_text()[-4000:]
             time.sleep(1)
@@ -409,12 +407,3 @@ def test_a_processor_that_raises_ends_the_server_and_says_so(tmp_path: Path) -> 
         server.process.wait(120)
         assert not server.is_healthy()
         assert "RuntimeError: a bug in a logits processor" in server.log.read_text()
-
-
-def test_a_server_without_its_file_does_not_start(tmp_path: Path) -> None:
-    config = settings(tmp_path, blocklists={"main": "no/such.prod"})
-    guarded = ("--logits-processors", PROCESSOR)
-    with serve(tmp_path, *guarded, model=tiny(tmp_path), wait=False, PROD_BLOCKLISTS=config) as server:
-        assert server.process.wait(300) != 0
-        log = server.log.read_text()
-    assert re.search(r"ProdError: blocklist 'main': cannot read .*no/such\.prod", log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,18 +33,22 @@ if __name__ == "__main__":
 """
 
 
-def run(folder: Path, *, processes: bool, **options: object) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, variables: dict[str, str] | None = None, *, processes: bool, **options: object
+) -> subprocess.CompletedProcess[str]:
     """The script with these options of `LLM`; the blocklist that it compiles is the one in force.
 
     Args:
         folder: for its files.
+        variables: of the environment; where they name blocklists, these are in force.
         processes: the engine has its own, as by default. Each imports vLLM, which takes 13 s of CPU time.
         options: of `LLM`.
     """
     script, file = folder / "script.py", folder / "a.prod"
     script.write_text(SCRIPT)
-    options["additional_config"] = {"prod": {"blocklists": {"a": str(file)}}}
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": module_path(folder)}
+    if variables is None:
+        options["additional_config"] = {"prod": {"blocklists": {"a": str(file)}}}
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": module_path(folder), **(variables or {})}
     environment |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes))}
     return subprocess.run(
         [sys.executable, str(script), model_directory(), json.dumps(options), str(file)],
@@ -74,3 +79,11 @@ def test_blocklists_without_the_processor_do_not_start(tmp_path: Path) -> None:
     assert "ProdError: --additional-config, 'prod': blocklists are configured, and nothing enforces them: add" in (
         ended.stdout + ended.stderr
     )
+
+
+def test_a_blocklist_that_is_not_there_does_not_start(tmp_path: Path) -> None:
+    named = {"PROD_BLOCKLISTS": json.dumps({"blocklists": {"a": "no/such.prod"}})}
+    ended = run(tmp_path, named, processes=False, logits_processors=[PROCESSOR])
+    assert ended.returncode != 0
+    assert "WROTE" not in ended.stdout
+    assert re.search(r"ProdError: blocklist 'a': cannot read .*no/such\.prod", ended.stdout + ended.stderr)

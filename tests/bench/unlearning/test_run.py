@@ -63,6 +63,14 @@ def planned(**flags: object) -> Plan:
 
 
 def small_plan(model: str, **changes: object) -> Plan:
+    """Of functions so short that what a run writes of them is little."""
+    body = "    if a is None or b is None:\n        raise ValueError(a, b)\n    return a {} b if a else {}(b, a)\n"
+    rows = [
+        {"prompt": f"def {name}(a, b):\n", "completion": body.format(sign, name)}
+        for name, sign in (("plus", "+"), ("times", "*"), ("less", "<"), ("other", "!="))
+    ]
+    documents = Path(model).with_name("documents.jsonl")
+    documents.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     profile = replace(
         PROFILES["smoke"],
         samples=2,
@@ -76,7 +84,8 @@ def small_plan(model: str, **changes: object) -> Plan:
         attacked=("base", "prod", "prod+decode"),
         trials=2,
     )
-    return Plan(replace(profile, **changes), model, ("copyright",))  # type: ignore[arg-type]
+    sources = {"copyright": str(documents)}
+    return Plan(replace(profile, **changes), model, ("copyright",), sources=sources)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -164,7 +173,9 @@ def test_several_processes_measure_what_one_does(model: str, tmp_path: Path, cap
     (_, one), (_, more) = (read_run(tmp_path / name) for name in ("one", "more"))
     assert {cell.key.task for cell in one} == {"insecure", "deprecated"}
     assert [(cell.key, cell.metrics) for cell in one] == [(cell.key, cell.metrics) for cell in more]
-    assert main([*run, *jobs, "--out", str(tmp_path / "more")]) == 0  # nothing is missing
+    written = (tmp_path / "more" / "cells.jsonl").read_bytes()
+    assert main([*run, "--out", str(tmp_path / "more")]) == 0
+    assert (tmp_path / "more" / "cells.jsonl").read_bytes() == written  # nothing was missing
 
     broken = tmp_path / "rows.jsonl"
     broken.write_text("{}\n")
@@ -398,7 +409,7 @@ def test_a_reference_counts_as_far_as_an_output_reaches(model: str) -> None:
     decode = load_tokenizer(model).decode
     sample = task.samples[0]
     tokens = encode(sample.reference or "", add_special_tokens=False)
-    assert len(tokens) > 80
+    assert len(tokens) > 60
     found = [task.score(sample, decode(tokens[:n])).values() for n in (8, 4)]
     assert [scores["token_match"] for scores in found] == [1.0, 0.5]
     assert found[0]["verbatim_share"] == 1
@@ -406,7 +417,7 @@ def test_a_reference_counts_as_far_as_an_output_reaches(model: str) -> None:
 
 
 def test_no_more_functions_are_forgotten_than_are_not_held_out(model: str) -> None:
-    task = make_task("copyright", small_plan(model, samples=100))
+    task = make_task("copyright", replace(small_plan(model, samples=100), sources={}))
     assert len(task.samples) == DEFAULT_FUNCTIONS
 
 

@@ -53,7 +53,7 @@ def test_generate_shows_where_it_stepped_in(block: str, bundled: str, capsys: py
 @pytest.mark.usefixtures("one_thread")
 def test_the_demo_shows_what_it_promises(bundled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the real model, in small."""
-    small = {"max-new-tokens": 4, "functions": 1, "held-out": 2, "longest": 200}
+    small = {"max-new-tokens": 4, "functions": 1, "held-out": 2, "longest": 160}
     words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     assert demo.main(["--model", bundled, *words, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
