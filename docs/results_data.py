@@ -18,6 +18,7 @@ AGREEMENT, KL = "holdout_agreement", "holdout_kl"
 SMALL, ALL, SEEDS = "smollm2-small", "smollm2-all", "smollm2-seeds"
 QWEN_MASK, QWEN_NAMES, QWEN_CODE = "qwen-copyright-mask", "qwen-natural-deprecated", "qwen-natural-code"
 REPLACED, REPLACED_TAUGHT, QWEN_REPLACED = "smollm2-replaced", "smollm2-replaced-taught", "qwen-replaced"
+QWEN_LISTS = "qwen-lists"
 NEAR_FUNCTIONS, NEAR_MODULES = "smollm2-near-functions", "smollm2-near-modules"
 QWEN, QWEN_KEPT = "qwen-copyright-unlearned", "qwen-natural-unlearned-3e-4"
 

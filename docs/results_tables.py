@@ -19,6 +19,7 @@ from results_data import (
     QWEN,
     QWEN_CODE,
     QWEN_KEPT,
+    QWEN_LISTS,
     QWEN_MASK,
     QWEN_NAMES,
     QWEN_REPLACED,
@@ -78,8 +79,8 @@ def _copies(results: Results) -> str:
 
 
 def _collateral_records(results: Results) -> dict[tuple[int, int | None, str], dict[str, Any]]:
-    path = results.folder / "collateral" / "django.jsonl"
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    files = (results.folder / "collateral" / name for name in ("django.jsonl", "qwen-humaneval.jsonl"))
+    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return {(record["max_quote"], record["budget"], record["kind"]): record for record in records}
 
 
@@ -99,8 +100,17 @@ def _collateral(results: Results) -> str:
             low, high = wilson(found["changed_outputs"], found["outputs"])
             yield f"{found['changed_outputs'] / found['outputs']:.3f} [{low:.3f}, {high:.3f}]"
             yield f"{found['changed_steps'] / found['steps']:.1e}"
+        found = by_setting[limit, budget, "completions"]
+        yield f"{found['changed_outputs']} of {found['outputs']}"
 
-    head = ("list", "functions changed, n=500", "of their steps", "modules changed, n=50", "of their steps")
+    head = (
+        "list",
+        "functions changed, n=500",
+        "of their steps",
+        "modules changed, n=50",
+        "of their steps",
+        "HumanEval changed",
+    )
     return table(head, (row(*setting) for setting in settings))
 
 
@@ -188,6 +198,9 @@ def _near_goals(results: Results) -> str:
         yield "quoted share of documents over 1,500 characters: at most 0.10", "10 modules", share, share <= 0.1
         for label, run in runs:
             yield "1 - BLEU: at least 0.85", label, one(run, FORGET), one(run, FORGET) >= 0.85
+        found = _collateral_records(results)[120, 240, "completions"]
+        share = found["changed_outputs"] / found["outputs"]
+        yield "completions of HumanEval changed: 0", "Qwen, `max_quote=120`", share, share == 0
 
     return table(
         ("goal", "measured on", "found", ""),
@@ -435,6 +448,7 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
     "taught-banned": _taught("decode", "replacement"),
     "taught-replaced": _taught("decode-replace", "replacement"),
     "qwen-humaneval": _of(QWEN_NAMES, "deprecated", "base", "humaneval", digits=3),
+    "qwen-humaneval-replaced": _of(QWEN_LISTS, "deprecated", "decode-lists", "humaneval", digits=3),
     "qwen-humaneval-masked": _of(QWEN_NAMES, "deprecated", "decode", "humaneval", digits=3),
     "prod-replaced": _of(QWEN_KEPT, "deprecated", "prod", "replacement"),
     "surgical-replaced": _of(QWEN_KEPT, "deprecated", "prod-surgical", "replacement"),

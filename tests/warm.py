@@ -67,6 +67,7 @@ def serve() -> None:
     import importlib
     import select
     import shutil
+    from pathlib import Path
 
     for module in MODULES:
         importlib.import_module(module)
@@ -76,7 +77,8 @@ def serve() -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(place)
     listening.listen()
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     children: dict[int, socket.socket] = {}
     while True:
         ready, _, _ = select.select([listening, sys.stdin], [], [], 0.01 if children else None)
@@ -87,14 +89,14 @@ def serve() -> None:
                 del children[number]
                 connection.close()
         if sys.stdin in ready:
-            shutil.rmtree(os.path.dirname(place))
+            shutil.rmtree(Path(place).parent)
             os._exit(0)
         if listening in ready:
             connection, _ = listening.accept()
             child = os.fork()
             if not child:
                 listening.close()
-                _end(lambda: _become(connection))
+                _end(functools.partial(_become, connection))
             children[child] = connection
 
 
@@ -119,6 +121,7 @@ def _become(connection: socket.socket) -> None:
     import io
     import runpy
     from importlib import import_module
+    from pathlib import Path
 
     message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     kind, arguments, folder, environment = json.loads(message)
@@ -134,7 +137,7 @@ def _become(connection: socket.socket) -> None:
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), errors="backslashreplace", write_through=True)
     if kind == "python":
         sys.argv = arguments
-        sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
+        sys.path[0] = str(Path(arguments[0]).resolve().parent)
         runpy.run_path(arguments[0], run_name="__main__")
         return
     sys.argv = [kind, *arguments]
@@ -153,8 +156,8 @@ def _end(command):  # type: ignore[no-untyped-def]
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-    except BaseException:
+            sys.stderr.write(f"{error.code}\n")
+    except BaseException:  # noqa: BLE001 (as the interpreter does)
         traceback.print_exc()
         status = 1
     threading._shutdown()
@@ -169,7 +172,7 @@ def _ask() -> None:
         os.execv(sys.executable, [sys.executable, *arguments])
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(place)
-        message = json.dumps([kind, arguments, os.getcwd(), dict(os.environ)])
+        message = json.dumps([kind, arguments, os.getcwd(), dict(os.environ)])  # noqa: PTH109 (no pathlib)
         socket.send_fds(connection, [message.encode()], [0, 1, 2])
         status = int(connection.recv(16) or b"1")
     sys.exit(status if status >= 0 else 128 - status)

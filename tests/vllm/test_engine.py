@@ -223,7 +223,7 @@ AT_LENGTH = {"index": ["index", "main"], "budget": ["budget"]}
 
 @pytest.fixture(scope="module")
 def at_length(guarded: LLM) -> dict[str, list[list[tuple[str, list[int]]]]]:
-    """For each of `AT_LENGTH`, RECITED greedily and then three times at random; all at once, so that rows come and go."""
+    """RECITED greedily and three times at random under each of `AT_LENGTH`; all at once, so that rows come and go."""
     batch = []
     for lists in AT_LENGTH.values():
         options: dict[str, Any] = {"max_tokens": 64, "extra_args": {"prod_blocklists": lists}}
