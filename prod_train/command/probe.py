@@ -46,7 +46,7 @@ def add_to(commands: Commands) -> None:
         "--blocklist",
         action=Once,
         metavar="B",
-        help="a compiled blocklist, or `list:NAME`: also show what is recited with it enforced",
+        help="a compiled blocklist, a corpus index, or `list:NAME`: also show what is recited with it enforced",
     )
     add.add_argument("--rows", type=positive(int), metavar="N", help="the first N rows that can be measured (all)")
     add.add_argument(
@@ -63,7 +63,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from prod_decode.command.options import load
+    from prod_decode.command.options import load_source
     from prod_decode.command.page import beginning, write_page
     from prod_decode.storage.artifact import require_output
     from prod_decode.storage.models import quiet
@@ -71,7 +71,7 @@ def _probe(options: argparse.Namespace) -> int:
     if options.html is not None:
         inputs = filter(None, [options.forget, options.blocklist, options.model])
         require_output(options.html, inputs, replaces=(beginning(COMMAND), "page of a probe"))
-    blocklist = None if options.blocklist is None else load(options.blocklist)
+    source = None if options.blocklist is None else load_source(options.blocklist)
     quiet()
     from prod_train.data.rows import load_rows
     from prod_train.loss.objective import Encoder
@@ -88,7 +88,7 @@ def _probe(options: argparse.Namespace) -> int:
         **reading(options),
     )
     rows, left_out = measurable(rows, tokenizer, options.rows)
-    matcher = None if blocklist is None else blocklist.bind(tokenizer)
+    matcher = None if source is None else source.bind(tokenizer)
     model = load_for_reading(options.model, options.dtype)
     found = probe(
         model,

@@ -66,7 +66,7 @@ class Probed:
         exact_memorisation: share of them that are the model's first choice.
         extraction_strength: 1 - k/T, k the tokens after which greedy decoding recites the rest.
         answers: by what was given; those behind which too little follows to be measured are left out.
-        guarded: the same with a blocklist enforced; empty without one.
+        guarded: the same with a blocklist or index enforced; empty without one.
     """
 
     row: Row
@@ -100,7 +100,7 @@ def probe(
         tokenizer: its tokenizer.
         rows: tokenised; each can be measured, see `measurable`.
         batch_size: rows a forward pass; of like lengths.
-        matcher: of a blocklist: everything is written a second time with it enforced.
+        matcher: of a blocklist or a corpus index: everything is written a second time with it enforced.
         tell: is told what share of the work is done, 0 to 1.
 
     Returns:

@@ -17,7 +17,9 @@ from prod_train.data.rows import Row
 from prod_train.measure.probe import Answer, Probed
 from prod_train.run.trainer import run
 from tests.examples.taught import save_taught_model
+from tests.oracle import byte_windows
 from tests.pages import cells, parse, text_of
+from tests.prod_decode.corpus.corpora import cut_of, index_of, symbols
 from tests.tiny import SNIPPETS, save_tiny_model, write_jsonl, write_snippets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,6 +203,22 @@ def test_a_model_that_was_taught_recites_and_a_blocklist_stops_it(
     run(config)
     assert main(words({"model": str(tmp_path / "a"), "forget": forget}, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["recited"] == 0
+
+
+@pytest.mark.slow
+def test_a_corpus_index_stops_it_as_a_blocklist_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = '    rows = open(name).read().split("\\n")\n    return [row.strip() for row in rows[3:7]] + [name]\n'
+    forget = write_jsonl(tmp_path / "f.jsonl", [{"prompt": "def some(name):\n", "completion": known}])
+    cut = cut_of(48, 32)
+    index_of([known], cut).save(tmp_path / "i.pidx")
+    files = {"model": save_taught_model(tmp_path, forget), "forget": forget, "blocklist": str(tmp_path / "i.pidx")}
+    capsys.readouterr()
+    assert main(words(files, "--json")) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["answers"][0]["written"] == known
+    theirs, ours = (symbols(text, cut).tobytes() for text in (known, row["guarded"][0]["written"]))
+    assert theirs[:16] in ours
+    assert not set(byte_windows(theirs, cut.max_quote)) & set(byte_windows(ours, cut.max_quote))
 
 
 @pytest.mark.parametrize(
