@@ -168,3 +168,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "corpora-factors": _factors,
     "corpora-beyond": _beyond,
 }
+
+NUMBERS: dict[str, Callable[[Results], str]] = {
+    "largest-file": lambda results: f"{_value(results, LARGEST, 'file') / 1e9:.2f} GB",
+    "largest-minutes": lambda results: (
+        f"{_value(results, LARGEST, 'symbols') / 1e6 / _value(results, LARGEST, 'build'):.0f}"
+    ),
+}

@@ -412,6 +412,7 @@ def _copied(results: Results, attacks: Iterable[str]) -> int:
 
 
 NUMBERS: dict[str, Callable[[Results], str]] = {
+    **corpora.NUMBERS,
     "mask-prompts": lambda results: str(
         sum(results.value(ALL, "copyright", "decode", "verbatim", attack=a).n for a in ATTACKS if a != "prefix-75%")
     ),

@@ -191,10 +191,11 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     quiet()
     from prod_train.rounds.run import run
+    from prod_train.run.output import is_first
     from prod_train.run.report import INTERVALS, replaced_in_words, table
 
     report = run(config, given, progress=sys.stderr.isatty())
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return 0
     if options.json:
         print(

@@ -19,7 +19,7 @@ from prod_train.config.config import Config
 from prod_train.rounds.chosen import FIRST_ROUND, HOLDOUT, RETAIN, Chosen, choose_all, rounds_of
 from prod_train.run import trainer
 from prod_train.run.job import check_output, expect_all_processes, prepare
-from prod_train.run.output import checkpoints, mark, only_run
+from prod_train.run.output import checkpoints, is_first, mark, only_run
 from prod_train.run.report import RunReport, Whole
 from prod_train.run.trainer import train
 
@@ -50,7 +50,7 @@ def run(config: Config, given: Set[str] = frozenset(), *, progress: bool = False
             chosen = _choose(config, given, begun)
             rounds = rounds_of(chosen.config)
             job = prepare(replace(rounds[begun.rounds], resume=begun.resume))
-        for line in chosen.said:
+        for line in chosen.said if is_first() else ():
             _log.info("%s", line)
         if len(rounds) == 1:
             return train(job, Whole(chosen.config, chosen.said), progress=progress)
@@ -107,12 +107,11 @@ def _choose(config: Config, given: Set[str], begun: Begun) -> Chosen:
     """What the recipe chooses; of several processes the first writes the rows."""
     folder = begun.rows(Path(config.output))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    first = os.environ.get("RANK", "0") == "0"
 
     def choose(*, write: bool) -> Chosen:
         return choose_all(config, given, folder, processes=processes, write=write)
 
-    chosen = choose(write=begun.resume is None) if first else None
+    chosen = choose(write=begun.resume is None) if is_first() else None
     if processes > 1:
         from accelerate import PartialState
 

@@ -54,7 +54,7 @@ def never_saved(output: Path) -> bool:
 
 def mark(output: Path, *, unfinished: bool) -> None:
     """Say that a run has begun in a directory, or that its result is there; the first of several processes does."""
-    if not _is_first():
+    if not is_first():
         return
     if unfinished:
         if never_saved(output):
@@ -64,7 +64,8 @@ def mark(output: Path, *, unfinished: bool) -> None:
         (output / UNFINISHED).unlink(missing_ok=True)
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
+    """Whether this process writes and tells: it is alone, or the first of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -79,7 +80,7 @@ def only_run(output: Path) -> Iterator[None]:
         ProdError: another run holds it; or, from inside, the disk is full or refuses for another reason: what was begun
             there is removed, and checkpoints stay.
     """
-    if not _is_first():
+    if not is_first():
         yield
         return
     from filelock import FileLock, Timeout

@@ -11,7 +11,7 @@ from prod_decode.errors import ProdError
 from prod_train.config.config import Config
 from prod_train.run.job import prepare
 from tests import ROOT
-from tests.tiny import save_tiny_model, write_snippets
+from tests.tiny import save_tiny_model, tiny_world, write_snippets
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
@@ -37,8 +37,10 @@ def test_more_processes_than_work_together_are_refused(tmp_path, monkeypatch, va
     ids=["torchrun", "accelerate"],
 )
 def test_what_launchers_start_works_together_or_is_refused(tmp_path, launcher):
-    model, forget = save_tiny_model(tmp_path / "m"), write_snippets(tmp_path / "f.jsonl", 2)
-    words = ("--model", model, "--forget", forget, "--output", str(tmp_path / "o"), "--max-steps", "1")
+    """Both rounds of a recipe, which one of them chooses and tells."""
+    world = {**tiny_world(tmp_path), "holdout": write_snippets(tmp_path / "h.jsonl", 1, 6)}
+    words = [word for name, value in world.items() for word in (f"--{name}", value)]
+    words += ["--recipe", "balanced", "--output", str(tmp_path / "o"), "--max-steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("ACCELERATE_USE_CPU", None)
     done = subprocess.run(
@@ -51,3 +53,4 @@ def test_what_launchers_start_works_together_or_is_refused(tmp_path, launcher):
     refused = "processes to work together" in done.stderr
     assert refused == (done.returncode != 0), done.stderr[-3000:]
     assert refused != (tmp_path / "o" / "report.json").exists()
+    assert done.stderr.count("recipe balanced: two rounds") == (not refused)
