@@ -305,9 +305,13 @@ class Blocklist:
         blocklist = cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report, pieces)
         for entry_id, _, text in report.replacements:
             if found := next(blocklist.scan(text), None):
+                sources = {info.id: f" ({info.source})" if info.source else "" for info in blocklist.entries()}
+                replaced, other = (
+                    f"entry {brief(name)!r}{sources.get(name, '')}" for name in (entry_id, found.entry_id)
+                )
                 raise ProdError(
-                    f"entry {brief(entry_id)!r}: expected a replacement that nothing prohibits, got {brief(text)!r}, "
-                    f"which entry {brief(found.entry_id)!r} does: change one of them"
+                    f"{replaced}: expected a replacement that nothing prohibits, got {brief(text)!r}, which {other} "
+                    "does: change one of them"
                 )
         return blocklist
 

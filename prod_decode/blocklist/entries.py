@@ -87,12 +87,13 @@ class Entry:
                 f"{self.label}: expected boundary 'start', 'both' or 'none', got {reprlib.repr(self.boundary)}"
                 f"{_meant(self.boundary, ('start', 'both', 'none'))}"
             )
-        if self.policy == "phrase" and self.max_quote is not None:
-            raise ProdError(f"{self.label}: max_quote belongs to policy 'quote', this is a 'phrase': drop one")
-        if self.policy == "quote" and self.replacement is not None:
-            raise ProdError(f"{self.label}: replacement belongs to policy 'phrase', this is a 'quote': drop one")
-        if self.policy == "quote" and self.boundary is not None:
-            raise ProdError(f"{self.label}: boundary belongs to policy 'phrase', this is a 'quote': drop one")
+        for policy, names in _OF_POLICY.items():
+            for name in names:
+                if self.policy != policy and getattr(self, name) is not None:
+                    raise ProdError(
+                        f"{self.label}: {name} belongs to policy {policy!r}, this is a {self.policy!r}: drop {name}, "
+                        "or change the policy"
+                    )
         if self.max_quote is not None and (not isinstance(self.max_quote, int) or self.max_quote < SHORTEST_QUOTE):
             raise ProdError(
                 f"{self.label}: expected max_quote to be a whole number of at least {SHORTEST_QUOTE} "
@@ -104,28 +105,22 @@ class Entry:
 
     def _check_budget(self) -> None:
         for name, value in (("budget", self.budget), ("piece", self.piece)):
-            if value is not None and self.policy == "phrase":
-                raise ProdError(f"{self.label}: {name} belongs to policy 'quote', this is a 'phrase': drop one")
             least = 1 if name == "budget" else SHORTEST_PIECE
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ProdError(
                     f"{self.label}: expected {name} to be a whole number of at least {least} characters, got "
-                    f"{reprlib.repr(value)}"
+                    f"{reprlib.repr(value)}{': leave out the quotes' if isinstance(value, str) else ''}"
                 )
-        if self.piece is not None and self.piece > LONGEST_PIECE:
-            raise ProdError(f"{self.label}: expected piece to be at most {LONGEST_PIECE} characters, got {self.piece}")
         if self.piece is not None and self.budget is None:
             raise ProdError(f"{self.label}: piece belongs to a budget, and there is none: give one, or drop piece")
         piece, limit = self.piece or DEFAULT_PIECE, self.max_quote or DEFAULT_MAX_QUOTE
-        if self.budget is not None and piece >= limit:
+        if self.budget is not None and piece > (most := min(LONGEST_PIECE, limit - 1)):
             raise ProdError(
-                f"{self.label}: expected pieces shorter than max_quote, since longer runs are not written at all, got "
-                f"piece {piece} and max_quote {limit}: lower piece"
+                f"{self.label}: expected pieces of at most {most} characters, since runs of max_quote {limit} are not "
+                f"written at all, got piece {piece}: lower piece"
             )
 
     def _check_cost(self, cost: tuple[float, ...]) -> None:
-        if self.policy == "phrase":
-            raise ProdError(f"{self.label}: cost belongs to policy 'quote', this is a 'phrase': drop one")
         if not hasattr(cost, "__len__"):
             raise ProdError(f"{self.label}: expected a cost for each character, got {brief(cost)}")
         if len(cost) != len(self.text):
@@ -154,6 +149,9 @@ class Entry:
 
 # What `dataclass` makes names itself: "Entry.__init__() got an unexpected keyword argument".
 Entry.__init__ = clear_keywords(Entry.__init__)  # type: ignore[method-assign]
+
+# What an entry of one policy alone may have.
+_OF_POLICY = {"phrase": ("replacement", "boundary"), "quote": ("max_quote", "budget", "piece", "cost")}
 
 _KEYS = {field.name for field in fields(Entry)} - {"cost"}
 # What `prod-decode lists NAME --json` prints beside them: for people.

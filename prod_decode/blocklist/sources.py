@@ -309,7 +309,8 @@ def decode_text(data: bytes, name: str | os.PathLike[str]) -> str:
     """
     encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding.startswith("utf-8") and b"\0" in data:
-        raise ProdError(f"{name} is a binary file, expected UTF-8 text")
+        compiled = ": it is compiled, join such files with prod-decode merge" if data.startswith(b"PROD") else ""
+        raise ProdError(f"{name} is a binary file, expected UTF-8 text{compiled}")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

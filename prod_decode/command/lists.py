@@ -372,6 +372,7 @@ def _info(options: argparse.Namespace) -> int:
         )
     blocklist = load(options.file)
     automaton, report = blocklist.automaton, blocklist.report
+    unreached = set(blocklist.unreached())
     facts = {
         "file": options.file,
         "bytes": Path(options.file).stat().st_size,
@@ -385,7 +386,10 @@ def _info(options: argparse.Namespace) -> int:
         "too_short": report.too_short,
         "waived": [{"entry": entry_id, "start": start, "end": end} for entry_id, start, end in report.waived],
         "commit_points": [{"entry": entry_id, "text": text} for entry_id, text in report.commit_points],
-        "replacements": [{"entry": entry_id, "replacement": text} for entry_id, _, text in report.replacements],
+        "replacements": [
+            {"entry": entry_id, "replacement": text, "reached": entry_id not in unreached}
+            for entry_id, _, text in report.replacements
+        ],
         "budgets": [
             {"entry": entry.id, "characters": characters, "length": length, "piece": entry.piece}
             for entry, characters, length in blocklist.budgets()
@@ -413,7 +417,9 @@ def _info(options: argparse.Namespace) -> int:
     print(f"{'too short':16} {len(report.too_short)}")
     print(f"{'waived runs':16} {len(report.waived)}")
     print(f"{'commit points':16} {len(report.commit_points)}")
-    print(f"{'replacements':16} {len(report.replacements)}")
+    print(f"{'replacements':16} {len(report.replacements) - len(unreached)}")
+    if unreached:
+        print(f"{'not replaced':16} {len(unreached)}, because more than the last word differs")
     print(f"{'budgets':16} {len(facts['budgets'])}")
     budgets = {entry.id: (characters, length) for entry, characters, length in blocklist.budgets()}
     points = dict(report.commit_points)
@@ -423,7 +429,7 @@ def _info(options: argparse.Namespace) -> int:
         if info.id in points:
             detail += f", banned from {points[info.id]!r} on"
         if info.id in instead:
-            detail += f", replaced by {instead[info.id]!r}"
+            detail += f", {'not ' if info.id in unreached else ''}replaced by {instead[info.id]!r}"
         if info.id in budgets:
             characters, length = budgets[info.id]
             detail += f", budget {characters:,} of {length:,} in pieces of {info.piece}"

@@ -382,7 +382,8 @@ class Findings:
         if not total:
             title = f"Nothing prohibited in {_count(files, 'file')}"
         if over := sum(budget is not None and one.characters > budget for _, one, budget in self._quoted):
-            title += f", {_count(over, 'document')} quoted beyond {'its' if over == 1 else 'their'} budget"
+            beyond = f"{_count(over, 'document')} quoted beyond {'its' if over == 1 else 'their'} budget"
+            title = f"{title}, {beyond}" if total else f"{beyond}, in {_count(files, 'file')}"
         lead = join("Looked for what ", element("code", name), f" prohibits{verified}.")
         parts = []
         if uncovered.count:

@@ -149,7 +149,7 @@ def require_output(
     try:
         found = replaceable(target)
         if found is None and not real.parent.is_dir():
-            raise ProdError(f"cannot write {target}: the directory {real.parent} does not exist")
+            raise ProdError(f"cannot write {target}: the directory {real.parent} does not exist: make it first")
         tempfile.TemporaryFile(dir=real.parent).close()
         if found is None:
             return

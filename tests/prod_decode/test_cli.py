@@ -771,3 +771,51 @@ def test_importing_the_package_loads_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_info_tells_replacements_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"text": "yaml.load(", "replacement": "yaml.safe_load("},
+        {"text": "pickle.load(", "replacement": "json.load("},
+    ]
+    (tmp_path / "e.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    output = str(tmp_path / "a.prod")
+    assert main(["compile", str(tmp_path / "e.jsonl"), "-o", output]) == 0
+    assert "banned and not replaced, because more than the last word differs: pickle.load(" in capsys.readouterr().err
+    assert main(["info", output, "--entries"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{'replacements':16} 1" in lines
+    assert f"{'not replaced':16} 1, because more than the last word differs" in lines
+    assert any(line.startswith("  pickle.load(") and ", not replaced by 'json.load('" in line for line in lines)
+    assert any(line.startswith("  yaml.load(") and ", replaced by 'yaml.safe_load('" in line for line in lines)
+    assert main(["info", output, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["replacements"]
+    assert {one["entry"]: one["reached"] for one in found} == {"yaml.load(": True, "pickle.load(": False}
+
+
+def test_mistakes_of_lists_name_their_places_and_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "a.prod")
+
+    def said(name: str, *rows: dict[str, object]) -> str:
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        assert main(["compile", str(tmp_path / name), "-o", output]) == 2
+        return capsys.readouterr().err.replace(f"{tmp_path}/", "")
+
+    assert said("a.jsonl", {"text": "os.system(", "replacement": "os.popen("}, {"text": "os.popen("}).endswith(
+        "entry 'os.system(' (a.jsonl:1): expected a replacement that nothing prohibits, got 'os.popen(', which entry "
+        "'os.popen(' (a.jsonl:2) does: change one of them\n"
+    )
+    assert said("b.jsonl", {"text": "x" * 200, "id": "x", "policy": "quote", "replacement": "y"}).endswith(
+        "entry 'x' (b.jsonl:1): replacement belongs to policy 'phrase', this is a 'quote': drop replacement, or change "
+        "the policy\n"
+    )
+    assert said("c.jsonl", {"text": "x" * 200, "policy": "quote", "budget": "240"}).endswith(
+        "got '240': leave out the quotes\n"
+    )
+    (tmp_path / "d.txt").write_text("eval(\n")
+    assert main(["compile", str(tmp_path / "d.txt"), "-o", output]) == 0
+    capsys.readouterr()
+    assert main(["compile", output, "-o", str(tmp_path / "b.prod")]) == 2
+    assert "join such files with prod-decode merge" in capsys.readouterr().err
+    assert main(["compile", str(tmp_path / "d.txt"), "-o", str(tmp_path / "no" / "b.prod")]) == 2
+    assert "does not exist: make it first" in capsys.readouterr().err

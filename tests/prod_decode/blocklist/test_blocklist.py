@@ -46,10 +46,13 @@ def compile_like(normalization: Normalization, entries: list[Entry], **options: 
         ({"policy": [[]] * 99}, "entry 'e': expected policy 'phrase' or 'quote', got [[], [], [], [], [], [], ...]"),
         ({"policy": "regex"}, "entry 'e': expected policy 'phrase' or 'quote', got 'regex'"),
         ({"boundary": "word"}, "entry 'e': expected boundary 'start', 'both' or 'none', got 'word'"),
-        ({"max_quote": 50}, "entry 'e': max_quote belongs to policy 'quote', this is a 'phrase': drop one"),
+        (
+            {"max_quote": 50},
+            "entry 'e': max_quote belongs to policy 'quote', this is a 'phrase': drop max_quote, or ",
+        ),
         (
             {"policy": "quote", "boundary": "none"},
-            "entry 'e': boundary belongs to policy 'phrase', this is a 'quote': drop one",
+            "entry 'e': boundary belongs to policy 'phrase', this is a 'quote': drop boundary, or change the policy",
         ),
         *(
             (

@@ -264,7 +264,7 @@ def test_what_is_quoted_is_shown_with_licence_and_lines(document: str, capsys: p
     ]
     assert printed.err.startswith("prohibited places: 0, files: 3, documents quoted beyond their budget: 1\n")
     root = parse(Path("out.html").read_text())
-    title = "Nothing prohibited in 3 files, 1 document quoted beyond its budget"
+    title = "1 document quoted beyond its budget, in 3 files"
     assert text_of(next(root.iter("h1"))) == title
     (table,) = (cells(table) for table in root.iter("table"))
     assert table[2][3] == "60"

@@ -227,12 +227,18 @@ def test_quoted_counts_as_brute_force(text: str, documents: list[str]) -> None:
         ({"budget": 0}, "expected budget to be a whole number of at least 1 characters, got 0"),
         ({"budget": True}, "expected budget to be a whole number of at least 1 characters, got True"),
         ({"budget": "240"}, "expected budget to be a whole number of at least 1 characters, got '240'"),
-        ({"piece": 257}, "expected piece to be at most 256 characters, got 257"),
+        (
+            {"piece": 257},
+            "expected pieces of at most 119 characters, .* max_quote 120 .*, got piece 257: lower",
+        ),
         ({"piece": 5}, "expected piece to be a whole number of at least 6 characters, got 5"),
         ({"budget": None, "piece": 24}, "piece belongs to a budget, and there is none: give one, or drop piece"),
-        ({"piece": 120}, "expected pieces shorter than max_quote, .* got piece 120 and max_quote 120: lower piece"),
-        ({"max_quote": 20}, "expected pieces shorter than max_quote, .* got piece 24 and max_quote 20: lower piece"),
-        ({"policy": "phrase"}, "budget belongs to policy 'quote', this is a 'phrase': drop one"),
+        ({"piece": 120}, "expected pieces of at most 119 characters, .* got piece 120: lower piece"),
+        ({"max_quote": 20}, "expected pieces of at most 19 characters, .* got piece 24: lower piece"),
+        (
+            {"policy": "phrase"},
+            "budget belongs to policy 'quote', this is a 'phrase': drop budget, or ",
+        ),
         ({"license": 3}, "expected license to be a string, got 3"),
     ],
 )
