@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bench.corpora.walks import ROWS as ROWS_TIMED
+from bench.corpora.walks import steps_of, tokens_of
+from bench.figures import Figure, distribution, save, table
 from bench.humaneval.utility import HUB_HUMANEVAL, load_completions, load_humaneval, stop_at
 from bench.metrics import wilson
 from prod_decode.blocklist.blocklist import Blocklist
@@ -35,6 +39,8 @@ from prod_decode.storage.models import load_tokenizer
 SHORTEST_FUNCTION = 200
 # Outputs that are followed beside each other.
 ROWS = 50
+# Steps whose time is taken: an output as long as the modules.
+STEPS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,11 @@ class Setting:
 
     max_quote: int
     budget: int | None
+
+    @property
+    def name(self) -> str:
+        """Both in words."""
+        return f"max_quote {self.max_quote}" + (f", budget {self.budget}" if self.budget else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--humaneval", default=HUB_HUMANEVAL, metavar="DATA", help="the problems of --completions")
     parser.add_argument("--completions", metavar="FILE", help="JSON lines with task_id and completion, greedy ones")
     parser.add_argument("--out", metavar="FILE", help="write JSON lines there")
+    parser.add_argument(
+        "--speed", metavar="FILE", help="also measure what a token costs under each setting, and write it there"
+    )
     options = parser.parse_args(argv)
     return exit_status("bench collateral", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
     settings = [_setting(text) for text in options.settings.split(",")]
-    if options.out:
-        require_output(options.out, replaces=None)
+    for file in filter(None, (options.out, options.speed)):
+        require_output(file, replaces=None)
     tokenizer = load_tokenizer(options.tokenizer)
     listed = [text for text in _python([options.listed]) if text.strip()]
     modules = list(_python(options.code))
@@ -109,7 +123,8 @@ def _run(options: argparse.Namespace) -> int:
     }
     if options.completions:
         outputs["completions"] = _completions(tokenizer, options.humaneval, options.completions)
-    found = []
+    found: list[Changed] = []
+    speeds: list[Figure] = []
     for setting in settings:
         entries = (
             Entry(text, id=str(n), policy="quote", max_quote=setting.max_quote, budget=setting.budget)
@@ -132,6 +147,11 @@ def _run(options: argparse.Namespace) -> int:
             )
             found.append(one)
             print(_line(one), flush=True)
+        if options.speed:
+            speeds += _timed(setting.name, matcher, tokens_of(tokenizer, modules, max(ROWS_TIMED) * (STEPS + 1)))
+            print(table(speeds[-len(ROWS_TIMED) :]), flush=True)
+    if options.speed:
+        save(speeds, options.speed)
     if options.out:
         Path(options.out).write_text("".join(f"{json.dumps(asdict(one))}\n" for one in found))
     return 0
@@ -173,11 +193,17 @@ def follow(
     return steps, changed
 
 
+def _timed(setting: str, matcher: Matcher, walk: NDArray[np.int64]) -> Iterator[Figure]:
+    """Microseconds a token for following and banning, in outputs of so many tokens side by side."""
+    for rows in ROWS_TIMED:
+        taken = steps_of(matcher.track, walk[: rows * (STEPS + 1)], rows, STEPS)
+        yield distribution(f"mask and advance, a token, B={rows}", setting, [step / rows for step in taken])
+
+
 def _line(one: Changed) -> str:
     low, high = wilson(one.changed_outputs, one.outputs)
-    budget = f", budget {one.budget}" if one.budget else ""
     return (
-        f"max_quote {one.max_quote}{budget}: of {one.outputs} {one.kind} {one.changed_outputs} changed "
+        f"{Setting(one.max_quote, one.budget).name}: of {one.outputs} {one.kind} {one.changed_outputs} changed "
         f"({one.changed_outputs / max(1, one.outputs):.3f} [{low:.3f}, {high:.3f}]); of {one.steps:,} steps "
         f"{one.changed_steps:,} ({one.changed_steps / max(1, one.steps):.1e})"
     )

@@ -36,6 +36,9 @@ MODULES = (
 )
 
 
+_BENCH = ["-m", "bench"]
+
+
 @functools.cache
 def server() -> str:
     """The socket of a server that lives as long as this process, and begins with its environment."""
@@ -135,6 +138,10 @@ def _become(connection: socket.socket) -> None:
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r")))
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), write_through=True)
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), errors="backslashreplace", write_through=True)
+    if kind == "python" and arguments[:2] == _BENCH:
+        sys.argv = arguments[1:]
+        runpy.run_module("bench", run_name="__main__", alter_sys=True)
+        return
     if kind == "python":
         sys.argv = arguments
         sys.path[0] = str(Path(arguments[0]).resolve().parent)
@@ -168,7 +175,7 @@ def _end(command):  # type: ignore[no-untyped-def]
 def _ask() -> None:
     """Have the server run a command with this process's streams, directory and environment; end as it does."""
     place, kind, *arguments = sys.argv[1:]
-    if kind == "python" and (not arguments or arguments[0].startswith("-")):
+    if kind == "python" and arguments[:2] != _BENCH and (not arguments or arguments[0].startswith("-")):
         os.execv(sys.executable, [sys.executable, *arguments])
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(place)

@@ -42,7 +42,10 @@ def test_what_stands_in_a_prompt_is_no_step() -> None:
     assert steps == sum(200 - begin for begin in begins)
 
 
-def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.collateral.STEPS", 20)
     for folder in ("theirs", "ours"):
         (tmp_path / folder).mkdir()
     (tmp_path / "theirs" / "a.py").write_text(DOCUMENT)
@@ -67,8 +70,16 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "problems.jsonl").write_text(f"{json.dumps(problem)}\n")
     (tmp_path / "wrote.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in wrote))
     files = ["--humaneval", str(tmp_path / "problems.jsonl"), "--completions", str(tmp_path / "wrote.jsonl")]
-    assert main([*where, "--settings", "60", *few, *files]) == 0
+    speed = tmp_path / "speed.jsonl"
+    assert main([*where, "--settings", "60,60+48", *few, *files, "--speed", str(speed)]) == 0
     assert "of 2 completions 1 changed" in capsys.readouterr().out
+    figures = [json.loads(line) for line in speed.read_text().splitlines()]
+    assert [(figure["guard"], figure["what"]) for figure in figures] == [
+        (guard, f"mask and advance, a token, B={rows}")
+        for guard in ("max_quote 60", "max_quote 60, budget 48")
+        for rows in (1, 16, 64)
+    ]
+    assert all(figure["value"] > 0 for figure in figures)
     (tmp_path / "problems.jsonl").write_text(f"{json.dumps({**problem, 'task_id': 'H/1'})}\n")
     assert main([*where, "--settings", "60", *few, *files]) == 2
     assert "problems.jsonl, got one of 'H/0'" in capsys.readouterr().err

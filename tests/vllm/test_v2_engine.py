@@ -34,6 +34,8 @@ REQUESTS: list[tuple[str, list[str]]] = [
     (f"{REPEATED}def area3(w, h):\n    size =", ["pieces"]),
     (REPEATED + "def area", ["words", "pieces"]),
     (LONG + PROMPTS[7], ["pieces"]),
+    (PROMPTS[6], []),
+    (PROMPTS[1], ["words"]),
     ("import hash", ["words"]),
     (PROMPTS[4], ["pieces"]),
     (REPEATED + PROMPTS[5], ["words", "pieces"]),
