@@ -59,6 +59,34 @@ def test_an_output_gives_away_no_more_than_its_budget_and_one_character() -> Non
     assert recite(with_budget, 3 * SOURCE[:250]).count(SOURCE[60:120]) == 3
 
 
+def test_tokens_with_a_whole_piece_inside_are_banned_as_soon_as_a_budget_is_reached() -> None:
+    """Also where rows move, and where each of several documents is reached in its turn."""
+    documents = {name: "".join(f"{name}_{i} = {i * 7919}\n" for i in range(40)) for name in ("first", "second")}
+    banners = {name: text[200:240] for name, text in documents.items()}
+    ids = {name: 129 + number for number, name in enumerate(banners)}
+    tokens = [bytes([i]) for i in range(128)] + [b"</s>", *(banner.encode() for banner in banners.values())]
+    blocklist = Blocklist.compile([quote(text, id=name, budget=48) for name, text in documents.items()])
+    tracker = blocklist.bind(Vocabulary.from_bytes(tokens, eos_ids=[128])).track()
+    tracker.read(np.arange(2), [np.zeros(0, np.int64)] * 2, np.zeros(2, np.int64))
+
+    def banned(row: int) -> set[str]:
+        rows, found = tracker.banned()
+        return {name for name, token in ids.items() if token in found[rows == row]}
+
+    reached: list[str] = []
+    for name, text in documents.items():
+        assert banned(0) == set(reached)
+        for wanted in text[:60].encode():
+            tracker.advance(np.array([wanted, ord("~")]))
+        reached.append(name)
+        assert (banned(0), banned(1)) == (set(reached), set())
+        tracker.take(np.array([1, 0]))
+        assert (banned(0), banned(1)) == (set(), set(reached))
+        tracker.take(np.array([1, 0]))
+        tracker.advance(np.array([ord("~")] * 2))
+        assert banned(0) == set(reached)
+
+
 def test_the_prompt_does_not_count() -> None:
     blocklist = Blocklist.compile([quote(max_quote=100_000)])
     assert recite(blocklist, SOURCE[2000:2200], prompt=SOURCE[:2000]) == recite(blocklist, SOURCE[2000:2200])
