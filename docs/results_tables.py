@@ -411,8 +411,20 @@ def _copied(results: Results, attacks: Iterable[str]) -> int:
     return round(sum(known(value) * value.n for value in values))
 
 
+def _budget_costs(rows: int) -> Callable[[Results], str]:
+    """How many times as long a token takes at the median where a list has budgets."""
+
+    def ratio(results: Results) -> str:
+        what = f"mask and advance, a token, B={rows}"
+        without, with_ = (results.timed(what, f"max_quote 120{more}", "budgets").p50 for more in ("", ", budget 240"))
+        return f"{(with_ or 0) / (without or 1):.1f}"
+
+    return ratio
+
+
 NUMBERS: dict[str, Callable[[Results], str]] = {
     **corpora.NUMBERS,
+    **{f"budget-costs-{rows}": _budget_costs(rows) for rows in (1, 16, 64)},
     "mask-prompts": lambda results: str(
         sum(results.value(ALL, "copyright", "decode", "verbatim", attack=a).n for a in ATTACKS if a != "prefix-75%")
     ),
