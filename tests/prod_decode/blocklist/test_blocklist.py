@@ -48,7 +48,7 @@ def compile_like(normalization: Normalization, entries: list[Entry], **options: 
         ({"boundary": "word"}, "entry 'e': expected boundary 'start', 'both' or 'none', got 'word'"),
         (
             {"max_quote": 50},
-            "entry 'e': max_quote belongs to policy 'quote', this is a 'phrase': drop max_quote, or ",
+            "entry 'e': max_quote belongs to policy 'quote', this is a 'phrase': drop max_quote, or change the policy",
         ),
         (
             {"policy": "quote", "boundary": "none"},
