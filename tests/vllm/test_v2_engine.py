@@ -27,11 +27,11 @@ LISTS = {
     "words": Blocklist.compile([Entry(p) for p in ("return", "size", "open(", "yaml.safe_load", "_to_list")]),
     "pieces": Blocklist.compile([Entry(p, boundary="none") for p in ("w * h", "print(f", "Paris.", "quicksort_2")]),
 }
-REPEATED = "".join(f"def area{i}(w, h):\n    size = w * h\n    return size\n\n\n" for i in range(3))
-LONG = "# Read a file and count its words\n" * 5
+REPEATED = "".join(f"def area{i}(w, h):\n    size = w * h\n    return size\n\n\n" for i in range(5))
+LONG = "# Read a file and count its words\n" * 9
 REQUESTS: list[tuple[str, list[str]]] = [
-    (f"{PROMPTS[0]}    if n <= 1:\n       ", ["words"]),
-    (f"{REPEATED}def area3(w, h):\n    size =", ["pieces"]),
+    (PROMPTS[0], ["words"]),
+    (REPEATED, ["pieces"]),
     (REPEATED + "def area", ["words", "pieces"]),
     (LONG + PROMPTS[7], ["pieces"]),
     (PROMPTS[6], []),
@@ -41,15 +41,15 @@ REQUESTS: list[tuple[str, list[str]]] = [
     (REPEATED + PROMPTS[5], ["words", "pieces"]),
     (REPEATED, []),
 ]
-TOKENS = 16
+TOKENS = 20
 # Prompts in chunks of what a step has room for, and memory for so few tokens that requests are preempted.
 TIGHT = {
-    "max_model_len": 192,
+    "max_model_len": 256,
     "max_num_seqs": 4,
     "max_num_batched_tokens": 24,
     "enable_chunked_prefill": True,
     "block_size": 32,
-    "num_gpu_blocks_override": 7,
+    "num_gpu_blocks_override": 9,
 }
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 
