@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.corpora.walks import ROWS as ROWS_TIMED
-from bench.corpora.walks import steps_of, tokens_of
-from bench.figures import Figure, distribution, save, table
+from bench.corpora.walks import timed, tokens_of
+from bench.figures import Figure, save, table
 from bench.humaneval.utility import HUB_HUMANEVAL, load_completions, load_humaneval, stop_at
 from bench.metrics import wilson
 from prod_decode.blocklist.blocklist import Blocklist
@@ -123,6 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     }
     if options.completions:
         outputs["completions"] = _completions(tokenizer, options.humaneval, options.completions)
+    walk = tokens_of(tokenizer, modules, max(ROWS_TIMED) * (STEPS + 1)) if options.speed else None
     found: list[Changed] = []
     speeds: list[Figure] = []
     for setting in settings:
@@ -147,10 +147,12 @@ def _run(options: argparse.Namespace) -> int:
             )
             found.append(one)
             print(_line(one), flush=True)
-        if options.speed:
-            speeds += _timed(setting.name, matcher, tokens_of(tokenizer, modules, max(ROWS_TIMED) * (STEPS + 1)))
-            print(table(speeds[-len(ROWS_TIMED) :]), flush=True)
+        if walk is None:
+            continue
+        for rows in ROWS_TIMED:
+            speeds += timed(setting.name, "mask and advance, a token", matcher.track, walk, rows * STEPS, [rows])
     if options.speed:
+        print(table(speeds))
         save(speeds, options.speed)
     if options.out:
         Path(options.out).write_text("".join(f"{json.dumps(asdict(one))}\n" for one in found))
@@ -191,13 +193,6 @@ def follow(
             steps += rows
             tracker.advance(tokens)
     return steps, changed
-
-
-def _timed(setting: str, matcher: Matcher, walk: NDArray[np.int64]) -> Iterator[Figure]:
-    """Microseconds a token for following and banning, in outputs of so many tokens side by side."""
-    for rows in ROWS_TIMED:
-        taken = steps_of(matcher.track, walk[: rows * (STEPS + 1)], rows, STEPS)
-        yield distribution(f"mask and advance, a token, B={rows}", setting, [step / rows for step in taken])
 
 
 def _line(one: Changed) -> str:

@@ -40,6 +40,7 @@ from results_data import (
 from bench.figures import Figure
 from bench.metrics import paper_points, pareto_dominance_ratio, wilson
 from bench.unlearning.records import FORGET
+from prod_decode.errors import ProdError
 
 _FOUR = ("ga", "npo", "dpo", "flat")  # what the paper compares PROD with
 _PATTERNS = ("1 pattern", "100 patterns", "10,000 patterns")
@@ -416,8 +417,11 @@ def _budget_costs(rows: int) -> Callable[[Results], str]:
 
     def ratio(results: Results) -> str:
         what = f"mask and advance, a token, B={rows}"
-        without, with_ = (results.timed(what, f"max_quote 120{more}", "budgets").p50 for more in ("", ", budget 240"))
-        return f"{(with_ or 0) / (without or 1):.1f}"
+        figures = (results.timed(what, f"max_quote 120{more}", "budgets") for more in (", budget 240", ""))
+        with_it, without = (figure.p50 for figure in figures)
+        if with_it is None or not without:
+            raise ProdError(f"results/performance/budgets.jsonl: expected a median of {what!r}, got none")
+        return f"{with_it / without:.1f}"
 
     return ratio
 

@@ -12,6 +12,7 @@ This file is the server, and, as a program, what a shell starts in a command's p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -35,7 +36,7 @@ MODULES = (
     "prod_train.run.trainer",
 )
 
-
+# What `python` is asked for that needs these modules; other options go to an interpreter of their own.
 _BENCH = ["-m", "bench"]
 
 
@@ -88,7 +89,8 @@ def serve() -> None:
         for number, connection in list(children.items()):
             pid, status = os.waitpid(number, os.WNOHANG)
             if pid:
-                connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+                with contextlib.suppress(OSError):  # whoever asked was ended meanwhile
+                    connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
                 del children[number]
                 connection.close()
         if sys.stdin in ready:

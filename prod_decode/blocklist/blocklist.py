@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prod_decode.blocklist.anchors import FreeCode
 from prod_decode.blocklist.commit import commit_phrases
-from prod_decode.blocklist.entries import LONGEST_PIECE, Entry, EntryInfo, Records, unpack, unpack_id
+from prod_decode.blocklist.entries import LONGEST_PIECE, Entry, EntryInfo, Records, label_of, unpack, unpack_id
 from prod_decode.blocklist.portions import Costs, Preparing, prepare_all
 from prod_decode.blocklist.replacements import parting_length, replacements_of, shared_length, watch_replacements
 from prod_decode.errors import Mistakes, ProdError, brief, clear_keywords
@@ -305,10 +305,7 @@ class Blocklist:
         blocklist = cls(Automaton.of(patterns), normalization, (owner_starts, owners), records.arrays(), report, pieces)
         for entry_id, _, text in report.replacements:
             if found := next(blocklist.scan(text), None):
-                sources = {info.id: f" ({info.source})" if info.source else "" for info in blocklist.entries()}
-                replaced, other = (
-                    f"entry {brief(name)!r}{sources.get(name, '')}" for name in (entry_id, found.entry_id)
-                )
+                replaced, other = (label_of(name, blocklist.origin_of(name)[0]) for name in (entry_id, found.entry_id))
                 raise ProdError(
                     f"{replaced}: expected a replacement that nothing prohibits, got {brief(text)!r}, which {other} "
                     "does: change one of them"

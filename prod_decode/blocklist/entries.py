@@ -144,7 +144,12 @@ class Entry:
     @property
     def label(self) -> str:
         """How messages call it: the id, and the source if there is one."""
-        return f"entry {brief(self.name)!r}" + (f" ({self.source})" if self.source else "")
+        return label_of(self.name, self.source)
+
+
+def label_of(name: str, source: str | None) -> str:
+    """How messages call an entry of this id: by it, and by the source if there is one."""
+    return f"entry {brief(name)!r}" + (f" ({source})" if source else "")
 
 
 # What `dataclass` makes names itself: "Entry.__init__() got an unexpected keyword argument".

@@ -16,6 +16,7 @@ from prod_decode.blocklist.entries import Boundary, Defaults, Entry, entry_from
 from prod_decode.blocklist.ready import LIST, READY, Targets, list_named, read_list, require_list
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
 from prod_decode.errors import Mistakes, ProdError, brief, one_line
+from prod_decode.storage.artifact import MAGIC
 from prod_decode.storage.files import as_path, kind_of, mode_of, require_there
 
 JSON_LISTS = (".jsonl", ".ndjson")
@@ -309,7 +310,7 @@ def decode_text(data: bytes, name: str | os.PathLike[str]) -> str:
     """
     encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
     if encoding.startswith("utf-8") and b"\0" in data:
-        compiled = ": it is compiled, join such files with prod-decode merge" if data.startswith(b"PROD") else ""
+        compiled = ": it is compiled, join such files with prod-decode merge" if data.startswith(MAGIC) else ""
         raise ProdError(f"{name} is a binary file, expected UTF-8 text{compiled}")
     try:
         return data.decode(encoding)

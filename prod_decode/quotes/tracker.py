@@ -192,7 +192,7 @@ class QuoteTracker:
         self._reached: list[int] = []
         # Of rows whose newest token gave away more, what was given away before it.
         self._before: dict[int, Given] = {}
-        # Of rows and text states what `holding` found, and for what.
+        # What `holding` found, by the identity of what was given away, which is kept beside it, and the text state.
         self._held: dict[tuple[int, int], tuple[Given, NDArray[np.int32]]] = {}
 
     def __len__(self) -> int:
@@ -233,14 +233,6 @@ class QuoteTracker:
         old = sources >= 0
         self._rows.set(old, before, sources[old])
         self._given = [self._given[source] if source >= 0 else NOTHING for source in sources.tolist()]
-        if self._held:
-            held = list(self._held.items())
-            self._held = {
-                (row, state): found
-                for row, source in enumerate(sources.tolist())
-                for (before, state), found in held
-                if before == source
-            }
         if self._before:
             known = self._before
             self._before = {row: known[source] for row, source in enumerate(sources.tolist()) if source in known}
@@ -253,21 +245,21 @@ class QuoteTracker:
         rows, tokens = [], []
         for row in self._reached:
             state, given = int(self._rows.states[row]), self._given[row]
-            found = self.bound.completing(self._window(row), state, given, self._holding(row, state, given))
+            found = self.bound.completing(self._window(row), state, given, self._holding(state, given))
             rows.append(np.full(len(found), row, np.int32))
             tokens.append(found)
         return np.concatenate(rows), np.concatenate(tokens)
 
-    def _holding(self, row: int, text_state: int, given: Given) -> NDArray[np.int32]:
+    def _holding(self, text_state: int, given: Given) -> NDArray[np.int32]:
         """`BoundPieces.holding`, which changes only where more is given away.
 
         Banners are tokens of this kind, and code has thousands of places of one: with 738 files of Django listed, to
         look at all of them took 16 ms at every step of a row.
         """
-        known = self._held.get((row, text_state))
-        if known is None or known[0] is not given:
-            known = self._held[row, text_state] = given, self.bound.holding(text_state, given)
-        return known[1]
+        key = id(given), text_state
+        if key not in self._held:
+            self._held[key] = given, self.bound.holding(text_state, given)
+        return self._held[key][1]
 
     def given(self, row: int) -> Given:
         """What the output of a row has given away."""
@@ -309,6 +301,9 @@ class QuoteTracker:
 
     def _note(self) -> None:
         self._reached = [row for row, given in enumerate(self._given) if len(given.closed)]
+        if self._held:
+            current = set(map(id, self._given))
+            self._held = {key: held for key, held in self._held.items() if key[0] in current}
 
     def _window(self, row: int) -> NDArray[np.uint8]:
         """The last symbols of an output, one fewer than a piece at most."""
