@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from prod_decode.blocklist.blocklist import Blocklist, Match, Quoted, codes_of
 from prod_decode.blocklist.entries import EntryInfo
+from prod_decode.corpus.kernels import runs_of
 from prod_decode.corpus.keys import KEY_BYTES, Cut
 from prod_decode.corpus.report import IndexReport, Source
 from prod_decode.corpus.table import Table
 from prod_decode.corpus.tracker import Anchors
 from prod_decode.corpus.unescaped import WatchedAnchors
+from prod_decode.corpus.winnow import EVERY_RUN
 from prod_decode.errors import ProdError
 from prod_decode.storage.artifact import Format, are_laid_out, is_count, read_artifact, write_artifact
 from prod_decode.storage.files import as_path
@@ -50,6 +52,7 @@ _LAYOUT: dict[str, tuple[Any, int]] = {
     "even": (np.dtype("<u4"), 2),
     "records": (np.dtype("u1"), 1),
     "record_starts": (np.dtype("<i8"), 1),
+    "outliers": (np.dtype("<u8"), 1),
 }
 
 
@@ -61,6 +64,7 @@ class CorpusIndex(Anchors):
     Attributes:
         report: what it was made of.
         name: its file's name.
+        outliers: of `outliers_of`, uint64 [words].
         even: uint32 [n, 2], of the even anchors (`winnow`) the low bits of the hashes of prefix and suffix, ascending.
         records: uint8 [bytes], the `Source` of each document, as JSON.
         record_starts: int64 [documents + 1], where each begins.
@@ -74,9 +78,10 @@ class CorpusIndex(Anchors):
         even: NDArray[np.uint32],
         records: tuple[NDArray[np.uint8], NDArray[np.int64]],
         name: str,
+        outliers: NDArray[np.uint64] = EVERY_RUN,
     ) -> None:
         """From its parts: see `load`, and `prod_decode.indexing.build`."""
-        super().__init__(table, cut)
+        super().__init__(table, cut, outliers)
         self.report, self.name = report, name
         self.even = even
         self.records, self.record_starts = records
@@ -105,10 +110,11 @@ class CorpusIndex(Anchors):
                 _log.warning("%s is opened without reading all of it: `prod-decode index verify` does", source)
         meta, arrays = read_artifact(source, verify=verify, form=INDEX, mapped=True)
         watched = _Watched(source)
+        arrays = {"outliers": EVERY_RUN, **arrays}  # files of earlier versions have none
         table = None
         if _is_meta(meta) and are_laid_out(arrays, _LAYOUT):
             table = Table(*(arrays[name] for name in ("starts", "remainders", "suffixes", "documents")))
-        if table is None or not table.is_laid_out() or not len(arrays["record_starts"]) or arrays["even"].shape[1] != 2:
+        if table is None or not table.is_laid_out() or not _are_laid_out(arrays):
             raise ProdError(f"{source} has a header that no build writes: {INDEX.again}")
         if verify and not (table.is_sorted() and _are_named(table, arrays)):
             raise ProdError(f"{source} has anchors out of order: {INDEX.again}")
@@ -119,7 +125,8 @@ class CorpusIndex(Anchors):
             bytes.fromhex(meta["key"]),
         )
         records = arrays["records"], arrays["record_starts"]
-        found = cls(table, cut, IndexReport(**meta["report"]), arrays["even"], records, source.name)
+        report, even = IndexReport(**meta["report"]), arrays["even"]
+        found = cls(table, cut, report, even, records, source.name, arrays["outliers"])
         found._watched = watched
         return found
 
@@ -146,6 +153,7 @@ class CorpusIndex(Anchors):
             "even": self.even,
             "records": self.records,
             "record_starts": self.record_starts,
+            "outliers": self.outliers,
         }
         write_artifact(path, meta, arrays, form=INDEX)
 
@@ -165,7 +173,7 @@ class CorpusIndex(Anchors):
     @property
     def size(self) -> int:
         """The bytes of its arrays."""
-        arrays = (*vars(self.table).values(), self.even, self.records, self.record_starts)
+        arrays = (*vars(self.table).values(), self.even, self.records, self.record_starts, self.outliers)
         return sum(array.nbytes for array in arrays)
 
     def source(self, place: int) -> Source | None:
@@ -253,7 +261,7 @@ class CorpusIndex(Anchors):
         decoded, found = Decoded.nothing(codes), []
         for owner in np.unique(owners).tolist():
             begins = np.unique(anchors[owners == owner, 0])
-            breaks = np.flatnonzero(np.diff(begins) > self._reach) + 1
+            breaks = np.flatnonzero(np.diff(begins) > self.cut.reach) + 1
             firsts = begins[np.concatenate(([0], breaks))]
             lasts = begins[np.concatenate((breaks, [len(begins)])) - 1] + self.cut.width - 1
             starts, ends = decoded.characters(
@@ -272,45 +280,27 @@ class CorpusIndex(Anchors):
             )
         return sorted(found, key=lambda one: (-one.characters, one.entry.id))
 
-    def _by_owner(self, run: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """A run cut where one document's anchors end and another's begin; one alone among others' is shared by both."""
-        if not self.attributes:
-            return [run]
-        owners = self.table.documents[run[:, 1]]
-        parts: list[list[int]] = []  # of each the owner, from and to
-        for stretch in np.split(np.arange(len(run)), np.flatnonzero(np.diff(owners)) + 1):
-            owner, begin, end = int(owners[stretch[0]]), int(stretch[0]), int(stretch[-1]) + 1
-            if parts and (owner == parts[-1][0] or end - begin == 1):
-                parts[-1][2] = end
-            else:
-                parts.append([owner, begin, end])
-        return [run[begin:end] for _, begin, end in parts]
-
-    @property
-    def _reach(self) -> int:
-        """How far one anchor of a window may begin from another."""
-        return self.cut.max_quote - self.cut.width + 1
-
     def _runs(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Match]:
         """Where runs of anchors stand in the text, each named after the document to which most of them belong."""
         symbols, marks = self.cut.normalization.fold(decoded.codes)
         anchors = self.find(symbols)
         if not len(anchors):
             return
-        breaks = np.flatnonzero(np.diff(anchors[:, 0]) > self._reach) + 1
-        parts = [part for run in np.split(anchors, breaks) for part in self._by_owner(run)]
+        owners = self.table.documents[anchors[:, 1]] if self.attributes else self.table.documents
+        runs = runs_of(np.ascontiguousarray(anchors[:, 0]), owners, self.cut.reach)
         starts, ends = decoded.characters(
             codes,
             lambda wanted: self.cut.normalization.locate(decoded.codes, marks, wanted),
-            np.array([part[0, 0] for part in parts]),
-            np.array([part[-1, 0] for part in parts]) + self.cut.width - 1,
+            anchors[runs[:, 0], 0],
+            anchors[runs[:, 1] - 1, 0] + self.cut.width - 1,
         )
-        for start, end, part in zip(starts.tolist(), ends.tolist(), parts, strict=True):
-            places = part[:, 1].tolist()
-            if self.attributes:
-                owners = self.table.documents[places].tolist()
-                places = [places[owners.index(Counter(owners).most_common(1)[0][0])]]
-            yield Match(start, end, self.name_of(places[0]))
+        names: dict[int, str] = {}
+        for start, end, (first, behind, is_mixed) in zip(starts.tolist(), ends.tolist(), runs.tolist(), strict=True):
+            at = first + _most_common(owners[first:behind]) if is_mixed else first
+            owner = int(owners[at]) if self.attributes else 0
+            if owner not in names:
+                names[owner] = self.name_of(int(anchors[at, 1]))
+            yield Match(start, end, names[owner])
 
     def check(self) -> None:
         """Refuse a file that was written into since it was loaded: what is prohibited is no longer what was built.
@@ -326,7 +316,13 @@ class CorpusIndex(Anchors):
         if self._watched is not None:
             return CorpusIndex.load, (self._watched.path,)
         records = self.records, self.record_starts
-        return CorpusIndex, (self.table, self.cut, self.report, self.even, records, self.name)
+        return CorpusIndex, (self.table, self.cut, self.report, self.even, records, self.name, self.outliers)
+
+
+def _most_common(owners: NDArray[np.uint32]) -> int:
+    """Where the one that is there most often stands first."""
+    listed = owners.tolist()
+    return int(listed.index(Counter(listed).most_common(1)[0][0]))
 
 
 class _Watched:
@@ -384,6 +380,12 @@ def _is_meta(meta: Mapping[str, Any]) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     return is_key
+
+
+def _are_laid_out(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the arrays beside the table have the shapes that kernels rely on."""
+    words = len(arrays["outliers"])
+    return len(arrays["record_starts"]) > 0 and arrays["even"].shape[1] == 2 and words > 0 and words & (words - 1) == 0
 
 
 def _are_named(table: Table, arrays: Mapping[str, NDArray[Any]]) -> bool:

@@ -78,6 +78,11 @@ class Cut(NamedTuple):
         return self.width - LOOK_AHEAD
 
     @property
+    def reach(self) -> int:
+        """How many anchors a window of `max_quote` symbols has, of which one is chosen."""
+        return self.max_quote - self.width + 1
+
+    @property
     def spread(self) -> NDArray[np.uint64]:
         """The number of each symbol under the key: uint64 [256], read-only."""
         digest = hashlib.shake_256(b"prod-decode corpus index" + self.key).digest(256 * 8)

@@ -10,9 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.corpus.ahead import Beginnings, LongEnds, even_set
-from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, any_near, completing_all, find_all, follow_all
+from prod_decode.corpus.kernels import (
+    FILLED,
+    LATEST,
+    SEEN,
+    STATE,
+    Finding,
+    any_near,
+    completing_all,
+    find_all,
+    follow_all,
+)
 from prod_decode.corpus.keys import LOOK_AHEAD, Cut, power
 from prod_decode.corpus.table import Table
+from prod_decode.corpus.winnow import EVERY_RUN, bound_of
 from prod_decode.quotes.passed import Passed
 from prod_decode.text.normalize import AFTER_OTHER, CLASSES, TEXT_STATES
 from prod_decode.tokens.vocabulary import TEXT, Vocabulary
@@ -37,26 +48,31 @@ class Anchors:
         cut: how they were cut.
         spread: uint64 [256], of symbols.
         oldest: what the oldest symbol of a prefix has been multiplied with.
+        outliers: uint64 [words], as `outliers_of` makes it.
+        finding: what `find_all` takes of them.
     """
 
-    def __init__(self, table: Table, cut: Cut) -> None:
+    def __init__(self, table: Table, cut: Cut, outliers: NDArray[np.uint64] = EVERY_RUN) -> None:
         """See the attributes."""
-        self.table, self.cut = table, cut
+        self.table, self.cut, self.outliers = table, cut, outliers
         self.spread = cut.spread
         self.oldest = power(cut.prefix - 1)
+        scales = np.array([power(cut.width), power(cut.prefix), power(LOOK_AHEAD)], np.uint64)
+        bits = outliers.view()
+        bits.flags.writeable = False  # kernels are compiled once for what is and what is not
+        self.finding = Finding(table.search, table.suffixes, self.spread, scales, cut.prefix, bound_of(cut), bits)
 
-    def find(self, symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Every anchor in a text, uint8 [n], normalised: int64 [m, 2], where it begins and its place in the table."""
+    def find(self, symbols: NDArray[np.uint8], *, every_run: bool = False) -> NDArray[np.int64]:
+        """Every anchor in a text, uint8 [n], normalised: int64 [m, 2], where it begins and its place in the table.
+
+        Args:
+            symbols: of the text.
+            every_run: look every run up, as masks do, rather than those that can be anchors (`winnow`).
+        """
         symbols = symbols.view()
         symbols.flags.writeable = False  # kernels are compiled once for what is and what is not
-        found: NDArray[np.int64] = find_all(
-            *self.table.search,
-            self.table.suffixes,
-            self.spread,
-            self.oldest,
-            self.cut.prefix,
-            symbols,
-        )
+        finding = self.finding._replace(outliers=EVERY_RUN) if every_run else self.finding
+        found: NDArray[np.int64] = find_all(finding, symbols)
         return found
 
     def name_of(self, place: int) -> str:
@@ -178,7 +194,7 @@ class BoundAnchors:
         lengths = np.diff(self.table.starts[text_state])[: len(self)]
         tokens, ranks = [], []
         for token in np.flatnonzero((lengths >= self.anchors.cut.width) & (self.vocabulary.kinds == TEXT)).tolist():
-            for _, rank in self.anchors.find(self.symbols(text_state, token)).tolist():
+            for _, rank in self.anchors.find(self.symbols(text_state, token), every_run=True).tolist():
                 tokens.append(token)
                 ranks.append(rank)
         return np.array(tokens, np.int32), np.array(ranks, np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, find_all, forget, push
+from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, Finding, find_all, forget, push
 from prod_decode.corpus.keys import BASE, LOOK_AHEAD, mix
 from prod_decode.corpus.table import part_of
 from prod_decode.corpus.tracker import NO_ROWS, NOTHING, Anchors, BoundAnchors, Rows
@@ -68,14 +68,10 @@ class UnescapedAnchors:
 
     def completing(self, rows: Rows, row: int, escape: int) -> NDArray[np.int64]:
         """The tokens that complete an anchor in a row, in any escape state: int64 [n], ascending."""
-        table, cut = self.anchors.table, self.anchors.cut
         arguments: tuple[Any, ...] = (
-            *table.search,
-            table.suffixes,
-            self.anchors.spread,
+            self.anchors.finding,
             self.anchors.oldest,
-            cut.prefix,
-            cut.width,
+            self.anchors.cut.width,
             *self.text,
             rows.numbers[row],
             rows.hashes[row],
@@ -251,13 +247,8 @@ def follow_decoded(
 
 @jit
 def completing_decoded(
-    begins: NDArray[np.uint32],
-    remainders: NDArray[np.uint16],
-    shift: np.uint64,
-    suffixes: NDArray[np.uint32],
-    spread: NDArray[np.uint64],
+    finding: Finding,
     oldest: np.uint64,
-    prefix: int,
     width: int,
     classes: NDArray[np.uint8],
     data: NDArray[np.uint8],
@@ -271,6 +262,8 @@ def completing_decoded(
     escape: int,
 ) -> NDArray[np.int64]:
     """The tokens that complete an anchor in one row, ascending: all but too short ones are walked through."""
+    starts, remainders, shift = finding.search
+    spread, prefix = finding.spread, finding.prefix
     end = numbers[FILLED]
     kept = min(end, width - 1)
     is_under_way = numbers[SEEN] - numbers[LATEST] < LOOK_AHEAD
@@ -301,11 +294,9 @@ def completing_decoded(
                 hashed -= oldest * spread[symbols[kept + i - prefix]]
             hashed = hashed * BASE + spread[symbols[kept + i]]
             if end + i + 1 >= prefix:
-                low, high = part_of(begins, remainders, shift, mix(hashed))
+                low, high = part_of(starts, remainders, shift, mix(hashed))
                 is_candidate = low < high
-        if is_candidate and len(
-            find_all(begins, remainders, shift, suffixes, spread, oldest, prefix, symbols[: kept + count])
-        ):
+        if is_candidate and len(find_all(finding, symbols[: kept + count])):
             out[total] = token
             total += 1
     return out[:total]

@@ -12,10 +12,19 @@ Three kinds of anchors are told apart, so that tokens longer than `LOOK_AHEAD` c
    anchor has one, if `max_quote >= 2 * width - LOOK_AHEAD`: the ends of its anchors then lie in a stretch in which no
    word ends, and that is longer than an anchor.
 3. Others are never chosen.
+
+So nearly all anchors have a small identity, and most runs of a text need not be looked up: where a window has n
+candidates, the least of them is above a share p of the range with probability (1 - p)^n; at p = 7 / n that is .1 %. The
+few anchors above, the *outliers*, have a bit each. A run whose identity is neither small nor has its bit is no anchor.
+Of 1.6 million anchors of three packages .5 % are outliers (150 symbols, a width of 60), and 11 % of runs are looked up.
+Two anchors of one prefix whose suffixes collide in 32 bits share a place in the table, and one of their identities: the
+other one may not be found in texts, about once in 2^32 pairs.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +35,18 @@ from prod_decode.storage.jit import jit
 
 _EVEN = np.uint64(1 << 62)
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+# The share of identities that are small, times the candidates of a window.
+_SHARE = 7
+
+# Bits for each outlier: so many times as many runs are looked up for nothing.
+_BITS = 32
+
+_ALL = (1 << 64) - 1
+
+# Every run is looked up.
+EVERY_RUN = np.full(1, _ALL, np.uint64)
+EVERY_RUN.flags.writeable = False
 
 
 class Chosen(NamedTuple):
@@ -82,7 +103,7 @@ class Winnower:
         ends = np.cumsum(leaves_word(symbols), dtype=np.int64)
         identities = self.identities(symbols)
         starts, even, counts, waived = _choose(
-            identities, ends, cut.width, LOOK_AHEAD, cut.max_quote - cut.width + 1, self.excluded, self._bits
+            identities, ends, cut.width, LOOK_AHEAD, cut.reach, self.excluded, self._bits
         )
         prefixes = _hash_at(symbols, self._spread, BASE, starts, cut.prefix)
         suffixes = _hash_at(symbols, self._spread, BASE, starts + cut.prefix, LOOK_AHEAD)
@@ -100,6 +121,27 @@ def identities_of(prefixes: NDArray[np.uint64], suffixes: NDArray[np.uint64]) ->
     found = np.empty(len(prefixes), np.uint64)
     _join(prefixes, suffixes, power(LOOK_AHEAD), found)
     return found
+
+
+def bound_of(cut: Cut) -> np.uint64:
+    """From which identity on an anchor is an outlier."""
+    return np.uint64(min(_ALL, (_SHARE << 64) // cut.reach))
+
+
+def outliers_of(identities: NDArray[np.uint64], cut: Cut) -> NDArray[np.uint64]:
+    """The bitmap of the outliers among anchors, by the low bits of their identities: uint64 [words], a power of 2."""
+    found = identities[identities >= bound_of(cut)]
+    size = max(64, 1 << (_BITS * len(found) - 1).bit_length() if len(found) else 0)
+    bits = np.zeros(size >> 6, np.uint64)
+    at = found & np.uint64(size - 1)
+    np.bitwise_or.at(bits, (at >> np.uint64(6)).astype(np.int64), np.uint64(1) << (at & np.uint64(63)))
+    return bits
+
+
+def united(bitmaps: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """One bitmap for the anchors of several, as large as the largest of them."""
+    words = max(map(len, bitmaps))
+    return functools.reduce(np.bitwise_or, (np.tile(bits, words // len(bits)) for bits in bitmaps))
 
 
 def _bits_of(excluded: NDArray[np.uint64]) -> NDArray[np.uint64]:

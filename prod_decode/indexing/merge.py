@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prod_decode.corpus.index import CorpusIndex
 from prod_decode.corpus.report import IndexReport
 from prod_decode.corpus.table import REMAINDER, Table, first_of_each
+from prod_decode.corpus.winnow import united
 from prod_decode.errors import ProdError
 
 
@@ -61,6 +62,7 @@ def merge(indices: Sequence[CorpusIndex]) -> CorpusIndex:
         np.unique(np.concatenate([index.even for index in indices]), axis=0),
         (np.concatenate([index.records for index in indices]), np.cumsum(np.concatenate(starts))),
         first.name,
+        united([index.outliers for index in indices]),
     )
 
 

@@ -233,7 +233,7 @@ class Decoded(NamedTuple):
         wanted, which = np.unique(np.concatenate((firsts, lasts)), return_inverse=True)
         places = locate(wanted)[which].reshape(2, -1)
         starts, ends = self.origins(places[0])[0], self.origins(places[1])[1]
-        continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
+        continuations = np.flatnonzero(codes.view(np.int8) < -0x40)  # bytes that begin no character: 0x80 to 0xBF
         starts, ends = (at - np.searchsorted(continuations, at, side="right") for at in (starts, ends))
         return starts, ends + 1
 
@@ -244,6 +244,11 @@ def _decode(codes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int
     spans = np.empty((256, 4), np.int64)
     found, count, escape, begin, written = 0, 0, OUTSIDE, 0, 0
     for i in range(len(codes)):
+        # Nearly always, and without a call.
+        if escape == OUTSIDE and codes[i] != BACKSLASH:
+            out[count] = codes[i]
+            count += 1
+            continue
         if escape & _STAGE == 0:
             begin, written = i, count
         escape, count = feed(escape, codes[i], out, count)

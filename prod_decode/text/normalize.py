@@ -213,22 +213,26 @@ def _fold(
 ) -> int:
     """As `_normalize`, without a branch: a space and a character are always written, and kept by moving on.
 
-    A mark for each block of the text: how many symbols came before it, and the text state.
+    A mark for each block of the text: how many symbols came before it, and the text state. That is the state of
+    `transduce` in two bits, which depend on less: whether the last character that is no space is of a word, and whether
+    a space is behind it.
     """
-    count = 0
-    state = AFTER_OTHER
+    one = np.uint64(1)
+    count, in_word, behind_space = np.uint64(0), np.uint64(0), np.uint64(0)
     for block in range(len(marks)):
         begin = block * _BLOCK
         marks[block, 0] = count
-        marks[block, 1] = state
-        for i in range(begin, min(begin + _BLOCK, len(codes))):
-            code = codes[i]
-            state, emitted = transduce(state, classes[code], is_code)
+        marks[block, 1] = (AFTER_SPACE if behind_space else AFTER_WORD) if in_word else AFTER_OTHER
+        for i in range(np.uint64(begin), np.uint64(min(begin + _BLOCK, len(codes)))):
+            kind = classes[codes[i]]
+            is_word, is_space = np.uint64(kind == WORD), np.uint64(is_code and kind == SPACE)
             symbols[count] = 32
-            count += emitted == 2
-            symbols[count] = folded[code]
-            count += emitted > 0
-    return count
+            count += in_word & behind_space & is_word
+            symbols[count] = folded[codes[i]]
+            count += one - is_space
+            in_word = in_word if is_space else is_word
+            behind_space = is_space
+    return int(count)
 
 
 @jit

@@ -10,7 +10,7 @@ from prod_decode.corpus.index import CorpusIndex
 from prod_decode.corpus.keys import Cut, mixed
 from prod_decode.corpus.report import IndexReport
 from prod_decode.corpus.table import Table
-from prod_decode.corpus.winnow import Winnower
+from prod_decode.corpus.winnow import Winnower, identities_of, outliers_of
 from prod_decode.text.normalize import Normalization
 
 KEY = bytes(range(16))
@@ -39,7 +39,8 @@ def index_of(texts: Sequence[str], cut: Cut) -> CorpusIndex:
     nothing = np.zeros(0, np.uint8), np.zeros(1, np.int64)
     prefixes = np.concatenate([one.prefixes for one in chosen]).astype(np.uint32)
     evens = np.unique(np.stack((prefixes, suffixes), axis=1)[even], axis=0)
-    return CorpusIndex(table, cut, NOTHING_KNOWN, evens, nothing, "small.pidx")
+    identities = identities_of(*(np.concatenate(column) for column in zip(*(one[1:3] for one in chosen), strict=True)))
+    return CorpusIndex(table, cut, NOTHING_KNOWN, evens, nothing, "small.pidx", outliers_of(identities, cut))
 
 
 def anchors_of(texts: Sequence[str], cut: Cut) -> set[bytes]:

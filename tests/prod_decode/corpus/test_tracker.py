@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Sequence
 
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from prod_decode.corpus.kernels import runs_of
 from prod_decode.match.matcher import Matcher
 from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.vocabulary import UNKNOWN, Vocabulary
 from tests import oracle
-from tests.prod_decode.corpus.corpora import anchors_of, cut_of, index_of
+from tests.prod_decode.corpus.corpora import anchors_of, cut_of, index_of, symbols
 
 PARTS = (
     "return self.value(",
@@ -217,3 +219,48 @@ def test_a_row_with_an_unknown_token_is_closed() -> None:
     assert tracker.any_closed
     assert set(tracker.banned()[1].tolist()) == set(range(len(TOKENS)))
     assert VOCABULARY.kinds[LOST] == UNKNOWN
+
+
+@given(DOCUMENTS, DOCUMENTS, st.sampled_from([(50, 32), (80, 40), (150, 60)]), NORMALIZATIONS)
+def test_every_anchor_in_a_text_is_found_and_nothing_else(
+    documents: list[str], others: list[str], sizes: tuple[int, int], normalization: Normalization
+) -> None:
+    cut = cut_of(*sizes, normalization)
+    long = ["".join(documents) * 4, *documents]
+    anchors = anchors_of(long, cut)
+    index = index_of(long, cut)
+    text = "".join([*others, *long, *others[:1]])
+    whole = symbols(text, cut)
+    expected = [at for at in range(len(whole) - cut.width + 1) if whole[at : at + cut.width].tobytes() in anchors]
+    assert index.find(whole)[:, 0].tolist() == expected
+    assert index.find(whole, every_run=True)[:, 0].tolist() == expected
+
+
+def runs_by_hand(begins: list[int], owners: list[int], reach: int) -> list[tuple[int, int, bool]]:
+    """Runs first, each of which is then cut into stretches of one document; a stretch of one joins what is before it."""
+    found: list[list[int]] = []
+    for at, begin in enumerate(begins):
+        if not at or begin - begins[at - 1] > reach:
+            found.append([])
+        found[-1].append(at)
+    parts = []
+    for run in found:
+        stretches = [list(of_one) for _, of_one in itertools.groupby(run, owners.__getitem__)]
+        whole: list[list[int]] = []
+        for stretch in stretches:
+            if whole and (owners[whole[-1][0]] == owners[stretch[0]] or len(stretch) == 1):
+                whole[-1] += stretch
+            else:
+                whole.append(stretch)
+        parts += whole
+    return [(part[0], part[-1] + 1, len({owners[at] for at in part}) > 1) for part in parts]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), max_size=30))
+def test_anchors_are_runs_of_one_document(steps: list[tuple[int, int]]) -> None:
+    begins = list(itertools.accumulate(step for step, _ in steps))
+    owners = [owner for _, owner in steps]
+    for known in (owners, []):
+        runs = runs_of(np.array(begins, np.int64), np.array(known, np.uint32), 4)
+        found = [(first, behind, bool(mixed)) for first, behind, mixed in runs.tolist()]
+        assert found == runs_by_hand(begins, known or [0] * len(begins), 4)

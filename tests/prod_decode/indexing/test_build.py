@@ -679,7 +679,7 @@ def test_a_forged_index_stops_nothing_but_itself(corpus: Path, tmp_path: Path) -
     meta, arrays = read_artifact(path, form=INDEX)
     arrays = {name: array.copy() for name, array in arrays.items()}
     generator = np.random.default_rng(0)
-    for name in ("starts", "remainders", "suffixes", "documents", "records", "record_starts", "even"):
+    for name in ("starts", "remainders", "suffixes", "documents", "records", "record_starts", "even", "outliers"):
         for _ in range(3):
             info = np.iinfo(arrays[name].dtype)
             forged = generator.integers(info.min, info.max, arrays[name].shape, arrays[name].dtype, endpoint=True)
@@ -693,6 +693,25 @@ def test_a_forged_index_stops_nothing_but_itself(corpus: Path, tmp_path: Path) -
             list(CorpusIndex.load(path, verify=False).scan(FUNCTIONS[0]))
         except ProdError as error:
             assert "has a header that no build writes" in str(error)  # noqa: PT017
+    for words in (0, 3):
+        write_artifact(path, meta, {**arrays, "outliers": np.zeros(words, np.uint64)}, form=INDEX)
+        with pytest.raises(ProdError, match="has a header that no build writes"):
+            CorpusIndex.load(path)
+
+
+def test_an_index_of_an_earlier_version_finds_the_same(corpus: Path, tmp_path: Path) -> None:
+    """It has no outliers: every run of a text is looked up."""
+    path = tmp_path / "a.pidx"
+    index = built([corpus], path)
+    meta, arrays = read_artifact(path, form=INDEX)
+    assert 64 * len(arrays["outliers"]) > 4 * int(np.bitwise_count(arrays["outliers"]).sum()) > 0
+    del arrays["outliers"]
+    write_artifact(tmp_path / "old.pidx", meta, arrays, form=INDEX)
+    old = CorpusIndex.load(tmp_path / "old.pidx", verify=True)
+    for text in FUNCTIONS:
+        assert old.quoted(text) == index.quoted(text) != []
+    merge([old, built([corpus / "repo1"], tmp_path / "b.pidx")]).save(tmp_path / "both.pidx")
+    assert CorpusIndex.load(tmp_path / "both.pidx").quoted(FUNCTIONS[0])[0].characters
 
 
 def test_a_small_index_is_read_whole_and_a_large_one_is_told(
