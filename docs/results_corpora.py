@@ -10,7 +10,9 @@ from results_data import Results, quantity, short, table
 from bench.figures import Figure
 from prod_decode.errors import ProdError
 
-PEERS, CHANCE, BILLION, LARGEST = (f"corpora-{part}" for part in ("peers", "chance", "billion", "largest"))
+PEERS, CHANCE, BILLION, LARGEST, SCAN = (
+    f"corpora-{part}" for part in ("peers", "chance", "billion", "largest", "scan")
+)
 
 # What an index holds at most, and how the build cuts its work (`prod_decode/corpus/table.py`, `prod_decode/indexing`).
 _MOST_ANCHORS = (1 << 32) - 1
@@ -103,8 +105,14 @@ def _largest(results: Results) -> str:
     found = [(what, noted(results.timed(what, guard, LARGEST))) for what in ("symbols", "anchors", "file", "build")]
     times = (_value(results, LARGEST, f"mask and advance, a token, B={rows}") for rows in (1, 16, 64))
     found.append(("mask and advance at 1, 16, 64 rows", f"{' / '.join(map(short, times))} us a token"))
-    found.append(("scan", noted(results.timed("scan", guard, LARGEST))))
     return table(("what", guard), found)
+
+
+def _scan(results: Results) -> str:
+    guards = _guards(results, SCAN)
+    rows = ("scan", "normalise", "look up what can be an anchor", "look up every run")
+    found = ((what, *(quantity(results.timed(what, guard, SCAN)) for guard in guards)) for what in rows)
+    return table(("what", *guards), found)
 
 
 def factors(results: Results) -> dict[str, float]:
@@ -165,6 +173,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "corpora-chance": _chance,
     "corpora-billion": _billion,
     "corpora-largest": _largest,
+    "corpora-scan": _scan,
     "corpora-factors": _factors,
     "corpora-beyond": _beyond,
 }

@@ -19,17 +19,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.corpora import billion, chance, common, largest, peers
+from bench.corpora import billion, chance, common, largest, peers, scanning
 from bench.corpora.walks import python_in, some_of, tokens_of
 from bench.figures import Figure, machine, save, table, versions
 from prod_decode.command.options import Parser, positive
 from prod_decode.command.terminal import exit_status
+from prod_decode.corpus.index import CorpusIndex
 from prod_decode.errors import ProdError
 from prod_decode.storage.artifact import require_output
 from prod_decode.storage.models import load_tokenizer
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 
-PARTS = ("peers", "chance", "billion", "common", "largest")
+# Characters of code that are scanned.
+_SCANNED = 4_000_000
+
+PARTS = ("peers", "chance", "billion", "common", "largest", "scan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench corpora", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=PARTS, help="what is measured")
     parser.add_argument("code", metavar="CODE", help="a directory of Python code that is no part of the corpus")
-    parser.add_argument("corpus", nargs="*", metavar="SRC", help="the corpus: directories and archives")
+    parser.add_argument(
+        "corpus", nargs="*", metavar="SRC", help="the corpus: directories and archives; of `scan` .pidx"
+    )
     parser.add_argument("--megabytes", type=positive(int), default=20, metavar="N", help="of the corpus of `peers`")
     parser.add_argument("--anchors", type=positive(int), default=100_000_000, metavar="N", help="of random ones")
     parser.add_argument(
@@ -56,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.part in ("peers", "common", "largest") and not options.corpus:
-        raise ProdError(f"expected the corpus of `{options.part}` behind CODE, got none: name directories or archives")
+    if options.part in ("peers", "common", "largest", "scan") and not options.corpus:
+        what = "indices" if options.part == "scan" else "directories or archives"
+        raise ProdError(f"expected the corpus of `{options.part}` behind CODE, got none: name {what}")
     if options.json:
         require_output(options.json, replaces=None)
     facts = f"{machine()}; {versions()}; load {os.getloadavg()[0]:.1f} at the start"
@@ -78,6 +85,11 @@ def _figures(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     code = python_in([options.code])
     tokenizer = load_tokenizer(options.tokenizer)
     sources = [Path(source) for source in options.corpus]
+    scanned = "".join(text for _, text in some_of(code, _SCANNED))
+    if options.part == "scan":
+        for source in sources:
+            yield from scanning.measure(CorpusIndex.load(source, verify=False), scanned)
+        return
     count = max(options.tokens, options.steps + 64 * 64)
     if options.part == "common":
         yield from common.measure(sources, code, tokenizer, settings, options.files, 5_000)
@@ -92,7 +104,6 @@ def _figures(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             options.anchors, folder, vocabulary, walk, options.steps, max(20, options.steps // 64)
         )
     elif options.part == "largest":
-        scanned = "".join(text for _, text in some_of(code, 4_000_000))
         yield from largest.measure(sources, folder / "largest.pidx", vocabulary, walk, options.steps, scanned)
     else:
         files = some_of(python_in(sources), options.megabytes * 1_000_000)

@@ -16,11 +16,15 @@ from bench.__main__ import main
 from bench.corpora import chance, random_anchors
 from bench.corpora.random_anchors import index_of_random, keys_of
 from bench.corpora.walks import some_of, tokens_of
-from prod_decode.corpus.keys import LOOK_AHEAD
+from prod_decode.corpus.keys import LOOK_AHEAD, Cut
 from prod_decode.corpus.table import part_of
 from prod_decode.corpus.tracker import BoundAnchors
 from prod_decode.corpus.winnow import Winnower
+from prod_decode.indexing.build import build
+from prod_decode.indexing.engines import Local
+from prod_decode.indexing.steps import Recipe
 from prod_decode.storage.models import load_tokenizer
+from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.tokenizer_bytes import vocabulary_of
 from prod_decode.tokens.vocabulary import Vocabulary
 from tests.prod_decode.corpus.corpora import cut_of, index_of
@@ -168,7 +172,7 @@ def run(
     part: str, model: str, folders: tuple[str, str], out: Path, *more: str
 ) -> dict[tuple[str, str], dict[str, Any]]:
     corpus, ours = folders
-    corpora = [corpus] if part in ("peers", "common", "largest") else []
+    corpora = [corpus] if part in ("peers", "common", "largest", "scan") else []
     few = ["--steps", "40", "--written", "1", "--tokens", "900", "--anchors", "5000", "--tokenizer", model]
     assert main(["corpora", part, ours, *corpora, *few, "--work", str(out.parent), "--json", str(out), *more]) == 0
     assert [path.name for path in out.parent.iterdir()] == [out.name]
@@ -217,11 +221,24 @@ def test_large_and_random_ones(model: str, folders: tuple[str, str], tmp_path: P
     assert len({guard for guard, _ in found}) == 2
 
 
+def test_a_scan_by_itself(model: str, folders: tuple[str, str], tmp_path: Path) -> None:
+    recipe = Recipe(Cut.of(150, None, Normalization(), bytes(16)))
+    index = build([folders[0]], tmp_path / "a.pidx", recipe, Local(1))
+    (tmp_path / "out").mkdir()
+    found = run("scan", model, (str(tmp_path / "a.pidx"), folders[1]), tmp_path / "out" / "out.jsonl")
+    guard = f"{len(index)} anchors"
+    assert [what for _, what in found] == ["scan", "normalise", "look up what can be an anchor", "look up every run"]
+    assert all(record["value"] > 0 for record in found.values())
+    assert int(found[guard, "scan"]["note"].split()[0]) >= 2
+
+
 def test_a_mistake_is_one_line(folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["corpora", "common", folders[1]]) == 2
     assert "expected the corpus of `common` behind CODE, got none" in capsys.readouterr().err
     assert main(["corpora", "common", *reversed(folders), "--settings", "0,x"]) == 2
     assert "--settings: expected numbers such as 0,20, got '0,x'" in capsys.readouterr().err
+    assert main(["corpora", "scan", folders[1]]) == 2
+    assert "expected the corpus of `scan` behind CODE, got none: name indices" in capsys.readouterr().err
     assert main(["corpora", "chance", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("bench corpora: expected Python files below ")

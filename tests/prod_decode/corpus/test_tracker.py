@@ -237,7 +237,7 @@ def test_every_anchor_in_a_text_is_found_and_nothing_else(
 
 
 def runs_by_hand(begins: list[int], owners: list[int], reach: int) -> list[tuple[int, int, bool]]:
-    """Runs first, each of which is then cut into stretches of one document; a stretch of one joins what is before it."""
+    """Runs first, each cut into stretches of one document; a stretch of one anchor joins what is before it."""
     found: list[list[int]] = []
     for at, begin in enumerate(begins):
         if not at or begin - begins[at - 1] > reach:
