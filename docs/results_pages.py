@@ -40,7 +40,8 @@ def make(root: Path) -> dict[Path, str]:
     """
     results, folder = Results(root / "results"), root / "docs" / "results"
     design = root / "docs" / "design"
-    pages = [*sorted(folder.glob("*.md")), design / "measurements.md", design / "corpora-measured.md"]
+    measured = (design / f"{name}.md" for name in ("measurements", "corpora", "corpora-measured"))
+    pages = [*sorted(folder.glob("*.md")), *measured]
     made = {page: fill(page.read_text(encoding="utf-8"), results, page.name) for page in pages}
     made |= {folder / "figures" / f"{name}.svg": draw(results) for name, draw in FIGURES.items()}
     made |= {folder / "appendix" / name: text for name, text in appendix(results).items()}

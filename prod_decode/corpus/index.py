@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prod_decode.blocklist.blocklist import Blocklist, Match, Quoted, codes_of
 from prod_decode.blocklist.entries import EntryInfo
-from prod_decode.corpus.kernels import runs_of
+from prod_decode.corpus.finding import runs_of
 from prod_decode.corpus.keys import KEY_BYTES, Cut
 from prod_decode.corpus.report import IndexReport, Source
 from prod_decode.corpus.table import Table

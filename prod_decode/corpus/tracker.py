@@ -10,17 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prod_decode.corpus.ahead import Beginnings, LongEnds, even_set
-from prod_decode.corpus.kernels import (
-    FILLED,
-    LATEST,
-    SEEN,
-    STATE,
-    Finding,
-    any_near,
-    completing_all,
-    find_all,
-    follow_all,
-)
+from prod_decode.corpus.finding import Finding, find_all
+from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, any_near, completing_all, follow_all
 from prod_decode.corpus.keys import LOOK_AHEAD, Cut, power
 from prod_decode.corpus.table import Table
 from prod_decode.corpus.winnow import EVERY_RUN, bound_of

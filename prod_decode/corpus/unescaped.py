@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, Finding, find_all, forget, push
+from prod_decode.corpus.finding import Finding, find_all
+from prod_decode.corpus.kernels import FILLED, LATEST, SEEN, STATE, forget, push
 from prod_decode.corpus.keys import BASE, LOOK_AHEAD, mix
 from prod_decode.corpus.table import part_of
 from prod_decode.corpus.tracker import NO_ROWS, NOTHING, Anchors, BoundAnchors, Rows

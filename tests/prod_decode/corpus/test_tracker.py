@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from prod_decode.corpus.kernels import runs_of
+from prod_decode.corpus.finding import runs_of
 from prod_decode.match.matcher import Matcher
 from prod_decode.text.normalize import Normalization
 from prod_decode.tokens.vocabulary import UNKNOWN, Vocabulary

@@ -17,7 +17,7 @@ from prod_decode import Blocklist, Entry, Vocabulary
 from prod_decode.match.automaton import Automaton
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import unescaped
-from prod_decode.text.escapes import decode_text
+from prod_decode.text.escapes import Decoded, decode_text
 from prod_decode.text.patterns import Pattern
 from tests.oracle import NaiveMatcher, normalize, occurrences
 from tests.strategies import byte_strings, normalizations, pattern_lists, vocabularies
@@ -51,6 +51,13 @@ def character(escape: str) -> bytes:
 @given(st.text(st.sampled_from('aA0 é\n"\\/\t\x00😀') | st.characters(codec="utf-8")), st.booleans())
 def test_the_decoder_of_these_tests_is_that_of_json(text: str, ascii_only: bool) -> None:
     assert unescape(json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode()).decode() == text
+
+
+@given(
+    st.lists(st.sampled_from([rb"\ud83d", rb"\uDE00", b"\\", b"\\n", b"u00", b"4a", b"x", "é".encode()])).map(b"".join)
+)
+def test_a_text_is_decoded_from_left_to_right(text: bytes) -> None:
+    assert Decoded.of(np.frombuffer(text, np.uint8)).codes.tobytes() == unescape(text)
 
 
 class NaiveUnescaped(NaiveMatcher):
