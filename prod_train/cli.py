@@ -21,6 +21,9 @@ from prod_train.config.config import Config, flag, given_fields, make_config, pl
 
 USELESS = 1
 
+# Of a run that names neither a recipe nor a method: the best that is known for who does not know which.
+DEFAULT_RECIPE = "balanced"
+
 STATUSES = {
     0: "done",
     USELESS: "trained, but no checkpoint that is left obeys the stop rules, or the result has collapsed",
@@ -165,7 +168,7 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> tuple
     # The value of a flag that is not known looks like the name of a file.
     file = options.config if not problems or Path(options.config or "").is_file() else None
     try:
-        config = make_config(file, given)
+        config = make_config(file, given, recipe=DEFAULT_RECIPE)
     except ProdError as error:
         # What a misspelt flag was meant to give is not missing as well.
         meant = tuple(f"{name}: " for word in unknown if (name := _meant(word, names)))

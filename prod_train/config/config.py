@@ -62,7 +62,12 @@ class _Run:
         "what",
         choices=tuple(RECIPES),
     )
-    method: str = _option("prod", "how to forget (default prod)", "what", choices=tuple(METHODS))
+    method: str = _option(
+        "prod",
+        "how to forget; a command without it and `--recipe` is `--recipe balanced`",
+        "what",
+        choices=tuple(METHODS),
+    )
     retain: str | None = _option(None, "what a retain loss keeps, in the formats of `--forget`", "what", metavar="R")
     holdout: str | None = _option(
         None, "code for measuring damage only, never trained on, in the formats of `--forget`", "what", metavar="H"
@@ -446,7 +451,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
+def make_config(file: str | None, flags: Mapping[str, Any], *, recipe: str | None = None) -> Config:
     """The configuration of a YAML file and flags, a flag before the file, the file before the default; checked.
 
     A recipe's choices come between the file and the defaults, but for those that `prod_train.rounds` makes by the size
@@ -455,12 +460,13 @@ def make_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     Args:
         file: a YAML file with some of the fields of `Config`, or None.
         flags: values by field name; only those that the user gave.
+        recipe: where they name neither a recipe nor a method; None: the default of `Config.method`.
 
     Raises:
         ProdError: every unknown key, value of another type, and problem of `Config.problems`, in one message.
     """
     values, problems = _values(file, flags)
-    values, contradicting = with_recipe(values)
+    values, contradicting = with_recipe(values, recipe)
     problems += contradicting
     config = Config(**values)
     # A value that could not be read is not missing as well.

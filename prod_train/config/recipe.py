@@ -90,45 +90,61 @@ def rate_by_size(parameters: int) -> float:
     return float(f"{fast * (slow / fast) ** share:.1e}")
 
 
-def with_recipe(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def with_recipe(values: Mapping[str, Any], default: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """The values of a run by field name with those of its recipe, where it names one and gives none, and mistakes.
 
     Args:
         values: what the user gave.
+        default: the recipe where neither a recipe nor a method is given; None: none.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    name = given.get("recipe")
+    is_default = default is not None and not {"recipe", "method"} & set(values)
+    name = default if is_default else given.get("recipe")
     if name not in RECIPES:
         return dict(values), []
+    given["recipe"] = name
     recipe = RECIPES[name]
     options = dict(recipe.options)
     if "accumulate" in given:
         del options["batch_size"]
     if given.get("blocklist") is not None:
         options.pop("opening", None)  # of anchors that are chosen
-    if _is_adapter(given):
+    if _is_adapter(given) or given.get("tuning") == "full":
         options.pop("lora_init")  # told below
-    return {**options, **given}, contradictions(name, given)
+    return {**options, **given}, contradictions(name, given, is_default=is_default)
 
 
 def _is_adapter(given: Mapping[str, Any]) -> bool:
     return Path(str(given.get("model", "")), ADAPTER).is_file()
 
 
-def contradictions(name: str, given: Mapping[str, Any]) -> list[str]:
-    """What of the given values would make another thing of a recipe, with a remedy."""
+def contradictions(name: str, given: Mapping[str, Any], *, is_default: bool = False) -> list[str]:
+    """What of the given values would make another thing of a recipe, with a remedy.
+
+    Args:
+        name: of the recipe.
+        given: the values.
+        is_default: nobody named the recipe.
+    """
     recipe = RECIPES[name]
+    whose, remedy, otherwise = f"--recipe {name}", "drop one of the two", ""
+    if is_default:
+        whose += ", which a run without --method is,"
+        remedy = "give a --method"
+        otherwise = f", or {remedy}"
     found = []
     if _is_adapter(given):
-        found.append(f"--recipe {name}: expected a whole model, got the adapter {given['model']}: merge it first")
+        found.append(
+            f"{whose.rstrip(',')}: expected a whole model, got the adapter {given['model']}: merge it first{otherwise}"
+        )
     if given.get("method", recipe.method) != recipe.method:
-        found.append(f"--method {given['method']}: --recipe {name} is a run of {recipe.method}: drop one of the two")
+        found.append(f"--method {given['method']}: {whose} is a run of {recipe.method}: {remedy}")
     if given.get("tuning") == "full":
-        found.append(f"--tuning full: --recipe {name} trains an adapter: drop one of the two")
+        found.append(f"--tuning full: {whose} trains an adapter: {remedy}")
     if given.get("retain_loss") == "none":
-        found.append(f"--retain-loss none: --recipe {name} has a retain set: drop one of the two")
+        found.append(f"--retain-loss none: {whose} has a retain set: {remedy}")
     if given.get("retain_loss") == "nll" and recipe.rounds > 1:
-        found.append(f"--retain-loss nll: the second round of --recipe {name} needs kl: drop one of the two")
+        found.append(f"--retain-loss nll: the second round of {whose} needs kl: {remedy}")
     found += [
         f"--{option.replace('_', '-')} base: belongs to a second round, and --recipe {name} sees to that: drop it"
         for option in ("retain_reference", "holdout_reference")

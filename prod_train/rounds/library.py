@@ -48,7 +48,9 @@ def pieces_of(name: str, config: Config) -> list[Piece]:
         parts = [found.get(key) for key in ("prompt", "completion", "canonical_solution", "text")]
         prompt, *rest = (part if isinstance(part, str) else "" for part in parts)
         rows.append((prompt, "".join(rest)))
-    return list(_pieces(rows))
+    # A lone surrogate stands for nothing that a piece could share.
+    written = (tuple(part.encode("utf-8", "replace").decode() for part in row) for row in rows)
+    return list(_pieces([(prompt, rest) for prompt, rest in written]))
 
 
 def _said(record: Mapping[str, Any]) -> Iterator[str]:

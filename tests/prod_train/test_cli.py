@@ -32,7 +32,8 @@ def files(tmp_path_factory):
 
 
 def arguments(files, output, *more):
-    return [*(w for key, value in files.items() for w in (flag(key), value)), "--output", str(output), *more]
+    words = (w for key, value in files.items() for w in (flag(key), value))
+    return [*words, "--method", "prod", "--output", str(output), *more]
 
 
 @pytest.mark.slow
@@ -52,7 +53,9 @@ def test_run_then_merge(files, tmp_path, capsys):
 
 def test_a_flag_beats_the_file(files, tmp_path, capsys):
     file = tmp_path / "c.yaml"
-    file.write_text(json.dumps({**files, "output": str(tmp_path / "o"), "max-steps": 3, "top_p": 0.5}))
+    file.write_text(
+        json.dumps({**files, "output": str(tmp_path / "o"), "max-steps": 3, "top_p": 0.5, "method": "prod"})
+    )
     assert main(["check", str(file), "--max-steps", "7", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["config"]["max_steps"], plan["config"]["top_p"], plan["steps"]) == (7, 0.5, 7)

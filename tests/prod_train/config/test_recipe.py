@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prod_decode.errors import ProdError
+from prod_decode.storage.models import ADAPTER
 from prod_train.config.config import given_fields, make_config
 from prod_train.config.recipe import RATES, RECIPES, rate_by_size
 from prod_train.config.stopping import choose
@@ -69,6 +70,28 @@ def test_what_contradicts_it_is_told(given_: dict[str, Any], said: str) -> None:
     with pytest.raises(ProdError) as error:
         make_config(None, {**NEEDED, "recipe": "balanced", **given_})
     assert any(mistake.startswith(said) for mistake in error.value.mistakes), error.value.mistakes
+
+
+def test_without_a_method_a_run_takes_the_recipe_that_is_its_default(tmp_path: Path) -> None:
+    assert make_config(None, NEEDED, recipe="balanced") == make_config(None, {**NEEDED, "recipe": "balanced"})
+    assert make_config(None, NEEDED).recipe is None
+    for named in ({"method": "prod"}, {"recipe": "gentle"}, {"method": "learn"}):
+        assert make_config(None, {**NEEDED, **named}, recipe="balanced") == make_config(None, {**NEEDED, **named})
+    file = tmp_path / "c.yaml"
+    file.write_text("recipe: null\nmethod: prod\n")  # as a run without a recipe writes it
+    assert make_config(str(file), NEEDED, recipe="balanced").recipe is None
+    with pytest.raises(ProdError) as error:
+        make_config(None, {**NEEDED, "tuning": "full"}, recipe="balanced")
+    assert error.value.mistakes == (
+        "--tuning full: --recipe balanced, which a run without --method is, trains an adapter: give a --method",
+    )
+    (tmp_path / ADAPTER).write_text("{}")
+    with pytest.raises(ProdError) as error:
+        make_config(None, {**NEEDED, "model": str(tmp_path)}, recipe="balanced")
+    assert error.value.mistakes == (
+        f"--recipe balanced, which a run without --method is: expected a whole model, got the adapter {tmp_path}: "
+        "merge it first, or give a --method",
+    )
 
 
 def test_a_contradiction_is_one_line() -> None:
