@@ -16,7 +16,7 @@ from prod_decode.command.options import Parser
 from prod_decode.command.terminal import USAGE, duration, exit_status, standard_streams, to_json
 from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
-from prod_train.command import data, evaluate, probe
+from prod_train.command import data, evaluate, probe, push
 from prod_train.config.config import Config, flag, given_fields, make_config, plain_type, saved_config
 
 USELESS = 1
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"prod-train {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, probe, evaluate):
+    for module in (data, probe, evaluate, push):
         module.add_to(commands)
     for name, text, function in (
         ("run", "train, evaluate, and write an adapter (or model), a model card, report.json and report.html", _run),
@@ -105,6 +105,11 @@ def build_parser() -> argparse.ArgumentParser:
             "config", nargs="?", metavar="CONFIG.yaml", help="values for the flags below; a flag given here wins"
         )
         _add_fields(add)
+        add.add_argument(
+            "--push-to-hub",
+            metavar="OWNER/NAME",
+            help="upload the result to a private repository of the hub, as `prod-train push` does",
+        )
         add.add_argument("--json", action="store_true", help="print one JSON object")
         add.set_defaults(run=function)
         add.keeps_unknown = True  # told with all that is wrong with the values
@@ -176,6 +181,8 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> tuple
         raise ProdError(*problems, *mistakes) from None
     if problems:
         raise ProdError(*problems)
+    if options.push_to_hub is not None:
+        push.expect_pushable(options.push_to_hub, config.model, is_adapter=config.tuning == "lora")
     return config, given_fields(file, given)
 
 
@@ -243,7 +250,19 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
     if report.collapsed:
         print(f"prod-train run: {report.collapsed}", file=sys.stderr)
         return USELESS
+    if options.push_to_hub is not None:
+        _pushed(report.output, options.push_to_hub)
     return 0
+
+
+def _pushed(output: Path, repo: str) -> None:
+    """Upload what a run has written; it is there whatever becomes of that."""
+    try:
+        print(f"uploaded: {push.Push.of(output, repo).upload(public=False)}", file=sys.stderr)
+    except ProdError as error:
+        raise ProdError(
+            f"{error}; {output} has the result: `prod-train push {output} {repo}` uploads it later"
+        ) from None
 
 
 def _check(options: argparse.Namespace, unknown: Sequence[str]) -> int:

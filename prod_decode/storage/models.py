@@ -102,6 +102,11 @@ def is_gguf(name: str) -> bool:
     return name == BUNDLED or name.lower().endswith(".gguf")
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a model's name is one of the hub, as far as this machine can tell: nothing here is called so."""
+    return not is_gguf(name) and not Path(name).is_absolute() and not Path(name).exists()
+
+
 def load_tokenizer(name: str, **options: Any) -> Any:
     """The transformers tokenizer of a model (see `load_model`); `options` go to `AutoTokenizer.from_pretrained`."""
     source, located = _locate(name)

@@ -133,7 +133,8 @@ def contradictions(name: str, given: Mapping[str, Any], *, is_default: bool = Fa
         remedy = "give a --method"
         otherwise = f", or {remedy}"
     found = []
-    if _is_adapter(given):
+    # Whoever loads a directory of both a model and an adapter says what is wrong with it.
+    if _is_adapter(given) and not Path(given["model"], "config.json").is_file():
         found.append(
             f"{whose.rstrip(',')}: expected a whole model, got the adapter {given['model']}: merge it first{otherwise}"
         )

@@ -21,7 +21,7 @@ from prod_train.loss.objective import Encoder
 from prod_train.methods import make_method
 from prod_train.model.modeling import base_name, load_adapter, load_whole
 from prod_train.run.job import Job, read_sets
-from prod_train.run.report import INTERVALS, table
+from prod_train.run.report import INTERVALS, card_head, table
 from prod_train.run.session import Session, evaluate
 from prod_train.targets.targets import ReferenceStore, model_digest, rows_digest
 
@@ -292,7 +292,7 @@ def _document(
     if run and run.config.load_in_4bit:
         said += " The run measured a base in 4 bits; this is one in full."
     _log.info("%s", said)
-    lines = ["---", f"base_model: {base}", "library_name: transformers", "tags: [unlearning, prod-train]", "---", ""]
+    lines = card_head(base, "transformers")
     lines += [f"# {base} with {adapter} merged into it", "", said, ""]
     if metrics:
         compared = table(run.metrics if run else {}, metrics).replace("| before | after |", "| adapter | merged |", 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prod_decode.storage.models import is_on_hub
 from prod_train.config.config import Config
 from prod_train.run.session import Session
 from prod_train.targets.targets import rows_digest
@@ -99,12 +100,7 @@ def model_card(session: Session, report: RunReport, whole: Whole) -> str:
         if value is not None and value is not False and value != []
     }
     lines = [
-        "---",
-        f"base_model: {config.model}",
-        f"library_name: {'peft' if adapter else 'transformers'}",
-        "tags: [unlearning, prod-train]",
-        "---",
-        "",
+        *card_head(config.model, "peft" if adapter else "transformers"),
         f"# {config.model}, after `{command_of(config.to_dict())}`",
         "",
         f"**{report.verdict}.**",
@@ -130,6 +126,12 @@ def model_card(session: Session, report: RunReport, whole: Whole) -> str:
     lines += [f"| teacher | | `{whole.earlier['teacher'] if whole.earlier else session.digest}` |", "", "```yaml"]
     lines += [f"{key}: {value}" for key, value in settings.items()]
     return "\n".join([*lines, "```", ""])
+
+
+def card_head(base: str, library: str) -> list[str]:
+    """The lines that a model card begins with, for the hub, which refuses a base that it does not have."""
+    named = [f"base_model: {base}"] if is_on_hub(base) else []
+    return ["---", *named, f"library_name: {library}", "tags: [unlearning, prod-train]", "---", ""]
 
 
 def command_of(config: Mapping[str, Any]) -> str:

@@ -108,7 +108,7 @@ def test_no_row_with_a_phrase_is_told(world: dict[str, str], tmp_path: Path) -> 
 
 def test_check_shows_them(world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for name, value in world.items() for word in (flag(name), value)]
-    assert main(["check", *words, "--output", str(tmp_path / "o"), "--batch-size", "2"]) == 0
+    assert main(["check", *words, "--method", "prod", "--output", str(tmp_path / "o"), "--batch-size", "2"]) == 0
     out = capsys.readouterr().out
     assert "forget   3 rows" in out
     (line,) = (line for line in out.splitlines() if line.startswith("replaced "))
