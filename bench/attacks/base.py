@@ -70,12 +70,14 @@ class Attack:
         name: as in `--attacks`.
         rank: where it stands in lists, before those with a greater one.
         on_weights: whether it changes the model, and so needs one that was trained.
+        on_untaught: whether, if so, the model that was never taught is attacked as well, as a yardstick.
         temperature: of sampling; 0 is greedy. Above 0, of several trials a prompt the worst counts.
     """
 
     name: ClassVar[str]
     rank: ClassVar[int] = 100
     on_weights: ClassVar[bool] = False
+    on_untaught: ClassVar[bool] = False
     temperature: ClassVar[float] = 0.0
 
     @classmethod

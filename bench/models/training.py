@@ -127,10 +127,14 @@ class Trainer:
         output = self._beside(adapter, "merged")
         return output if output.is_dir() else merge(str(adapter), str(output), model=model, measure=False)
 
-    def relearned(self, adapter: Path, forget: str, *, steps: int, seed: int) -> Path:
-        """An unlearned adapter trained on the rows again, for as many steps."""
-        output = self._beside(adapter, "relearned")
-        self._run(output, model=str(adapter), forget=forget, method="learn", max_steps=steps, seed=seed, every=1e6)
+    def relearned(self, model: str, adapter: Path | None, forget: str, *, steps: int, seed: int) -> Path:
+        """An adapter after so many steps of training on the rows again; without one a new one on the model."""
+        what = f"relearned-{steps}"
+        if adapter is None:
+            output = self.folder / f"{Path(model).name}.{Path(forget).stem}.{what}.s{seed}"
+        else:
+            output, model = self._beside(adapter, what), str(adapter)
+        self._run(output, model=model, forget=forget, method="learn", max_steps=steps, seed=seed, every=1e6)
         return output
 
     def _beside(self, adapter: Path, what: str) -> Path:

@@ -232,13 +232,14 @@ class Experiment:
         """The model of a cell: the untaught one, or the start with an adapter on it, or what an attack makes of it."""
         from bench.models.subject import Subject
 
-        if key.method == UNTAUGHT:
+        if key.method == UNTAUGHT and not attack.on_untaught:
             return self._untaught
         steps = 0 if adapter is None else steps_of(adapter)
         if trained_of(key.method) == SECOND_ROUND:
             steps += steps_of(self._adapters(FIRST_ROUND)[self.plan.profile.epochs])
         setting = Setting(self.trainer, self.whole, steps, self.seed)
-        weights = attack.weights(Weights(self.start, adapter), setting)
+        start = self.untaught if key.method == UNTAUGHT else self.start
+        weights = attack.weights(Weights(start, adapter), setting)
         if (weights.model, weights.four_bit) != (self.start, False):
             subject = Subject(weights.model, dtype=self.plan.dtype, four_bit=weights.four_bit)
             subject.adapt(weights.adapter)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.attacks import ATTACKS
+from bench.attacks.base import Attack
 from bench.guards.decode import Decode, Replace
 from bench.humaneval.sandbox import choose_isolation
 from bench.tasks import TASKS
@@ -130,10 +131,14 @@ class Plan:
         return sorted({*marks, self.profile.epochs})
 
     def attacks(self, method: str) -> list[str]:
-        """The attacks on a method, after its last epoch: only adapters can be relearned or quantised."""
+        """The attacks on a method, after its last epoch: only adapters can be quantised, and they are what relearns."""
         if method not in self.profile.attacked:
             return []
-        return [attack for attack in self.profile.attacks if method not in UNTRAINED or not ATTACKS[attack].on_weights]
+
+        def applies(attack: type[Attack]) -> bool:
+            return not attack.on_weights or method not in UNTRAINED or (attack.on_untaught and method == UNTAUGHT)
+
+        return [attack for attack in self.profile.attacks if applies(ATTACKS[attack])]
 
 
 def trained_of(method: str) -> str:

@@ -301,5 +301,5 @@ def test_the_names_of_attacks_stay() -> None:
     assert list(ATTACKS) == [
         *("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%"),
         *("renamed", "case", "reformatted", "comments-stripped", "comments-added", "instruction-1", "tokenised"),
-        *("sampled", "relearned", "4bit"),
+        *("sampled", "relearned", "4bit", "relearned-5", "relearned-15", "relearned-30", "relearned-60"),
     ]

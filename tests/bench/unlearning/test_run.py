@@ -32,7 +32,7 @@ from bench.tasks.copyright import DEFAULT_FUNCTIONS, CopyrightScore
 from bench.tasks.deprecated import DeprecatedTask
 from bench.unlearning.experiment import HUMANEVAL_TOKENS, guard_of, make_task, scores_of, summarise
 from bench.unlearning.plan import Plan, environment, make_plan, trained_of
-from bench.unlearning.profiles import PROFILES, SECOND_ROUND
+from bench.unlearning.profiles import PROFILES, SECOND_ROUND, UNTAUGHT
 from bench.unlearning.records import Cell, Key, Output, RunFolder, _finite, read_run
 from bench.unlearning.run import Runner
 from prod_decode.blocklist.blocklist import Blocklist
@@ -241,8 +241,25 @@ def test_a_second_round_goes_on_where_prod_surgical_ended(model: str, tmp_path: 
     written = (folder / CONTINUED).read_text().splitlines()
     assert 2 < len(written) <= 8
     # Taught again for as many steps as both rounds had.
-    (again,) = tmp_path.glob("models/*.relearned/config.yaml")
+    (again,) = tmp_path.glob("models/*.relearned-*/config.yaml")
     assert yaml.safe_load(again.read_text())["max_steps"] == 2 * 2 + 2 + len(written)
+
+
+@pytest.mark.slow
+def test_the_untaught_model_learns_as_what_was_unlearned_learns_again(model: str, tmp_path: Path) -> None:
+    both = (UNTAUGHT, "prod", "base")
+    attacks = ("relearned-5", "relearned", "renamed")
+    Runner(small_plan(model, methods=both, attacked=both, attacks=attacks), tmp_path).run()
+    cells = {(cell.key.method, cell.key.attack) for cell in read_run(tmp_path)[1]}
+    # Nothing was unlearned for as many steps as `relearned` takes, and the base knows the text.
+    assert {attack for method, attack in cells if method == UNTAUGHT} == {"none", "relearned-5", "renamed"}
+    assert {attack for method, attack in cells if method == "base"} == {"none", "renamed"}
+    configs = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("models/*.relearned-5*/config.yaml")]
+    assert {config["max_steps"] for config in configs} == {5}
+    assert {config["method"] for config in configs} == {"learn"}
+    starts = {config["model"] for config in configs}
+    assert len(starts) == 2
+    assert starts > {model}
 
 
 @pytest.mark.slow
