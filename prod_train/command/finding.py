@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from prod_train.measure.verdict import characters
+
 if TYPE_CHECKING:
     from prod_train.measure.probe import Answer, Probed
 
@@ -87,4 +89,4 @@ class Finding:
 
 def _recited(answers: Sequence[Answer], of: str) -> str:
     longest = max(answer.run for answer in answers)
-    return f"recites {sum(answer.verbatim for answer in answers)} of {of}: longest run {longest:,} characters"
+    return f"recites {sum(answer.verbatim for answer in answers)} of {of}: longest run {characters(longest)}"

@@ -23,7 +23,7 @@ def verdict(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, r
     )
     parts = [f"recites {_number(forget, 'verbatim'):,} of {of}{_before(before, 'verbatim')}"]
     if forget["verbatim_run"].get("most") is not None:
-        parts.append(f"longest run {_characters(forget['verbatim_run']['most'])}")
+        parts.append(f"longest run {characters(forget['verbatim_run']['most'])}")
     if silent := _number(forget, "empty_output"):
         parts.append(f"outputs without text: {silent:,}{_before(before, 'empty_output')}")
     if after["holdout"]:
@@ -37,7 +37,8 @@ def _before(before: Mapping[str, Any] | None, name: str) -> str:
     return "" if before is None else f", before {_number(before['forget'], name):,}"
 
 
-def _characters(count: float) -> str:
+def characters(count: float) -> str:
+    """So many characters, in words."""
     return "1 character" if count == 1 else f"{count:,.0f} characters"
 
 
