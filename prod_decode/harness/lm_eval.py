@@ -23,6 +23,9 @@ from prod_decode.hf import ProdLogitsProcessor
 
 PROGRAM = "prod_decode.harness.lm_eval"
 
+# Steps of a long text that are masked together: 2,048 of them with 152k tokens would take 1.2 GB, several times.
+_AT_ONCE = 128
+
 
 def _missing(name: str | None) -> NoReturn:
     raise ProdError(
@@ -239,10 +242,16 @@ class ProdLM(HFLM):  # type: ignore[misc]  # mypy does not follow lm_eval
         # In bfloat16 a sum of probabilities is off by more than what many choices differ by.
         dtype = self.softmax_dtype or torch.promote_types(logits.dtype, torch.float32)
         count = len(one.continuation)
-        log_probs = masked_log_probs(self._scorer, one.text, one.continuation, logits[-count:].to(dtype))
-        tokens = torch.tensor(one.continuation, device=log_probs.device)
-        total = log_probs.gather(1, tokens[:, None]).sum()
-        return float(total), bool((log_probs.argmax(-1) == tokens).all())
+        total, greedy = 0.0, True
+        for start in range(0, count, _AT_ONCE):
+            part = one.continuation[start : start + _AT_ONCE]
+            before = [*one.text, *one.continuation[:start]]
+            place = len(logits) - count + start
+            log_probs = masked_log_probs(self._scorer, before, part, logits[place : place + len(part)].to(dtype))
+            tokens = torch.tensor(part, device=log_probs.device)
+            total += float(log_probs.gather(1, tokens[:, None]).sum())
+            greedy = greedy and bool((log_probs.argmax(-1) == tokens).all())
+        return total, greedy
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """What the model writes under the mask, int64 [B, T], prompts included."""

@@ -108,7 +108,7 @@ def test_a_stop_ends_generation_and_a_prompt_has_its_own(tiny: str, monkeypatch:
     length = len(tokenizer.encode(OPENED[0].prompt))
     steps: list[int] = []
 
-    def forward(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+    def forward(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         steps.append(input_ids.shape[1])
         return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([wanted[input_ids.shape[1] - length]]), 0.0)
 
