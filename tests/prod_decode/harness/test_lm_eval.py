@@ -81,9 +81,9 @@ def pair(tokenizer: Any, prompt: str, output: str) -> tuple[list[int], list[int]
     cached=st.booleans(),
 )
 @example(
-    # The same tokens, and another prompt: a word begins where the output does.
+    # The same tokens, and other prompts: a word begins where the output does, and nowhere else.
     chosen=[Phrase("f(", True)],
-    asked=[("x.de", "f(x"), ("x.d", "ef(x"), ("x.d", "ef(.")],
+    asked=[("x.y", "zf(x"), ("x.yz", "f(x"), ("x.y", "zf(.")],
     size=4,
     cached=True,
 )
@@ -128,6 +128,7 @@ def test_a_prohibited_continuation_is_impossible_and_never_greedy(tiny: str) -> 
 @pytest.mark.slow
 @given(chosen=phrases(), asked=st.lists(texts, min_size=1, max_size=3), room=st.sampled_from([3, 5, 400]))
 @example(chosen=[Phrase("x.return(", False)], asked=["x.x.x.x.return(x", "def x.return(x"], room=3)
+@example(chosen=[Phrase("f(", True)], asked=["x.xf(x"], room=3)
 @settings(max_examples=25)
 @torch.no_grad()
 def test_a_rolling_text_is_one_output_whatever_the_windows(
