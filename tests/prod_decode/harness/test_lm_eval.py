@@ -152,6 +152,7 @@ def test_a_rolling_text_is_one_output_whatever_the_windows(
 
 
 @needs_lm_eval
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_what_is_generated_has_no_prohibited_phrase(tiny: str, size: int) -> None:
     model, tokenizer = loaded(tiny)
@@ -194,6 +195,7 @@ def test_a_word_ends_where_a_stop_string_begins(tiny: str) -> None:
 
 
 @needs_lm_eval
+@pytest.mark.slow
 def test_an_adapter_is_measured(tiny: str, tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -337,6 +339,7 @@ def test_the_command_tells_a_mistake_in_one_line(tiny: str, tmp_path: Path) -> N
     assert last.startswith("prod_decode.harness.lm_eval: blocklist: expected a compiled blocklist")
 
 
+@pytest.mark.slow
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "lm_eval.py").write_text("raise ModuleNotFoundError('no', name='lm_eval')\n")
     said = "the model class 'prod' needs lm-evaluation-harness, and the module lm_eval is not installed: pip install"
