@@ -5,6 +5,7 @@
 #
 # Others: make bench        every task and the main methods on a small scale, and a page of results in out/bench
 #         make test-llama   compile llama-cpp-python (8 minutes of CPU; needs a C++ compiler) and test its adapter
+#         make test-eval    install lm-evaluation-harness (270 MB with what it needs) and test its model class
 #         make test-wheel   build the wheel, check it, and install it with each extra where nothing else is
 #         make docs         write the generated pages, and build the site from docs/ into out/site
 #
@@ -35,6 +36,7 @@ escaped = $(subst $(EMPTY) ,\ ,$(1))
 READY := $(call escaped,$(VENV)/.ready)
 DEMO_READY := $(call escaped,$(VENV)/.demo)
 LLAMA_READY := $(call escaped,$(VENV)/.llama)
+EVAL_READY := $(call escaped,$(VENV)/.eval)
 DOCS_READY := $(call escaped,$(VENV)/.docs)
 RELEASE_READY := $(call escaped,$(VENV)/.release)
 VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
@@ -61,7 +63,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast test-deep test-vllm test-llama test-wheel lint format overhead docs clean
+.PHONY: demo bench test test-fast test-deep test-vllm test-llama test-eval test-wheel lint format overhead docs clean
 
 demo: $(DEMO_READY)
 	$(PY) -m bench demo
@@ -84,6 +86,9 @@ test-llama: $(LLAMA_READY)
 	@if [ -e "$(VENV)/.llama-missing" ]; then \
 	  echo "NOT RUN: llama-cpp-python could not be compiled here; install a C++ compiler, then make clean"; \
 	else $(PY) -m pytest tests/prod_decode/test_engines.py; fi
+
+test-eval: $(EVAL_READY)
+	$(PY) -m pytest tests/prod_decode/harness
 
 test-fast: $(READY)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -139,6 +144,10 @@ $(LLAMA_READY): $(READY)
 	@echo "Compiling llama-cpp-python; this happens once."
 	@export $(LLAMA_FLAGS) && $(INSTALL) --no-cache-dir --no-deps llama-cpp-python==0.3.36 diskcache==5.6.3 || \
 	  touch "$(VENV)/.llama-missing"
+	@touch "$@"
+
+$(EVAL_READY): $(READY)
+	$(INSTALL) -c constraints.txt -e '.[eval]'
 	@touch "$@"
 
 $(DOCS_READY): $(READY)

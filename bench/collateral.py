@@ -22,7 +22,7 @@ import numpy as np
 from bench.corpora.walks import ROWS as ROWS_TIMED
 from bench.corpora.walks import timed, tokens_of
 from bench.figures import Figure, save, table
-from bench.humaneval.utility import HUB_HUMANEVAL, load_completions, load_humaneval, stop_at
+from bench.humaneval.utility import HUB_HUMANEVAL, load_completions, load_humaneval
 from bench.metrics import wilson
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
@@ -30,6 +30,7 @@ from prod_decode.blocklist.sources import read_texts
 from prod_decode.command.options import Parser, positive
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
+from prod_decode.harness.stops import stop_at
 from prod_decode.match.matcher import Matcher
 from prod_decode.storage.artifact import require_output
 from prod_decode.storage.models import load_tokenizer

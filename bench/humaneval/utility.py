@@ -22,16 +22,12 @@ from bench.metrics import parses, pass_at_k, proportion
 from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
 from prod_decode.errors import ProdError
+from prod_decode.harness.stops import stop_at
 from prod_decode.storage.artifact import require_output
 from prod_decode.storage.files import write_whole
 from prod_train.measure.metric import Metric, bootstrap
 
 HUB_HUMANEVAL = "openai/openai_humaneval:test"
-
-# A completion ends before the first of these: text at the start of a line that cannot belong to the function any more.
-# The first five are those of Chen et al. (arXiv 2107.03374); decorators and the end of a Markdown block came later and
-# are in common use.
-STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@", "\n```")
 
 # Ten seconds a program, as in the PROD paper; of CPU time, so that a busy machine gives the same score as an idle one.
 LIMITS = Limits(seconds=60.0, cpu_seconds=10)
@@ -156,14 +152,6 @@ def _strings(record: Mapping[str, Any], place: str, keys: Iterable[str]) -> list
             raise ProdError(f"{place}: expected {key!r} as a string, got {got}")
         values.append(value)
     return values
-
-
-def stop_at(completion: str, stops: Sequence[str] = STOPS) -> str:
-    """The completion up to, and without, the first stop sequence in it.
-
-    Every stop begins with a newline, so the text at the very start never counts: a model may begin with a comment.
-    """
-    return completion[: min((at for stop in stops if (at := completion.find(stop)) >= 0), default=len(completion))]
 
 
 def check(problem: Problem, completion: Completion, limits: Limits = LIMITS) -> Checked:

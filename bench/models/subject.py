@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from bench.metrics import Value
+from prod_decode.harness.continuing import continuations, padding_id
 from prod_decode.storage.models import load_model, load_tokenizer
 from prod_train.data.rows import Row, by_length
 from prod_train.loss.objective import Encoder
-from prod_train.measure.evaluate import continuations, evaluate_holdout, evaluate_likelihood, padding_id
+from prod_train.measure.evaluate import evaluate_holdout, evaluate_likelihood
 from prod_train.model.modeling import load_4bit
 from prod_train.targets.targets import ReferenceStore, model_digest
 

@@ -12,8 +12,8 @@ from typing import Any
 from bench.models.subject import Writing
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.errors import ProdError
+from prod_decode.harness.continuing import ending_ids
 from prod_train.config.config import Config
-from prod_train.measure.evaluate import ending_ids
 
 # Tokens of a prompt and its output, and of the prompts of a step; and requests of a step.
 _LENGTH, _REQUESTS = 4096, 64

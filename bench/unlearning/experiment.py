@@ -17,13 +17,14 @@ from bench.attacks.base import Attack, Setting, Weights
 from bench.guards import GUARDS
 from bench.guards.decode import Replace
 from bench.humaneval.sandbox import Limits
-from bench.humaneval.utility import STOPS, Checked, Completion, check_all, load_humaneval, pass_rate
+from bench.humaneval.utility import Checked, Completion, check_all, load_humaneval, pass_rate
 from bench.metrics import Value, proportion
 from bench.models.training import FIRST_ROUND, Trainer, steps_of
 from bench.tasks import TASKS, Setup
 from bench.unlearning.plan import Plan, trained_of
 from bench.unlearning.profiles import REPLACING, SECOND_ROUND, UNTAUGHT, UNTRAINED
 from bench.unlearning.records import FORGET, WRITTEN, Cell, Key, Output, RunFolder
+from prod_decode.harness.stops import STOPS
 from prod_train.measure.metric import bootstrap
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from prod_decode.blocklist.sources import read_json_lines
 from prod_decode.errors import ProdError
+from prod_decode.harness.continuing import continuations
 from prod_decode.storage.files import write_whole
 from prod_train.data.rows import Row, by_length
-from prod_train.measure.evaluate import continuations
 
 # Of the part to recite, how much of it the model is given.
 GIVEN = (0.0, 0.25, 0.5, 0.75)

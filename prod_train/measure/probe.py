@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prod_decode.harness.continuing import padding_id
 from prod_train.data.alike import COMPARED
 from prod_train.data.rows import Row, by_length
 from prod_train.loss.objective import Encoder
@@ -15,7 +16,6 @@ from prod_train.measure.evaluate import (
     RECITED_TOKENS,
     enforcing,
     likelihoods,
-    padding_id,
     recitation,
     recite,
     to_recite,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from prod_decode.harness.continuing import continuations
 from prod_train.data.alike import COMPARED
 from prod_train.data.rows import Row, by_length
-from prod_train.measure.evaluate import continuations
 from prod_train.measure.metric import Metric, bootstrap
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from prod_decode.errors import ProdError, brief
+from prod_decode.harness.continuing import padding_id
 from prod_decode.storage.models import is_gguf
 from prod_train.config.config import BASE, Config
 from prod_train.data.replaced import replaced_rows
 from prod_train.data.rows import Row, encode, load_rows
-from prod_train.measure.evaluate import measurable, padding_id
+from prod_train.measure.evaluate import measurable
 from prod_train.measure.overlap import check_overlaps
 from prod_train.methods import make_method
 from prod_train.model.modeling import base_name, expect_4bit, tokenizer_of

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prod_decode.blocklist.sources import read_texts
+from prod_decode.harness.continuing import continuations
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.storage.files import write_whole
-from prod_train.measure.evaluate import continuations, measurable
+from prod_train.measure.evaluate import measurable
 from prod_train.run.session import evaluate
 
 if TYPE_CHECKING:

@@ -43,6 +43,12 @@ NOT_RUN = [
         "serve-with-vllm.md",
         "needs the server; tests/vllm/test_example.py asks one",
     ),
+    ("trusted-benchmarks.md", "needs EvalPlus and a model of yours"),
+    ("trusted-benchmarks.md", "downloads packages"),
+    (
+        "trusted-benchmarks.md",
+        "needs lm_eval, a model and the data of a task; make test-eval runs a task of its own",
+    ),
     ("unlearn-and-serve.md", "downloads packages"),
 ]
 

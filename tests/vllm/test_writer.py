@@ -17,9 +17,9 @@ from bench.models.subject import Subject, Writing
 from bench.models.vllm_writer import VllmWriter
 from prod_decode import Blocklist, Entry
 from prod_decode.errors import ProdError
+from prod_decode.harness.continuing import ending_ids
 from prod_decode.storage.models import load_model
 from prod_train.measure import evaluate
-from prod_train.measure.evaluate import ending_ids
 from tests.vllm.engine import ENVIRONMENT, PROMPTS, model_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

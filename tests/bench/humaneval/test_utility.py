@@ -15,7 +15,6 @@ from hypothesis import settings
 from bench.__main__ import main
 from bench.humaneval.utility import (
     LIMITS,
-    STOPS,
     Checked,
     Completion,
     Problem,
@@ -24,11 +23,11 @@ from bench.humaneval.utility import (
     load_completions,
     load_humaneval,
     pass_rate,
-    stop_at,
     write_records,
 )
 from bench.metrics import pass_at_k, wilson
 from prod_decode.errors import ProdError
+from prod_decode.harness.stops import STOPS, stop_at
 from tests import ROOT
 
 # Written for this test in the shape of the data set.

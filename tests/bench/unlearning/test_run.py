@@ -22,7 +22,7 @@ from bench.__main__ import main
 from bench.attacks import weights
 from bench.guards.bad_words import BadWords
 from bench.guards.memfree import NgramBan
-from bench.humaneval.utility import STOPS, Checked
+from bench.humaneval.utility import Checked
 from bench.metrics import Value
 from bench.models.subject import Subject
 from bench.models.training import Trainer, steps_of
@@ -38,6 +38,7 @@ from bench.unlearning.run import Runner
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
+from prod_decode.harness.stops import STOPS
 from prod_decode.storage.models import load_tokenizer
 from prod_train.run.job import ANCHORS, CONTINUED
 from tests import ROOT

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
+from prod_decode.harness.continuing import ending_ids
 from prod_decode.storage.models import ADAPTER, load_model
 from prod_train.config.config import Config
 from prod_train.data.rows import Row
 from prod_train.measure.continued import continued_rows, load_continued, save_continued
-from prod_train.measure.evaluate import ending_ids
 from prod_train.model.modeling import trainable
 from prod_train.run.check import check
 from prod_train.run.job import ANCHORS, CONTINUED, prepare

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.errors import ProdError
+from prod_decode.harness.continuing import continuations, ending_ids
 from prod_decode.storage.models import load_model
 from prod_train.data.rows import encode
 from prod_train.loss.objective import Encoder
 from prod_train.measure import evaluate
 from prod_train.measure.evaluate import (
-    continuations,
-    ending_ids,
     evaluate_forget,
     evaluate_holdout,
     measurable,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from prod_decode import Blocklist
 from prod_decode.command.costs import token_costs
 from prod_decode.errors import ProdError
+from prod_decode.harness.continuing import padding_id
 from prod_decode.hf import ProdLogitsProcessor
 from prod_decode.storage.models import load_model
 from prod_decode.text.normalize import Normalization
@@ -23,7 +24,6 @@ from prod_train.config.config import Config
 from prod_train.data.rows import Row, collate, encode, load_rows
 from prod_train.loss.objective import Encoder, Head
 from prod_train.loss.sparse import SparseTargets
-from prod_train.measure.evaluate import padding_id
 from prod_train.method import Recipe
 from prod_train.run.job import ANCHORS, prepare
 from prod_train.run.merge import merge
