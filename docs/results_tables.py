@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -23,6 +24,7 @@ from results_data import (
     QWEN_MASK,
     QWEN_NAMES,
     QWEN_REPLACED,
+    RELEARNING,
     REPLACED,
     REPLACED_TAUGHT,
     SEEDS,
@@ -39,6 +41,7 @@ from results_data import (
 
 from bench.figures import Figure
 from bench.metrics import paper_points, pareto_dominance_ratio, wilson
+from bench.unlearning.profiles import SECOND_ROUND, UNTAUGHT
 from bench.unlearning.records import FORGET
 from prod_decode.errors import ProdError
 
@@ -368,6 +371,35 @@ def _rates(results: Results) -> str:
     return table(("method", "1e-3", "3e-4"), ((f"`{m}`", *(cell(run, m) for run in runs)) for m in methods))
 
 
+# Steps of training on the rows again: the points of a curve.
+_AGAIN = (0, 5, 15, 30, 60)
+
+
+def _relearned(results: Results, method: str) -> list[float]:
+    """What is recited, as BLEU, after so many steps."""
+    attacks = ("none" if not steps else f"relearned-{steps}" for steps in _AGAIN)
+    return [1 - known(results.value(RELEARNING, "copyright", method, FORGET, attack=attack)) for attack in attacks]
+
+
+def relearned_area(results: Results, method: str) -> float:
+    """The mean of a method's curve over its steps, by trapezes, minus that of the model that never saw the text."""
+
+    def area(curve: Sequence[float]) -> float:
+        pairs = zip(pairwise(_AGAIN), pairwise(curve), strict=True)
+        return sum((end - begin) * (low + high) / 2 for (begin, end), (low, high) in pairs) / _AGAIN[-1]
+
+    return area(_relearned(results, method)) - area(_relearned(results, UNTAUGHT))
+
+
+def _relearning(results: Results) -> str:
+    methods = (UNTAUGHT, "prod", SECOND_ROUND)
+    rows = [
+        (method, *(f"{value:.2f}" for value in _relearned(results, method)), f"{relearned_area(results, method):.2f}")
+        for method in methods
+    ]
+    return table(("BLEU after so many steps", *map(str, _AGAIN), "area over untaught"), rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     **corpora.TABLES,
     "leaks": _leaks,
@@ -379,6 +411,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "near": _near,
     "near-goals": _near_goals,
     "dominance": _dominance,
+    "relearning": _relearning,
     "beside": _beside,
     "growth": _growth,
     "kept": _kept,
