@@ -27,6 +27,8 @@ _NUMBER = re.compile(r" *\d(?:[\d,.]*\d)?")
 
 # What no page runs here, in order. A block that is added to these is added here, with a reason that a reader accepts.
 NOT_RUN = [
+    ("a-chat-model.md", "a minute, and the same as on the page that unlearns"),
+    ("a-chat-model.md", "ten minutes"),
     ("mask-a-model.md", "downloads packages"),
     ("measure.md", "downloads packages"),
     ("other-engines.md", "needs llama-cpp-python; `make test-llama` tests the adapter"),

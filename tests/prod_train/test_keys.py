@@ -60,7 +60,7 @@ def test_a_special_token_s_name_in_code_is_text(tokenizer, tmp_path, caplog):
 
 def test_the_flag_reaches_every_set(model, tmp_path, capsys):
     file = write_jsonl(tmp_path / "f.jsonl", [{"prompt": "x = '", "completion": "<eos>'\n"}])
-    words = ["check", "--model", model, "--forget", file, "--output", str(tmp_path / "o"), "--json"]
+    words = ["check", "--method", "prod", "--model", model, "--forget", file, "--output", str(tmp_path / "o"), "--json"]
     sizes = []
     for more in ([], ["--special-tokens"]):
         assert main([*words, *more]) == 0
