@@ -18,6 +18,9 @@ from prod_decode.errors import ProdError, brief, closest, did_you_mean
 from prod_decode.version import __version__
 from prod_train.command import data, evaluate, probe, push
 from prod_train.config.config import Config, flag, given_fields, make_config, plain_type, saved_config
+from prod_train.run.output import is_first
+
+_log = logging.getLogger(__name__)
 
 USELESS = 1
 
@@ -181,9 +184,12 @@ def _configuration(options: argparse.Namespace, unknown: Sequence[str]) -> tuple
         raise ProdError(*problems, *mistakes) from None
     if problems:
         raise ProdError(*problems)
+    found = given_fields(file, given)
+    if config.recipe is not None and "recipe" not in found and is_first():
+        _log.info("neither --recipe nor --method is given: this is --recipe %s", config.recipe)
     if options.push_to_hub is not None:
         push.expect_pushable(options.push_to_hub, config.model, is_adapter=config.tuning == "lora")
-    return config, given_fields(file, given)
+    return config, found
 
 
 def _meant(word: str, names: set[str]) -> str | None:
@@ -201,7 +207,6 @@ def _run(options: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     quiet()
     from prod_train.rounds.run import run
-    from prod_train.run.output import is_first
     from prod_train.run.report import INTERVALS, replaced_in_words, table
 
     report = run(config, given, progress=sys.stderr.isatty())

@@ -41,7 +41,7 @@ from prod_decode.storage.artifact import (
     write_artifact,
 )
 from prod_decode.storage.files import as_path
-from prod_decode.text.escapes import Decoded
+from prod_decode.text.escapes import Decoded, readings
 from prod_decode.text.normalize import Normalization
 from prod_decode.text.patterns import Collected
 
@@ -131,6 +131,16 @@ class Quoted(NamedTuple):
     def share(self) -> float:
         """Of the document, 0 to 1."""
         return self.characters / self.length
+
+
+def most_quoted(found: Iterable[Quoted]) -> list[Quoted]:
+    """Of each document the reading of a text that has most of it, those with the most characters first."""
+    most: dict[tuple[str, str | None, int], Quoted] = {}
+    for one in found:
+        document = one.entry.id, one.entry.source, one.length  # two repositories may have a file of one name
+        if document not in most or most[document].characters < one.characters:
+            most[document] = one
+    return sorted(most.values(), key=lambda one: (-one.characters, one.entry.id))
 
 
 class Blocklist:
@@ -505,11 +515,12 @@ class Blocklist:
             origin_of=self.origin_of,
         )
 
-    def quoted(self, text: str) -> list[Quoted]:
+    def quoted(self, text: str, *, unescape: bool = False) -> list[Quoted]:
         """What `text` has in common with each document that has a budget, those with the most characters first.
 
         Args:
             text: a whole text. Pieces in free code do not count.
+            unescape: also count with JSON's escapes decoded; of each document the reading that has more of it.
 
         Raises:
             ProdError: `text` is no string, or no document has a budget, so that no pieces are kept.
@@ -520,17 +531,20 @@ class Blocklist:
                 "expected documents with a budget, whose pieces are kept, got none: compile the blocklist with "
                 "--budget N (Entry(..., budget=N))"
             )
-        symbols, origins = self.normalization.run(codes)
+        return most_quoted(one for decoded in readings(codes, unescape) for one in self._quoted(decoded, codes))
+
+    def _quoted(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Quoted]:
+        """What a decoded text has of each document, in characters of the text `codes` that it comes from."""
+        symbols, origins = self.normalization.run(decoded.codes)
         continuations = np.flatnonzero((codes & 0xC0) == 0x80)  # bytes that begin no character
-        found = []
         for group in self.pieces:
             for document, given, longest, runs in quotations(group, symbols):
-                starts, ends = origins[runs[:, 0]], origins[runs[:, 1] - 1] + 1
+                starts = decoded.origins(origins[runs[:, 0]])[0]
+                ends = decoded.origins(origins[runs[:, 1] - 1])[1] + 1
                 edges = (at - np.searchsorted(continuations, at) for at in (starts, ends))
                 length = int(group.starts[document + 1] - group.starts[document]) - 1
                 spans = list(zip(*(at.tolist() for at in edges), strict=True))
-                found.append(Quoted(self.entry(int(group.owners[document])), given, length, longest, spans))
-        return sorted(found, key=lambda one: (-one.characters, one.entry.id))
+                yield Quoted(self.entry(int(group.owners[document])), given, length, longest, spans)
 
     def scan(self, text: str, *, unescape: bool = False) -> Iterator[Match]:
         """Every prohibited pattern in `text`, in the order in which they end, in offsets of `text`.
@@ -545,11 +559,12 @@ class Blocklist:
             ProdError: `text` is no string.
         """
         codes = codes_of(text)
-        if not unescape or "\\" not in text:
-            yield from self._matches(Decoded.nothing(codes), codes)
+        plain, *decoded = readings(codes, unescape)
+        if not decoded:
+            yield from self._matches(plain, codes)
             return
-        plain, decoded = (list(self._matches(one, codes)) for one in (Decoded.nothing(codes), Decoded.of(codes)))
-        yield from sorted(dict.fromkeys(plain + decoded), key=lambda match: (match.end, match.start))
+        both = [match for one in (plain, *decoded) for match in self._matches(one, codes)]
+        yield from sorted(dict.fromkeys(both), key=lambda match: (match.end, match.start))
 
     def _matches(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Match]:
         """What stands in a decoded text, in characters of the text `codes` that it comes from."""

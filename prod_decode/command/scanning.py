@@ -124,7 +124,7 @@ def _scan(options: argparse.Namespace) -> int:
         matches = list(looked_for.scan(text, unescape=True) if unescape else looked_for.scan(text))
         places = places_of(text, matches, unescape=unescape) if places_of else matches
         total += len(places)
-        quoted = looked_for.quoted(text) if options.quoted else []
+        quoted = looked_for.quoted(text, unescape=unescape) if options.quoted else []
         ends = [found.start() for found in re.finditer("\n", text)] if places or quoted else []
         for place in places:
             _print_place(path, text, ends, place, as_json=options.json)

@@ -15,6 +15,7 @@ from typing import Any
 from prod_decode.errors import ProdError, one_line
 
 USAGE = 2
+INTERRUPTED = 130
 
 # Seconds between two lines of progress in a log.
 EVERY = 30.0
@@ -63,7 +64,17 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
                     note(f"{program}: {mistake}")
             return USAGE
         except KeyboardInterrupt:
-            return 130
+            return INTERRUPTED
+        except Exception as error:
+            # A kernel, or the loading of one, that is interrupted ends with an error of its own.
+            if _comes_of_an_interrupt(error):
+                return INTERRUPTED
+            raise
+
+
+def _comes_of_an_interrupt(error: BaseException) -> bool:
+    before = error.__cause__ or error.__context__
+    return before is not None and (isinstance(before, KeyboardInterrupt) or _comes_of_an_interrupt(before))
 
 
 @contextlib.contextmanager

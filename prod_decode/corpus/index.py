@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prod_decode.blocklist.blocklist import Blocklist, Match, Quoted, codes_of
+from prod_decode.blocklist.blocklist import Blocklist, Match, Quoted, codes_of, most_quoted
 from prod_decode.blocklist.entries import EntryInfo
 from prod_decode.corpus.finding import runs_of
 from prod_decode.corpus.keys import KEY_BYTES, Cut
@@ -26,7 +26,7 @@ from prod_decode.corpus.winnow import EVERY_RUN
 from prod_decode.errors import ProdError
 from prod_decode.storage.artifact import Format, are_laid_out, is_count, read_artifact, write_artifact
 from prod_decode.storage.files import as_path
-from prod_decode.text.escapes import Decoded
+from prod_decode.text.escapes import Decoded, readings
 from prod_decode.text.normalize import Normalization
 
 if TYPE_CHECKING:
@@ -235,12 +235,11 @@ class CorpusIndex(Anchors):
         Raises:
             ProdError: `text` is no string.
         """
-        readings = [Decoded.nothing, Decoded.of] if unescape and "\\" in text else [Decoded.nothing]
         codes = codes_of(text)
-        found = [match for decode in readings for match in self._runs(decode(codes), codes)]
+        found = [match for decoded in readings(codes, unescape) for match in self._runs(decoded, codes)]
         yield from sorted(dict.fromkeys(found))
 
-    def quoted(self, text: str) -> list[Quoted]:
+    def quoted(self, text: str, *, unescape: bool = False) -> list[Quoted]:
         """What `text` has of each document of the corpus, those with the most characters first.
 
         Counted are characters from the first to the last anchor of every run. An anchor that several documents have
@@ -248,6 +247,7 @@ class CorpusIndex(Anchors):
 
         Args:
             text: a whole text.
+            unescape: also count with JSON's escapes decoded; of each document the reading that has more of it.
 
         Raises:
             ProdError: `text` is no string, or the index was built without attribution.
@@ -255,30 +255,30 @@ class CorpusIndex(Anchors):
         if not self.attributes:
             raise ProdError(f"expected an index with attribution, got {self.name}: build it without --no-attribution")
         codes = codes_of(text)
-        symbols, marks = self.cut.normalization.fold(codes)
+        return most_quoted(one for decoded in readings(codes, unescape) for one in self._quoted(decoded, codes))
+
+    def _quoted(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Quoted]:
+        """What a decoded text has of each document, in characters of the text `codes` that it comes from."""
+        symbols, marks = self.cut.normalization.fold(decoded.codes)
         anchors = self.find(symbols)
         owners = self.table.documents[anchors[:, 1]]
-        decoded, found = Decoded.nothing(codes), []
         for owner in np.unique(owners).tolist():
             begins = np.unique(anchors[owners == owner, 0])
             breaks = np.flatnonzero(np.diff(begins) > self.cut.reach) + 1
             firsts = begins[np.concatenate(([0], breaks))]
             lasts = begins[np.concatenate((breaks, [len(begins)])) - 1] + self.cut.width - 1
             starts, ends = decoded.characters(
-                codes, lambda wanted: self.cut.normalization.locate(codes, marks, wanted), firsts, lasts
+                codes, lambda wanted: self.cut.normalization.locate(decoded.codes, marks, wanted), firsts, lasts
             )
             source = self._source(owner) or Source(self.name)
             lengths = lasts - firsts + 1
-            found.append(
-                Quoted(
-                    source.described(self.cut.max_quote),
-                    min(int(lengths.sum()), source.symbols or int(lengths.sum())),
-                    max(source.symbols, 1),
-                    int(lengths.max()),
-                    list(zip(starts.tolist(), ends.tolist(), strict=True)),
-                )
+            yield Quoted(
+                source.described(self.cut.max_quote),
+                min(int(lengths.sum()), source.symbols or int(lengths.sum())),
+                max(source.symbols, 1),
+                int(lengths.max()),
+                list(zip(starts.tolist(), ends.tolist(), strict=True)),
             )
-        return sorted(found, key=lambda one: (-one.characters, one.entry.id))
 
     def _runs(self, decoded: Decoded, codes: NDArray[np.uint8]) -> Iterator[Match]:
         """Where runs of anchors stand in the text, each named after the document to which most of them belong."""

@@ -10,21 +10,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from prod_decode.command.terminal import exit_status
-from prod_decode.errors import ProdError
+from prod_decode.errors import ProdError, brief, closest
 from prod_decode.harness.continuing import padding_id
 from prod_decode.harness.scoring import Named, load_sources, masked_log_probs
 from prod_decode.hf import ProdLogitsProcessor
+from prod_decode.storage.models import in_hub_format, is_gguf, require_name
 
 PROGRAM = "prod_decode.harness.lm_eval"
 
 # Steps of a long text that are masked together: 2,048 of them with 152k tokens would take 1.2 GB, several times.
 _AT_ONCE = 128
+
+# What this class takes and `HFLM` does not, which hands what it does not know to the model.
+_OURS = ("blocklist", "exempt_prompt", "json")
 
 
 def _missing(name: str | None) -> NoReturn:
@@ -90,7 +97,7 @@ class ProdLM(HFLM):  # type: ignore[misc]  # mypy does not follow lm_eval
         """Load the model and bind the blocklists to its tokenizer.
 
         Args:
-            pretrained: as `HFLM` takes it.
+            pretrained: as `HFLM` takes it, or `bundled`, or a .gguf file, which is written to a temporary directory.
             blocklist: what is prohibited, as `load_sources` takes it.
             exempt_prompt: of `ProdLogitsProcessor`.
             json: of `ProdLogitsProcessor`.
@@ -100,10 +107,13 @@ class ProdLM(HFLM):  # type: ignore[misc]  # mypy does not follow lm_eval
             ProdError: no blocklist, one that cannot be read or bound, or an option with which the mask would not be
                 exact.
         """
+        for name in options:
+            if name not in signature(HFLM.__init__).parameters and (meant := closest(name, _OURS, 0.7)):
+                raise ProdError(f"unknown argument {brief(name)}; did you mean {meant!r}?")
         if blocklist is None:
             raise ProdError(
-                "blocklist: expected a compiled blocklist or a corpus index, got none: add blocklist=FILE to the "
-                "model's arguments, or measure the model without a mask with --model hf"
+                "blocklist: expected a compiled blocklist or a corpus index, got none: add blocklist=FILE (several: "
+                "A+B) to the model's arguments, or measure the model without a mask with --model hf"
             )
         if options.get("backend") == "seq2seq":
             self._refuse_backend()
@@ -113,6 +123,12 @@ class ProdLM(HFLM):  # type: ignore[misc]  # mypy does not follow lm_eval
                 "from the mask; leave it out"
             )
         sources = load_sources(blocklist)
+        if isinstance(pretrained, str):
+            require_name(pretrained)
+            if is_gguf(pretrained):
+                # Written for `HFLM`, which loads directories, for as long as this lives.
+                self._written = TemporaryDirectory(prefix="prod-")
+                pretrained = in_hub_format(pretrained, Path(self._written.name) / "model", dtype="float32")
         super().__init__(pretrained, **options)
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
             raise ProdError(

@@ -238,6 +238,12 @@ class Decoded(NamedTuple):
         return starts, ends + 1
 
 
+def readings(codes: NDArray[np.uint8], unescape: bool) -> list[Decoded]:
+    """A text, uint8 [n], as it is, and with its escapes decoded, if that is asked for and it may have some."""
+    is_two = unescape and bool((codes == BACKSLASH).any())
+    return [Decoded.nothing(codes), *([Decoded.of(codes)] if is_two else [])]
+
+
 @jit
 def _decode(codes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     out = np.empty(len(codes) + MOST, np.uint8)

@@ -81,7 +81,8 @@ class Push:
         """
         check_name(repo)
         if not folder.is_dir():
-            raise ProdError(f"expected the output directory of `prod-train run` or `merge`, got {folder}")
+            what = "a file" if folder.exists() else "no such directory"
+            raise ProdError(f"{folder}: expected the output directory of `prod-train run` or `merge`, it is {what}")
         names = sorted(path.name for path in folder.iterdir())
         files = tuple(name for name in names if _is_pushed(name) and (folder / name).is_file())
         if (folder / UNFINISHED).exists():
@@ -215,8 +216,8 @@ def _push(options: argparse.Namespace) -> int:
         )
         return 0
     for name, size in sizes.items():
-        print(f"{size / 1e6:9.2f} MB  {name}")
-    print(f"{sum(sizes.values()) / 1e6:9.2f} MB  in all, to {push.repo}, {'public' if options.public else 'private'}")
+        print(f"{size / 1e6:10.3f} MB  {name}")
+    print(f"{sum(sizes.values()) / 1e6:10.3f} MB  in all, to {push.repo}, {'public' if options.public else 'private'}")
     if push.kept:
         print(f"stays here: {', '.join(push.kept)}")
     for note in push.notes:

@@ -17,9 +17,9 @@ from bench.models.subject import Subject, Writing
 from bench.models.vllm_writer import VllmWriter
 from prod_decode import Blocklist, Entry
 from prod_decode.errors import ProdError
+from prod_decode.harness import continuing
 from prod_decode.harness.continuing import ending_ids
 from prod_decode.storage.models import load_model
-from prod_train.measure import evaluate
 from tests.vllm.engine import ENVIRONMENT, PROMPTS, model_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -100,7 +100,7 @@ def test_rows_end_at_every_ending_id(
     (newline,) = subject.tokenizer("\n", add_special_tokens=False)["input_ids"]
     free = writer.write(prompts, TOKENS, blocklist=None)
     with_newline = ending_ids(subject.tokenizer) | {newline}
-    for module in (vllm_writer, evaluate):
+    for module in (vllm_writer, continuing):
         monkeypatch.setattr(module, "ending_ids", lambda _: with_newline)
     subject.adapt(None)
     ours, theirs = writer.write(prompts, TOKENS, blocklist=None), subject.write(prompts, TOKENS)

@@ -296,6 +296,28 @@ def test_what_is_quoted_is_shown_with_licence_and_lines(document: str, capsys: p
     }
 
 
+@pytest.mark.parametrize("file", ["tool.json", "call.py"])
+def test_what_stands_in_strings_of_json_is_quoted_as_well(
+    file: str, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each line is shorter than a piece, so that nothing is in common before the line ends are decoded."""
+    lines = "".join(document.splitlines(keepends=True)[3:9])
+    Path("plain.py").write_text(lines)
+    Path(file).write_text(json.dumps({"é": "\U0001f600", "content": lines}))
+    more = ["--escapes"] if file.endswith(".py") else []
+    capsys.readouterr()
+    found = []
+    for name in ("plain.py", file):
+        main(["scan", "with.prod", name, "--quoted", "--json", *more])
+        (record,) = (one for one in map(json.loads, capsys.readouterr().out.splitlines()) if "quoted" in one)
+        found.append({key: record[key] for key in ("quoted", "characters", "length", "longest")})
+    assert found[0] == found[1]
+    assert found[0]["characters"] > 60
+    text = Path(file).read_text()
+    (run,) = Blocklist.load("with.prod").quoted(text, unescape=True)[0].spans
+    assert json.loads(f'"{text[slice(*run)]}"').strip() == lines.strip()
+
+
 @pytest.mark.usefixtures("document")
 def test_quoted_wants_budgets(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prod_decode.blocklist.blocklist import Blocklist
 from prod_decode.blocklist.entries import Entry
 from prod_decode.cli import main
-from prod_decode.command.terminal import Progress, duration
+from prod_decode.command.terminal import Progress, duration, exit_status
 from prod_decode.errors import one_line, printable
 from tests import ROOT, without_first_start
 
@@ -27,6 +27,21 @@ def test_no_text_moves_the_cursor(text: str) -> None:
     shown = printable(text)
     assert not set(shown.replace("\r\n", "\n")) & (set(CONTROLS) - {"\n", "\t"})
     assert not set(one_line(text)) & {*CONTROLS, "\u2028"}
+
+
+def test_an_interrupt_inside_of_a_kernel_is_an_interrupt() -> None:
+    """numba raises a SystemError from it, and others while a kernel is loaded."""
+
+    def interrupted(error: type[Exception], cause: BaseException) -> int:
+        try:
+            raise cause
+        except BaseException:  # noqa: BLE001
+            raise error("returned a result with an exception set")  # noqa: B904
+
+    for error in (SystemError, ImportError):
+        assert exit_status("x", lambda error=error: interrupted(error, KeyboardInterrupt())) == 130
+        with pytest.raises(error):
+            exit_status("x", lambda error=error: interrupted(error, ValueError()))
 
 
 def test_what_is_escaped_can_be_read() -> None:

@@ -226,11 +226,19 @@ def test_an_adapter_is_measured(tiny: str, tmp_path: Path) -> None:
         ({"think_end_token": "done"}, "think_end_token: expected text that does not end in a letter.*got 'done'"),
         ({"think_end_token": 70}, "think_end_token: expected text that does not end"),
         ({"exempt_prompt": 1}, "exempt_prompt: expected True or False, got 1"),
+        ({"blocklsit": "a.prod", "blocklist": None}, "unknown argument blocklsit; did you mean 'blocklist'"),
+        ({"jsn": True}, "unknown argument jsn; did you mean 'json'"),
     ],
 )
 def test_what_cannot_be_masked_is_refused(tiny: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ProdError, match=message):
         make(tiny, **{"blocklist": Blocklist.compile([Entry("import os")]), **options})
+
+
+@needs_lm_eval
+def test_a_model_that_is_not_there_is_told_before_anything_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ProdError, match=r"cannot load the model '.*nowhere': no such directory"):
+        make(str(tmp_path / "nowhere"), Blocklist.compile([Entry("import os")]))
 
 
 @needs_lm_eval

@@ -749,6 +749,19 @@ def test_two_copies_side_by_side_are_two_places(corpus: Path, tmp_path: Path) ->
     assert second.start >= len(FUNCTIONS[1]) - CUT.width
 
 
+def test_what_strings_of_json_quote_is_counted(corpus: Path, tmp_path: Path) -> None:
+    index = built([corpus], tmp_path / "a.pidx")
+    other = json.dumps(["é" * 9, FUNCTIONS[2]])
+    plain, decoded = (index.quoted(text, unescape=True) for text in (FUNCTIONS[2], other))
+    assert [(one.entry, one.characters, one.longest) for one in decoded] == [
+        (one.entry, one.characters, one.longest) for one in plain
+    ]
+    (start, end), *_ = decoded[0].spans
+    assert json.loads(f'"{other[start:end]}"') in FUNCTIONS[2]
+    # What stands there as it is counts as well, whichever reading has more of a document.
+    assert index.quoted(f"{FUNCTIONS[1]}\\", unescape=True) == index.quoted(FUNCTIONS[1])
+
+
 def test_a_file_that_is_written_into_is_refused(corpus: Path, tmp_path: Path) -> None:
     from tests.prod_decode.corpus.test_tracker import VOCABULARY
 

@@ -200,7 +200,8 @@ def test_what_cannot_be_pushed(output: Path, tmp_path: Path, capsys: pytest.Capt
     for name in ("x", "a/b/c", "a//b", "../x", "a/b\n", ""):
         assert told(str(output), name).startswith("expected OWNER/NAME, letters, digits, '-', '_' and '.', got")
     missing = tmp_path / "missing"
-    assert told(str(missing), "me/x") == f"expected the output directory of `prod-train run` or `merge`, got {missing}"
+    expected = f"{missing}: expected the output directory of `prod-train run` or `merge`, it is"
+    assert told(str(missing), "me/x") == f"{expected} no such directory"
     assert told(str(tmp_path), "me/x").endswith("expected the output of `prod-train run` or `merge`, it has no weights")
     for base in ("bundled", "x.GGUF", str(tmp_path)):
         (output / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
