@@ -521,6 +521,8 @@ NUMBERS: dict[str, Callable[[Results], str]] = {
     "names-prod-fast": _of("qwen-natural-unlearned", "deprecated", "prod", "humaneval", digits=3),
     "names-surgical-fast": _of("qwen-natural-unlearned", "deprecated", "prod-surgical", "humaneval", digits=3),
     "ga-agrees": _of(ALL, "copyright", "ga", AGREEMENT),
+    "area-prod": lambda results: f"{relearned_area(results, 'prod'):.2f}",
+    "area-second": lambda results: f"{relearned_area(results, SECOND_ROUND):.2f}",
     "relearned": _of(SMALL, "copyright", "prod", "verbatim", attack="relearned"),
     "relearned-second": _of(SMALL, "copyright", "prod-surgical-2", "verbatim", attack="relearned"),
     "relearned-names": _of(SMALL, "deprecated", "prod-surgical-2", "deprecated", attack="relearned"),
