@@ -83,13 +83,13 @@ def _figures(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     """Those of one part."""
     settings = _settings(options.settings)
     code = python_in([options.code])
-    tokenizer = load_tokenizer(options.tokenizer)
     sources = [Path(source) for source in options.corpus]
-    scanned = "".join(text for _, text in some_of(code, _SCANNED))
     if options.part == "scan":
         for source in sources:
-            yield from scanning.measure(CorpusIndex.load(source, verify=False), scanned)
+            index = CorpusIndex.load(source, verify=False)
+            yield from scanning.measure(f"{len(index):,} anchors", index, _scanned(code))
         return
+    tokenizer = load_tokenizer(options.tokenizer)
     count = max(options.tokens, options.steps + 64 * 64)
     if options.part == "common":
         yield from common.measure(sources, code, tokenizer, settings, options.files, 5_000)
@@ -104,12 +104,16 @@ def _figures(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             options.anchors, folder, vocabulary, walk, options.steps, max(20, options.steps // 64)
         )
     elif options.part == "largest":
-        yield from largest.measure(sources, folder / "largest.pidx", vocabulary, walk, options.steps, scanned)
+        yield from largest.measure(sources, folder / "largest.pidx", vocabulary, walk, options.steps, _scanned(code))
     else:
         files = some_of(python_in(sources), options.megabytes * 1_000_000)
         documents = peers.laid_out(files, folder)
         material = peers.Material(tokenizer, folder, documents, walk, 16, options.steps)
         yield from peers.measure(material, options.written, 2_000)
+
+
+def _scanned(code: Sequence[tuple[Path, str]]) -> str:
+    return "".join(text for _, text in some_of(code, _SCANNED))
 
 
 def _settings(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.corpora import scanning
 from bench.corpora.billion import resident
 from bench.corpora.walks import timed
 from bench.figures import Figure
@@ -125,9 +126,4 @@ def measure(
     )
     matcher = index.bind(vocabulary)
     yield from timed(guard, "mask and advance, a token", matcher.track, walk, steps)
-    rounds = []
-    for _ in range(3):
-        begin = time.process_time()
-        found = len(list(index.scan(scanned)))
-        rounds.append(time.process_time() - begin)
-    yield Figure("scan", guard, len(scanned.encode()) / 1e6 / min(rounds), "MB/s", note=f"{found:,} runs found")
+    yield from scanning.measure(guard, index, scanned)

@@ -10,14 +10,14 @@ from prod_decode.blocklist.blocklist import codes_of
 from prod_decode.corpus.index import CorpusIndex
 
 
-def measure(index: CorpusIndex, text: str) -> Iterator[Figure]:
+def measure(guard: str, index: CorpusIndex, text: str) -> Iterator[Figure]:
     """Scan a text, and do alone what a scan does of it.
 
     Args:
+        guard: what figures call the index.
         index: whose anchors are looked for.
         text: code that is no part of the corpus.
     """
-    guard = f"{len(index):,} anchors"
     codes = codes_of(text)
     symbols, _ = index.cut.normalization.fold(codes)
 

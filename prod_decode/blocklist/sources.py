@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import logging
 import os
 import re
 import stat
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ from typing import Any, TypeVar
 from prod_decode.blocklist.entries import Boundary, Defaults, Entry, entry_from
 from prod_decode.blocklist.ready import LIST, READY, Targets, list_named, read_list, require_list
 from prod_decode.blocklist.selection import Selection, Skipped, files_below
-from prod_decode.errors import Mistakes, ProdError, brief, one_line
+from prod_decode.errors import Mistakes, ProdError, brief, one_line, reason
 from prod_decode.storage.artifact import MAGIC
 from prod_decode.storage.files import as_path, kind_of, mode_of, require_there
 
@@ -406,6 +408,19 @@ def read_json_lines(path: str | os.PathLike[str], data: bytes | None = None) -> 
             if not mistakes:
                 yield place, record
     mistakes.refuse()
+
+
+def unpacked(path: str | os.PathLike[str]) -> bytes:
+    """What a file holds that gzip has written, for `read_json_lines`.
+
+    Raises:
+        ProdError: it cannot be read, or is none.
+    """
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ProdError(f"cannot read {path}: {reason(error)} (expected a file that gzip has written)") from None
 
 
 def _object(place: str, line: str) -> dict[str, Any]:

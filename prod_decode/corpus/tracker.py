@@ -40,7 +40,8 @@ class Anchors:
         spread: uint64 [256], of symbols.
         oldest: what the oldest symbol of a prefix has been multiplied with.
         outliers: uint64 [words], as `outliers_of` makes it.
-        finding: what `find_all` takes of them.
+        finding: what `find_all` takes of them for texts.
+        masking: the same for masks, which look every run up (`winnow`).
     """
 
     def __init__(self, table: Table, cut: Cut, outliers: NDArray[np.uint64] = EVERY_RUN) -> None:
@@ -52,18 +53,18 @@ class Anchors:
         bits = outliers.view()
         bits.flags.writeable = False  # kernels are compiled once for what is and what is not
         self.finding = Finding(table.search, table.suffixes, self.spread, scales, cut.prefix, bound_of(cut), bits)
+        self.masking = self.finding._replace(outliers=EVERY_RUN)
 
     def find(self, symbols: NDArray[np.uint8], *, every_run: bool = False) -> NDArray[np.int64]:
         """Every anchor in a text, uint8 [n], normalised: int64 [m, 2], where it begins and its place in the table.
 
         Args:
             symbols: of the text.
-            every_run: look every run up, as masks do, rather than those that can be anchors (`winnow`).
+            every_run: look every run up, as masks do, rather than those that can be anchors.
         """
         symbols = symbols.view()
         symbols.flags.writeable = False  # kernels are compiled once for what is and what is not
-        finding = self.finding._replace(outliers=EVERY_RUN) if every_run else self.finding
-        found: NDArray[np.int64] = find_all(finding, symbols)
+        found: NDArray[np.int64] = find_all(self.masking if every_run else self.finding, symbols)
         return found
 
     def name_of(self, place: int) -> str:

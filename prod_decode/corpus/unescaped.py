@@ -70,7 +70,7 @@ class UnescapedAnchors:
     def completing(self, rows: Rows, row: int, escape: int) -> NDArray[np.int64]:
         """The tokens that complete an anchor in a row, in any escape state: int64 [n], ascending."""
         arguments: tuple[Any, ...] = (
-            self.anchors.finding,
+            self.anchors.masking,
             self.anchors.oldest,
             self.anchors.cut.width,
             *self.text,

@@ -25,7 +25,7 @@ other one may not be found in texts, about once in 2^32 pairs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -129,9 +129,15 @@ def bound_of(cut: Cut) -> np.uint64:
     return np.uint64(min(_ALL, (_SHARE << 64) // cut.reach))
 
 
-def outliers_of(identities: NDArray[np.uint64], cut: Cut) -> NDArray[np.uint64]:
-    """The bitmap of the outliers among anchors, by the low bits of their identities: uint64 [words], a power of 2."""
-    found = identities[identities >= bound_of(cut)]
+def outliers_of(identities: Iterable[NDArray[np.uint64]], cut: Cut) -> NDArray[np.uint64]:
+    """The bitmap of the outliers among anchors, by the low bits of their identities: uint64 [words], a power of 2.
+
+    Args:
+        identities: uint64 [n] each, of some anchors after others.
+        cut: how they were cut.
+    """
+    bound = bound_of(cut)
+    found = np.concatenate([some[some >= bound] for some in identities])
     size = max(64, 1 << (_BITS * len(found) - 1).bit_length() if len(found) else 0)
     bits = np.zeros(size >> 6, np.uint64)
     at = found & np.uint64(size - 1)

@@ -8,17 +8,15 @@ Nothing of EvalPlus is needed here; it scores the file where it is installed.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prod_decode.command.options import Parser, positive
 from prod_decode.command.terminal import Progress, exit_status, note
-from prod_decode.errors import Mistakes, ProdError, reason
+from prod_decode.errors import Mistakes, ProdError
 
 PROGRAM = "prod_decode.harness.evalplus"
 
@@ -44,10 +42,10 @@ def read_problems(path: str) -> list[Problem]:
         ProdError: it cannot be read, a line is of another form, there is none, or two problems have one name. Of
             several such lines, each is said.
     """
-    from prod_decode.blocklist.sources import read_json_lines
+    from prod_decode.blocklist.sources import read_json_lines, unpacked
 
     mistakes, found = Mistakes(), {}
-    for place, record in read_json_lines(path, _unpacked(path) if path.lower().endswith(".gz") else None):
+    for place, record in read_json_lines(path, unpacked(path) if path.lower().endswith(".gz") else None):
         with mistakes.caught():
             task, prompt = (_text(record, key, place) for key in ("task_id", "prompt"))
             if task in found:
@@ -159,14 +157,6 @@ def _require_room(model: Any, problems: Sequence[Problem], prompts: Sequence[Seq
                 f"got --max-new-tokens {wanted}: ask for fewer"
             )
     mistakes.refuse()
-
-
-def _unpacked(path: str) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ProdError(f"cannot read {path}: {reason(error)} (expected a file that gzip has written)") from None
 
 
 def _text(record: dict[str, Any], key: str, place: str) -> str:

@@ -35,7 +35,7 @@ from prod_decode.corpus.index import CorpusIndex
 from prod_decode.corpus.keys import KEY_BYTES
 from prod_decode.corpus.report import IndexReport
 from prod_decode.corpus.table import Table, bits_for, remainders_of
-from prod_decode.corpus.winnow import Winnower, bound_of, outliers_of
+from prod_decode.corpus.winnow import Winnower, outliers_of
 from prod_decode.errors import ProdError
 from prod_decode.indexing.parts import check_rest, read_array, read_part, write_array
 from prod_decode.indexing.sources import Task, plan
@@ -316,7 +316,7 @@ def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unrea
     starts = np.zeros((1 << bits) + 1, np.uint32)
     remainders, suffixes = _room(step, "remainders", np.uint16, total), _room(step, "suffixes", np.uint32, total)
     documents = _room(step, "documents", np.uint32, total if recipe.attribution else 0)
-    even, identities, at = [], [], 0
+    even, at = [], 0
     counts = np.zeros(1 << bits, np.int64)
     for group in groups:
         end = at + len(group.keys)
@@ -327,7 +327,6 @@ def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unrea
         buckets, sizes = np.unique((group.keys >> np.uint64(64 - bits)).astype(np.int64), return_counts=True)
         counts[buckets] += sizes
         even.append(np.stack((group.prefixes, group.suffixes), axis=1)[group.even > 0])
-        identities.append(group.identities[group.identities >= bound_of(recipe.cut)])
         at = end
     starts[1:] = np.cumsum(counts)
     digests, repos, records = [], [], [np.zeros(0, np.uint8)]
@@ -360,7 +359,7 @@ def _gathered(step: Step, parts: Sequence[Part], common: int, waived: int, unrea
         np.unique(np.concatenate(even), axis=0),
         (np.concatenate(records), np.cumsum(np.concatenate(lengths))),
         "",
-        outliers_of(np.concatenate(identities), recipe.cut),
+        outliers_of((group.identities for group in groups), recipe.cut),
     )
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,21 +72,13 @@ def _raw(name: str) -> Iterator[tuple[str, Record]]:
     if kind in (*JSON_FILES, *TABLES):
         if not path.exists():
             raise ProdError(f"cannot read {name}: no such file")
-        from prod_decode.blocklist.sources import read_json_lines
+        from prod_decode.blocklist.sources import read_json_lines, unpacked
 
-        data = _unpacked(path) if name.lower().endswith(PACKED) else None
+        data = unpacked(path) if name.lower().endswith(PACKED) else None
         yield from read_json_lines(path, data) if kind in JSON_FILES else _table(path, data, kind)
         return
     for number, record in enumerate(_load_dataset(name, path)):
         yield f"{name} row {number}", record
-
-
-def _unpacked(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            return file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ProdError(f"cannot read {path}: {reason(error)} (expected a file that gzip has written)") from None
 
 
 def _table(path: Path, data: bytes | None, kind: str) -> Iterator[tuple[str, Record]]:

@@ -48,9 +48,12 @@ def pieces_of(name: str, config: Config) -> list[Piece]:
         parts = [found.get(key) for key in ("prompt", "completion", "canonical_solution", "text")]
         prompt, *rest = (part if isinstance(part, str) else "" for part in parts)
         rows.append((prompt, "".join(rest)))
-    # A lone surrogate stands for nothing that a piece could share.
-    written = (tuple(part.encode("utf-8", "replace").decode() for part in row) for row in rows)
-    return list(_pieces([(prompt, rest) for prompt, rest in written]))
+    return list(_pieces((_carried(prompt), _carried(completion)) for prompt, completion in rows))
+
+
+def _carried(text: str) -> str:
+    """What of a text UTF-8 carries: a lone surrogate is in no code that could be shared."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _said(record: Mapping[str, Any]) -> Iterator[str]:

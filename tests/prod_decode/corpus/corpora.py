@@ -40,7 +40,7 @@ def index_of(texts: Sequence[str], cut: Cut) -> CorpusIndex:
     prefixes = np.concatenate([one.prefixes for one in chosen]).astype(np.uint32)
     evens = np.unique(np.stack((prefixes, suffixes), axis=1)[even], axis=0)
     identities = identities_of(*(np.concatenate(column) for column in zip(*(one[1:3] for one in chosen), strict=True)))
-    return CorpusIndex(table, cut, NOTHING_KNOWN, evens, nothing, "small.pidx", outliers_of(identities, cut))
+    return CorpusIndex(table, cut, NOTHING_KNOWN, evens, nothing, "small.pidx", outliers_of([identities], cut))
 
 
 def anchors_of(texts: Sequence[str], cut: Cut) -> set[bytes]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from prod_decode import Blocklist, Entry
+from prod_decode import Blocklist, CorpusIndex, Entry
 from prod_decode.match.matcher import Matcher
 from prod_decode.match.unescaped import unescaped
 from prod_decode.text.normalize import Normalization
@@ -154,6 +154,18 @@ TestBatches = pytest.mark.slow(Batches.TestCase)
 TestBatches.settings = settings(max_examples=10, stateful_step_count=12)
 
 CODE = "def f(x):\n    return self.value(\nfor item in\n(def f(x):\n    return self.value(("
+
+
+def test_a_mask_looks_every_run_up() -> None:
+    """Which runs can be anchors is known of one anchor alone where the hashes of two are the same."""
+    index = index_of(["=" * 60], cut_of(54, 34))  # an outlier
+    records = index.records, index.record_starts
+    blind = CorpusIndex(index.table, index.cut, index.report, index.even, records, index.name, np.zeros(1, np.uint64))
+    run = np.frombuffer(b"=" * index.cut.width, np.uint8)
+    assert [len(one.find(run)) for one in (index, blind)] == [1, 0]
+    before = [*[TOKENS.index(b"=")] * (index.cut.width - 1), TOKENS.index(b"\\u00")]
+    found = [set(tracked(one.bind(VOCABULARY), before).banned()[1].tolist()) for one in (index, blind)]
+    assert found[0] == found[1] > {TOKENS.index(b"3d")}
 
 
 def test_lines_of_a_string_are_one_text() -> None:
