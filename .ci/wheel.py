@@ -48,13 +48,16 @@ print(processor(torch.tensor([[0]]), torch.zeros(1, 4)).tolist())
 
 
 def main() -> int:
-    """All of it; a failure ends it with what was run and what that said."""
+    """All of it, two things at a time; a failure ends it with what was run and what that said."""
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
         wheel = build(here / "dist")
+        python = with_torch(here / "extras")
         with ThreadPoolExecutor(2) as pool:
-            for done in [pool.submit(bare, here, wheel), pool.submit(with_extras, here, wheel)]:
-                done.result()
+            jobs = [pool.submit(bare, here, wheel), pool.submit(masks, here, wheel)]
+            jobs += [pool.submit(resolves, here, python, wheel, extra) for extra in extras(wheel)]
+            for job in jobs:
+                job.result()
     print("the wheel is as it should be")
     return 0
 
@@ -96,23 +99,30 @@ def bare(here: Path, wheel: Path) -> None:
     tell("the bare wheel works")
 
 
-def with_extras(here: Path, wheel: Path) -> None:
-    """Every extra resolves as pinned, and `hf` is installed."""
-    python = make_venv(here / "extras")
-    borrow_torch(python)
+def extras(wheel: Path) -> list[str]:
+    """What is tried: every extra for users, and those of developers together."""
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         found = re.findall(r"^Provides-Extra: (\S+)$", archive.read(metadata).decode(), re.MULTILINE)
     expect(set(_DEVELOPERS) < set(found), f"expected extras in the wheel, got {found}")
+    return [",".join(_DEVELOPERS), *(name for name in found if name not in _DEVELOPERS)]  # the longest first
+
+
+def resolves(here: Path, python: Path, wheel: Path, extra: str) -> None:
+    """An extra brings what is pinned, and no other torch; nothing is installed."""
+    report = here / f"{extra}.json"
+    install(python, f"{wheel}[{extra}]", "--dry-run", "--report", str(report))
+    names = {plain(one["metadata"]["name"]) for one in json.loads(report.read_text())["install"]}
     pins = {plain(line.split("==")[0]) for line in CONSTRAINTS.read_text().splitlines() if "==" in line}
-    report = here / "report.json"
-    for extra in [*(name for name in found if name not in _DEVELOPERS), ",".join(_DEVELOPERS)]:
-        install(python, f"{wheel}[{extra}]", "--dry-run", "--report", str(report))
-        names = {plain(one["metadata"]["name"]) for one in json.loads(report.read_text())["install"]}
-        unpinned = names - pins - _UNPINNED
-        expect(not unpinned, f"{extra}: expected a pin in constraints.txt for {', '.join(sorted(unpinned))}")
-        expect("torch" not in names, f"{extra}: expected the torch that is here, got another")
-        tell(f"[{extra}] brings {len(names) - 1} packages, all pinned")
+    unpinned = names - pins - _UNPINNED
+    expect(not unpinned, f"{extra}: expected a pin in constraints.txt for {', '.join(sorted(unpinned))}")
+    expect("torch" not in names, f"{extra}: expected the torch that is here, got another")
+    tell(f"[{extra}] brings {len(names) - 1} packages, all pinned")
+
+
+def masks(here: Path, wheel: Path) -> None:
+    """The wheel with the extra `hf`, installed."""
+    python = with_torch(here / "hf")
     install(python, f"{wheel}[hf]")
     run([python, "-m", "pip", "check"])
     said = run([python, "-c", _MASKS], here)
@@ -126,13 +136,15 @@ def make_venv(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def borrow_torch(python: Path) -> None:
-    """Link torch, and what it is made of, into an environment."""
+def with_torch(folder: Path) -> Path:
+    """An environment with links to torch and what it is made of; returns its interpreter."""
+    python = make_venv(folder)
     (site,) = python.parents[1].glob("lib/python*/site-packages")
     for found in (*_made_of("torch", set()), *_made_of("triton", set())):
         for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(found.locate_file(top))).resolve())
+    return python
 
 
 def _made_of(name: str, seen: set[str]) -> Iterator[Distribution]:
