@@ -15,6 +15,19 @@ COMMAND = "prod-train probe"
 MEANING = "Recited: a run of 60 characters or more, or all of a shorter text. Layout is left out."
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The rows that were only read.
+
+    Attributes:
+        rows: how many.
+        run: normalised characters of the longest run of the model's first choices in any of them.
+    """
+
+    rows: int
+    run: int
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a probe found.
@@ -27,6 +40,7 @@ class Finding:
             longest run.
         sources: of each row, in that order, where its code is from.
         left_out: rows that cannot be measured, by reason.
+        others: the rows that were only read, since others are likelier to be recited; None if all were written.
     """
 
     model: str
@@ -35,6 +49,7 @@ class Finding:
     rows: list[Probed]
     sources: list[str]
     left_out: Mapping[str, int]
+    others: Others | None = None
 
     def verdict(self) -> str:
         """In one sentence, without a full stop."""
@@ -52,6 +67,11 @@ class Finding:
             yield f"{', '.join(parts)}"
         if self.blocklist is not None:
             yield f"with {self.blocklist} it {_recited([row.guarded[0] for row in self.rows], self.of)}"
+        if self.others is not None and self.others.rows:
+            yield (
+                f"only read: {self.others.rows:,} rows that it is less likely to recite; the longest run of first "
+                f"choices there: {characters(self.others.run)}"
+            )
         for reason, count in self.left_out.items():
             yield f"left out: {count} rows, whose part to recite has {reason}"
 
@@ -70,6 +90,7 @@ class Finding:
             "recited": sum(row.recites for row in self.rows),
             "longest_run": max(row.answers[0].run for row in self.rows),
             "left_out": dict(self.left_out),
+            "only_read": None if self.others is None else asdict(self.others),
             "rows": [
                 {
                     "place": row.row.place,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prod_decode.command.options import Once, positive
 from prod_decode.command.terminal import Progress, note, to_json
 from prod_decode.errors import one_line, printable
-from prod_train.command.finding import COMMAND, MEANING, Finding
+from prod_train.command.finding import COMMAND, MEANING, Finding, Others
 from prod_train.command.rows import add_reading, reading
 
 if TYPE_CHECKING:
@@ -48,7 +48,14 @@ def add_to(commands: Commands) -> None:
         metavar="B",
         help="a compiled blocklist, a corpus index, or `list:NAME`: also show what is recited with it enforced",
     )
-    add.add_argument("--rows", type=positive(int), metavar="N", help="the first N rows that can be measured (all)")
+    some = add.add_mutually_exclusive_group()
+    some.add_argument("--rows", type=positive(int), metavar="N", help="the first N rows that can be measured (all)")
+    some.add_argument(
+        "--likeliest",
+        type=positive(int),
+        metavar="N",
+        help="read all rows, which is fast, and let the model write those N that it is likeliest to recite",
+    )
     add.add_argument(
         "--batch-size", type=positive(int), default=8, metavar="N", help="rows that are written at once (8)"
     )
@@ -76,7 +83,7 @@ def _probe(options: argparse.Namespace) -> int:
     from prod_train.data.rows import load_rows
     from prod_train.loss.objective import Encoder
     from prod_train.measure.evaluate import measurable
-    from prod_train.measure.probe import probe
+    from prod_train.measure.probe import likeliest, probe
     from prod_train.model.modeling import load_for_reading, tokenizer_of
 
     tokenizer = tokenizer_of(options.model)
@@ -90,9 +97,15 @@ def _probe(options: argparse.Namespace) -> int:
     rows, left_out = measurable(rows, tokenizer, options.rows)
     matcher = None if source is None else source.bind(tokenizer)
     model = load_for_reading(options.model, options.dtype)
+    encoder = Encoder(model)
+    others = None
+    if options.likeliest is not None:
+        batch, told, of = options.batch_size, Progress("reading"), len(rows)
+        rows, run = likeliest(model, encoder, tokenizer, rows, options.likeliest, batch_size=batch, tell=told)
+        others = Others(of - len(rows), run)
     found = probe(
         model,
-        Encoder(model),
+        encoder,
         tokenizer,
         rows,
         batch_size=options.batch_size,
@@ -102,7 +115,7 @@ def _probe(options: argparse.Namespace) -> int:
     found.sort(key=_known, reverse=True)
     sources = _sources(options.forget, options.format, options.columns)
     named = [sources.get(one.row.place, one.row.place) for one in found]
-    finding = Finding(options.model, options.forget, options.blocklist, found, named, left_out)
+    finding = Finding(options.model, options.forget, options.blocklist, found, named, left_out, others)
     if options.json:
         print(to_json(finding.record()))
     else:

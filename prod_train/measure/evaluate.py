@@ -147,7 +147,7 @@ def likelihoods(
 ) -> list[dict[str, float]]:
     """What `evaluate_likelihood` takes the means of, for each row of one batch; the model is in evaluation mode."""
     found = []
-    for row, right, p in zip(rows, *_first_choices(model, encoder, rows, pad, matcher), strict=True):
+    for row, right, p in zip(rows, *first_choices(model, encoder, rows, pad, matcher), strict=True):
         part = row.supervised[row.start : row.stop]
         found.append(
             {
@@ -227,7 +227,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, Metric]:
     return {name: bootstrap(np.array([row[name] for row in rows]), np.ones(len(rows)), "worse") for name in rows[0]}
 
 
-def _first_choices(
+def first_choices(
     model: Any, encoder: Encoder, rows: Sequence[Row], pad: int, matcher: Matcher | None
 ) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.float64]]]:
     """For each row, over `ids[start:stop]`: whether the token is the likeliest one, and its probability."""

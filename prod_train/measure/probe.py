@@ -1,4 +1,7 @@
-"""What a model recites of each row, as it is: from its prompt, and with more and more of the text given."""
+"""What a model recites of each row, as it is: from its prompt, and with more and more of the text given.
+
+Writing takes most of the time. Of more rows than there is time for, `likeliest` reads all and finds those to write.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prod_decode.harness.continuing import padding_id
 from prod_train.data.alike import COMPARED
@@ -15,6 +20,7 @@ from prod_train.loss.objective import Encoder
 from prod_train.measure.evaluate import (
     RECITED_TOKENS,
     enforcing,
+    first_choices,
     likelihoods,
     recitation,
     recite,
@@ -153,6 +159,65 @@ def probe(
         )
         for number, row in enumerate(rows)
     ]
+
+
+@torch.no_grad()
+def likeliest(
+    model: Any,
+    encoder: Encoder,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    count: int,
+    *,
+    batch_size: int = 8,
+    tell: Callable[[float], object] = lambda _: None,
+) -> tuple[list[Row], int]:
+    """The rows that a model is likeliest to recite, found by reading them: nothing is written.
+
+    Greedy decoding follows a text as long as each of its tokens is the model's first choice. So the longest run of
+    first choices is what the model would write by itself if it were given all that stands before.
+
+    Args:
+        model: in evaluation mode or not; it is left as it was.
+        encoder: attached to it.
+        tokenizer: its tokenizer.
+        rows: tokenised; each can be measured, see `measurable`.
+        count: rows to find, 1 or more.
+        batch_size: rows a forward pass; of like lengths.
+        tell: is told what share of the work is done, 0 to 1.
+
+    Returns:
+        Those with the longest runs (of equal runs the first), in the order of `rows`; and the longest run of the others
+        in normalised characters, 0 where there are none.
+    """
+    pad, runs = padding_id(tokenizer), np.zeros(len(rows), np.int64)
+    reading = _batches([len(row.ids) for row in rows], batch_size)
+    done = _shares([sum(len(rows[i].ids) for i in numbers) for numbers in reading])
+    training = model.training
+    model.eval()
+    try:
+        for numbers in reading:
+            some = [rows[i] for i in numbers]
+            rights, _ = first_choices(model, encoder, some, pad, None)
+            for i, right in zip(numbers, rights, strict=True):
+                runs[i] = _longest(rows[i], right, tokenizer)
+            tell(next(done))
+    finally:
+        model.train(training)
+    order = np.argsort(-runs, kind="stable")
+    return [rows[i] for i in np.sort(order[:count])], int(runs[order[count:]].max(initial=0))
+
+
+def _longest(row: Row, right: NDArray[np.bool_], tokenizer: Any) -> int:
+    """Normalised characters of the longest run of first choices, `right` bool [stop - start]."""
+    edges = np.flatnonzero(np.diff(np.pad(right, 1).astype(np.int8)))
+    return max(
+        (
+            len(COMPARED.code_points(tokenizer.decode(row.ids[row.start + begin : row.start + end])))
+            for begin, end in zip(edges[::2], edges[1::2], strict=True)
+        ),
+        default=0,
+    )
 
 
 def _given(row: Row, share: float) -> Row:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prod_train.cli import main
-from prod_train.command.finding import MEANING, Finding
+from prod_train.command.finding import MEANING, Finding, Others
 from prod_train.command.probe_page import MOST_BARS, MOST_TEXTS, probe_page
 from prod_train.config.config import Config
 from prod_train.data.rows import Row
@@ -75,6 +75,15 @@ def finding(rows: list[Probed], **more: Any) -> Finding:
                 "left out: 3 rows, whose part to recite has under two tokens",
             ],
         ),
+        (
+            finding([probed(70), probed(9)], others=Others(4120, 41)),
+            [
+                "M recites 1 of 2 rows: longest run 70 characters",
+                "only read: 4,120 rows that it is less likely to recite; the longest run of first choices there: "
+                "41 characters",
+            ],
+        ),
+        (finding([probed(9)], others=Others(0, 0)), ["M recites 0 of 1 row: longest run 9 characters"]),
         (finding([probed(0)]), ["M recites 0 of 1 row: longest run 0 characters"]),
     ],
 )
@@ -205,6 +214,21 @@ def test_a_model_that_was_taught_recites_and_a_blocklist_stops_it(
     assert json.loads(capsys.readouterr().out)["recited"] == 0
 
 
+def test_of_many_rows_the_likeliest_are_written(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forget = write_snippets(tmp_path / "f.jsonl", 6)
+    assert main(words({**files, "forget": forget}, "--json", "--likeliest", "2")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["rows"]) == 2
+    assert found["only_read"]["rows"] == 4
+    assert main(words({**files, "forget": forget}, "--likeliest", "2")) == 0
+    out = capsys.readouterr().out
+    assert "only read: 4 rows that it is less likely to recite; " in out
+    assert main(words({**files, "forget": forget}, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["only_read"] is None
+
+
 @pytest.mark.slow
 def test_a_corpus_index_stops_it_as_a_blocklist_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = '    rows = open(name).read().split("\\n")\n    return [row.strip() for row in rows[3:7]] + [name]\n'
@@ -231,6 +255,7 @@ def test_a_corpus_index_stops_it_as_a_blocklist_does(tmp_path: Path, capsys: pyt
         ({}, ["--html", "{forget}"], "cannot write {forget}: the same file is an input; name another"),
         ({}, ["--html", "{other}"], "cannot write {other}: it is there and is no page of a probe; name another"),
         ({}, ["--rows", "0"], "argument --rows: expected a number above 0, got 0"),
+        ({}, ["--rows", "1", "--likeliest", "1"], "argument --likeliest: not allowed with argument --rows"),
         ({}, ["--modle", "x"], "unknown option --modle; did you mean '--model'? See `prod-train probe --help`"),
         ({}, ["x"], "unexpected argument 'x'; see `prod-train probe --help`"),
     ],

@@ -17,7 +17,7 @@ from prod_decode.storage.models import load_model
 from prod_decode.text.normalize import Normalization
 from prod_train.data.rows import Row, encode
 from prod_train.loss.objective import Encoder
-from prod_train.measure.probe import Probed, probe
+from prod_train.measure.probe import Probed, likeliest, probe
 from tests.oracle import normalize_text
 from tests.tiny import SNIPPETS, save_tiny_model
 
@@ -153,3 +153,34 @@ def test_with_a_blocklist_everything_is_written_a_second_time(tiny: Any) -> None
             assert guarded.truth == answer.truth
             # A phrase that is finished within the output steps in; elsewhere nothing does.
             assert piece in answer.written or guarded.written == answer.written
+
+
+def run_of_first_choices(world: Any, row: Row) -> int:
+    """Characters of the longest run that the model writes of a row, with all before it given: one token at a time."""
+    longest = 0
+    for at in range(row.start, row.stop):
+        wanted, end = row.ids.tolist(), at
+        while end < row.stop and greedy(world, wanted[:end], 1)[end:] == [wanted[end]]:
+            end += 1
+        longest = max(longest, len(plain(world.tokenizer.decode(wanted[at:end]))))
+    return longest
+
+
+@pytest.mark.slow
+def test_the_likeliest_rows_are_found_by_reading(tiny: Any) -> None:
+    rows = [tiny.rows[i] for i in (0, 1, tiny.late, 2, 3, tiny.own)]
+    runs = [run_of_first_choices(tiny, row) for row in rows]
+    assert max(runs[:2] + runs[3:5]) < runs[2] < runs[5]
+    training = tiny.model.train().training
+    for count in (1, 2, 4, 6, 9):
+        shares: list[float] = []
+        found, others = likeliest(
+            tiny.model, tiny.encoder, tiny.tokenizer, rows, count, batch_size=4, tell=shares.append
+        )
+        chosen = sorted(sorted(range(len(rows)), key=lambda i: -runs[i])[:count])
+        assert [id(row) for row in found] == [id(rows[i]) for i in chosen]
+        assert others == max((run for i, run in enumerate(runs) if i not in chosen), default=0)
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1)
+    assert tiny.model.training == training
+    tiny.model.eval()
