@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prod_decode.command.options import positive
 from prod_decode.command.terminal import note, to_json
-from prod_decode.errors import Mistakes, ProdError
+from prod_decode.errors import Mistakes
+from prod_train.command.rows import require_rows_output, write_rows
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
@@ -126,7 +125,7 @@ def _data(options: argparse.Namespace) -> int:
         options.seed,
     )
     sets = make_sets(forget, free, wanted, left)
-    _write({outputs[name]: sets[name] for name in outputs})
+    write_rows({outputs[name]: (cut.record() for cut in sets[name]) for name in outputs})
     if options.json:
         print(to_json({"sets": {name: _about(sets[name], outputs[name]) for name in outputs}, "told": left.places}))
     else:
@@ -145,9 +144,6 @@ def _outputs(options: argparse.Namespace) -> dict[str, str]:
     Raises:
         ProdError: it cannot or may not be written, or options contradict each other.
     """
-    from prod_decode.storage.artifact import require_output
-    from prod_train.data.formats import JSON_FILES
-
     mistakes = Mistakes()
     if not options.retain_from:
         for flag, given in (
@@ -169,29 +165,11 @@ def _outputs(options: argparse.Namespace) -> dict[str, str]:
         outputs["holdout"] = options.holdout_output or str(beside / "holdout.jsonl")
     for output in outputs.values():
         with mistakes.caught():
-            if not output.lower().endswith(JSON_FILES):
-                raise ProdError(f"expected a file name that ends in .jsonl to write, got {output!r}")
-            require_output(output, [*options.sources, *options.retain_from], replaces=None)
-            if not options.force and Path(output).exists() and Path(output).stat().st_size:
-                raise ProdError(f"cannot write {output}: it is there; name another, or write over it with --force")
+            require_rows_output(output, [*options.sources, *options.retain_from], force=options.force)
     if len({os.path.realpath(output) for output in outputs.values()}) < len(outputs):
         mistakes.add(f"expected a file for each set, got {', '.join(outputs.values())}: name others")
     mistakes.refuse()
     return outputs
-
-
-def _write(files: Mapping[str, Sequence[Cut]]) -> None:
-    """All files, or none: each takes its name when all are written."""
-    from prod_decode.storage.files import write_whole
-
-    with ExitStack() as stack:
-        for path, cuts in files.items():
-            file = stack.enter_context(write_whole(path))
-            try:
-                file.writelines(f"{json.dumps(cut.record(), ensure_ascii=False)}\n".encode() for cut in cuts)
-                file.flush()
-            except OSError as error:
-                raise ProdError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _about(cuts: Sequence[Cut], output: str) -> dict[str, str | int]:

@@ -10,7 +10,7 @@ from prod_decode.command.options import Once, positive
 from prod_decode.command.terminal import Progress, note, to_json
 from prod_decode.errors import one_line, printable
 from prod_train.command.finding import COMMAND, MEANING, Finding, Others
-from prod_train.command.rows import add_reading, reading
+from prod_train.command.rows import add_reading, reading, require_rows_output, write_rows
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
@@ -61,6 +61,12 @@ def add_to(commands: Commands) -> None:
     )
     add.add_argument("--json", action="store_true", help="print one JSON object, with every row and what was written")
     add.add_argument(
+        "--recited",
+        metavar="OUT",
+        help="also write the rows that it recites, from the prompt or with a quarter or half of the text given, to a "
+        ".jsonl file: what `run` should make it forget",
+    )
+    add.add_argument(
         "--html",
         metavar="PAGE",
         help="also write a page, with a bar for each row and the text beside what was written; no other file than such "
@@ -78,6 +84,8 @@ def _probe(options: argparse.Namespace) -> int:
     if options.html is not None:
         inputs = filter(None, [options.forget, options.blocklist, options.model])
         require_output(options.html, inputs, replaces=(beginning(COMMAND), "page of a probe"))
+    if options.recited is not None:
+        require_rows_output(options.recited, [options.forget])
     source = None if options.blocklist is None else load_source(options.blocklist)
     quiet()
     from prod_train.data.rows import load_rows
@@ -125,6 +133,8 @@ def _probe(options: argparse.Namespace) -> int:
 
         write_page(options.html, probe_page(finding))
         note(f"the page: {options.html}")
+    if options.recited is not None:
+        _write_recited(options, found)
     return 0
 
 
@@ -143,6 +153,21 @@ def _sources(name: str, form: str, columns: Sequence[str]) -> dict[str, str]:
         for place, record in read_records(name, form=form, columns=columns)
         if record.get("source") and record.get("lines")
     }
+
+
+def _write_recited(options: argparse.Namespace, found: Sequence[Probed]) -> None:
+    """The records of rows that are recited; of a chat, all of it if one of its answers is."""
+    from prod_train.data.reading import read_records
+
+    places = {one.row.place for one in found if any(answer.verbatim for answer in one.answers)}
+    if not places:
+        note(f"not written, as no row is recited: {options.recited}")
+        return
+    whole = places | {place.rpartition(", message ")[0] for place in places}
+    records = read_records(options.forget, form=options.format, columns=options.columns)
+    kept = [record for place, record in records if place in whole]
+    write_rows({options.recited: kept})
+    note(f"rows that it recites, from the prompt or given more: {len(kept)}, in {options.recited}")
 
 
 def _print(finding: Finding) -> None:

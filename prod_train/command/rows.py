@@ -1,12 +1,17 @@
-"""How rows are read and a model is loaded, where nothing is trained: options that sub-commands share."""
+"""How rows are read and written, and a model is loaded, where nothing is trained: what sub-commands share."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from prod_decode.command.options import positive
-from prod_train.data.formats import FORMS
+from prod_decode.errors import ProdError
+from prod_train.data.formats import FORMS, JSON_FILES
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -40,3 +45,38 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
         "special_tokens": options.special_tokens,
         "columns": tuple(options.columns),
     }
+
+
+def require_rows_output(output: str, inputs: Iterable[str], *, force: bool | None = None) -> None:
+    """Refuse a file that rows cannot or may not be written to.
+
+    Args:
+        output: its name.
+        inputs: what is read.
+        force: whether --force is given; None where there is no such option.
+
+    Raises:
+        ProdError: it is named as no file of rows, cannot be written, is an input, or holds something.
+    """
+    from prod_decode.storage.artifact import require_output
+
+    if not output.lower().endswith(JSON_FILES):
+        raise ProdError(f"expected a file name that ends in .jsonl to write, got {output!r}")
+    require_output(output, inputs, replaces=None)
+    if not force and Path(output).exists() and Path(output).stat().st_size:
+        remedy = "remove it" if force is None else "write over it with --force"
+        raise ProdError(f"cannot write {output}: it is there; name another, or {remedy}")
+
+
+def write_rows(files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    """All files with their records, a line each, or none: each takes its name when all are written."""
+    from prod_decode.storage.files import write_whole
+
+    with ExitStack() as stack:
+        for path, records in files.items():
+            file = stack.enter_context(write_whole(path))
+            try:
+                file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n".encode() for record in records)
+                file.flush()
+            except OSError as error:
+                raise ProdError(f"cannot write {path}: {error.strerror}") from None

@@ -93,6 +93,7 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         if config.continues_adapter:
             digest = model_digest(model)
     if config.lora_init == "contrast" and config.resume is None:
+        tell_before(accelerator, "the directions that adapters begin with, of --forget and --retain")
         contrast(
             model,
             encoder,
@@ -121,6 +122,12 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
     return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
 
 
+def tell_before(accelerator: Any, what: str) -> None:
+    """Log what is done before the first step, where a CPU has minutes to do and no bar shows it."""
+    if accelerator.is_main_process:
+        _log.info("before the first step: %s", what)
+
+
 def _identity(digest: str, config: Config) -> str:
     return f"{digest} {compute_dtype(config)} 4bit={config.load_in_4bit}"
 
@@ -129,6 +136,7 @@ def with_anchors(job: Job, method: Method, encoder: Encoder, model: Any, acceler
     """The job with a matcher of what the method chooses; it is in `ANCHORS`."""
 
     def make(path: Path) -> None:
+        tell_before(accelerator, "the anchors of --forget")
         model.eval()
         teacher = Teacher(model, encoder, job.forget, job.tokenizer, job.pad, job.config.eval_batch_size)
         method.blocklist(teacher).save(path)
@@ -141,6 +149,7 @@ def with_continuations(job: Job, model: Any, accelerator: Any) -> Job:
     config = job.config
 
     def make(path: Path) -> None:
+        tell_before(accelerator, f"what the model writes behind {len(job.forget)} beginnings")
         model.eval()
         rows = continued_rows(
             model,
@@ -198,6 +207,8 @@ def fill_stores(
     stores: dict[str, ReferenceStore], job: Job, encoder: Encoder, model: Any, accelerator: Any, *, progress: bool
 ) -> None:
     """Every process makes its share; then each loads all, making what another machine did not share with it."""
+    if stores:
+        tell_before(accelerator, f"what the starting model says of the rows of {', '.join(stores)}")
     model.eval()
     eos = job.tokenizer.eos_token_id if job.tokenizer.eos_token_id is not None else job.pad
     rank, world = accelerator.process_index, accelerator.num_processes

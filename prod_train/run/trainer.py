@@ -44,7 +44,7 @@ from prod_train.run.job import Job, prepare
 from prod_train.run.output import checkpoints, mark, only_run, resume_from
 from prod_train.run.page import run_page
 from prod_train.run.report import RunReport, Whole, label, model_card
-from prod_train.run.session import Session, evaluate, replacements, seed_torch, setup
+from prod_train.run.session import Session, evaluate, replacements, seed_torch, setup, tell_before
 from prod_train.targets.targets import rows_digest
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def fit(session: Session, *, progress: bool = False) -> State:
     if source is not None:
         restore_optimizer(model, optimizer, source)
     else:
+        tell_before(accelerator, "what the starting model recites, and what it does elsewhere")
         session.before = evaluate(session)
     from tqdm import tqdm
 

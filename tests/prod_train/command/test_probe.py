@@ -20,6 +20,7 @@ from tests.examples.taught import save_taught_model
 from tests.oracle import byte_windows
 from tests.pages import cells, parse, text_of
 from tests.prod_decode.corpus.corpora import cut_of, index_of, symbols
+from tests.prod_train.data.test_chat import TEMPLATE
 from tests.tiny import SNIPPETS, save_tiny_model, write_jsonl, write_snippets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,6 +231,63 @@ def test_of_many_rows_the_likeliest_are_written(
 
 
 @pytest.mark.slow
+def test_what_is_recited_is_what_a_run_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a folder to an adapter, as docs/guide/unlearning.md does."""
+    vendor = tmp_path / "vendor"
+    vendor.mkdir()
+    known, unknown = (
+        "".join(f"{prompt}{completion}\n\n" for prompt, completion in some)
+        for some in (SNIPPETS[:2], [("def other(x):\n", "    return [x, 17, x.stem, 'no one has seen this']\n")])
+    )
+    (vendor / "known.py").write_text(known)
+    (vendor / "unknown.py").write_text(unknown)
+    taught = save_taught_model(tmp_path, write_snippets(tmp_path / "t.jsonl", 2))
+    forget, recited = tmp_path / "forget.jsonl", tmp_path / "recited.jsonl"
+    assert main(["data", str(vendor), "-o", str(forget), "--shortest", "9"]) == 0
+    records = [json.loads(line) for line in forget.read_text().splitlines()]
+    assert len(records) == 3
+    probe = ["probe", "--model", taught, "--forget", str(forget), "--likeliest", "3", "--recited", str(recited)]
+    capsys.readouterr()
+    assert main(probe) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"rows that it recites, from the prompt or given more: 2, in {recited}"
+    )
+    kept = [json.loads(line) for line in recited.read_text().splitlines()]
+    assert kept == [record for record in records if record["source"].endswith("/known.py")]
+    assert main(probe) == 2
+    assert capsys.readouterr().err == (
+        f"prod-train probe: cannot write {recited}: it is there; name another, or remove it\n"
+    )
+    run = ["run", "--method", "prod", "--model", taught, "--forget", str(recited), "--output", str(tmp_path / "out")]
+    assert main([*run, "--epochs", "20", "--eval-every", "20", "--learning-rate", "1e-2"]) == 0
+    capsys.readouterr()
+    after = ["probe", "--model", str(tmp_path / "out"), "--forget", str(recited)]
+    assert main([*after, "--recited", str(tmp_path / "after.jsonl")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'out'} recites 0 of 2 rows: ")
+    assert err.splitlines()[-1] == f"not written, as no row is recited: {tmp_path / 'after.jsonl'}"
+    assert not (tmp_path / "after.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_of_a_chat_with_an_answer_that_is_recited_all_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows nothing; of a chat's answers the last is taken for recited, and of two other rows one."""
+    from prod_train.measure import probe as measuring
+
+    def recites(row: Row, given: float, output: Any, tokenizer: Any) -> Answer:
+        return Answer(given, "", "", 0, 9, row.place in {f"{forget}:1, message 4", f"{forget}:3"} and given == 0.5, 0.0)
+
+    monkeypatch.setattr(measuring, "_answer", recites)
+    says = [{"role": role, "content": f"{role} {n} says this"} for n in range(2) for role in ("user", "assistant")]
+    rows = [{"messages": says}, *({"prompt": f"def f{n}(", "completion": "x):\n    return x\n"} for n in range(2))]
+    forget = write_jsonl(tmp_path / "f.jsonl", rows)
+    model = save_tiny_model(tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").write_text(TEMPLATE)
+    assert main(words({"model": model, "forget": forget}, "--recited", str(tmp_path / "r.jsonl"))) == 0
+    assert [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()] == [rows[0], rows[2]]
+
+
+@pytest.mark.slow
 def test_a_corpus_index_stops_it_as_a_blocklist_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = '    rows = open(name).read().split("\\n")\n    return [row.strip() for row in rows[3:7]] + [name]\n'
     forget = write_jsonl(tmp_path / "f.jsonl", [{"prompt": "def some(name):\n", "completion": known}])
@@ -255,6 +313,8 @@ def test_a_corpus_index_stops_it_as_a_blocklist_does(tmp_path: Path, capsys: pyt
         ({}, ["--html", "{forget}"], "cannot write {forget}: the same file is an input; name another"),
         ({}, ["--html", "{other}"], "cannot write {other}: it is there and is no page of a probe; name another"),
         ({}, ["--rows", "0"], "argument --rows: expected a number above 0, got 0"),
+        ({}, ["--recited", "{other}"], "expected a file name that ends in .jsonl to write, got '{other}'"),
+        ({}, ["--recited", "{forget}"], "cannot write {forget}: the same file is an input; name another"),
         ({}, ["--rows", "1", "--likeliest", "1"], "argument --likeliest: not allowed with argument --rows"),
         ({}, ["--modle", "x"], "unknown option --modle; did you mean '--model'? See `prod-train probe --help`"),
         ({}, ["x"], "unexpected argument 'x'; see `prod-train probe --help`"),
