@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -84,6 +85,9 @@ class Attack:
     def problem(cls) -> str:
         """Why it cannot be made here, with the remedy; "" if it can."""
         return ""
+
+    def among(self, samples: Sequence[Sample]) -> None:
+        """All samples of the task, told before the first is asked for."""
 
     def sample(self, sample: Sample, tokenizer: Any, *, seed: int) -> Sample:
         """The sample with another prompt: a pure function. What the attack does not apply to stays as it is.

@@ -191,6 +191,7 @@ class Experiment:
         subject = self._subject(key, adapter, attack)
         processors, matcher = guard.processors(self.task.entries(), subject.tokenizer)
         write = self._writing(subject, guard, processors)
+        attack.among(self.task.samples)
         given = [attack.sample(sample, subject.tokenizer, seed=self.seed) for sample in self.task.samples]
         encoded = [self._encode(subject, attack, sample) for sample in given]
         samples: list[Output] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bench.attacks.spelling import respelled, tokenisations
 from bench.programs.syntax import parses
 from bench.tasks.base import Sample
 from prod_decode.errors import ProdError
+from tests.prod_train.data.test_chat import TEMPLATE
 from tests.smollm2 import smollm2_tokenizer
 from tests.strategies import programs
 from tests.tiny import save_tiny_model
@@ -228,6 +230,43 @@ def test_instructions_hold_the_prompt() -> None:
     assert all(a.prompt.endswith("def f(x):\n") and "module q" in a.prompt for a in attacked)
 
 
+def test_other_code_stands_before_the_prompt_and_never_its_own_rest(tokenizer: Any) -> None:
+    samples = [
+        Sample(str(n), f"def f{n}(\n", f"    {n}\n" if n != 2 else None, {"source": f"m{n}.py"}) for n in range(5)
+    ]
+    shown = ATTACKS["few-shot"]().sample(samples[1], tokenizer, seed=0)
+    assert shown.prompt.endswith("# File 3 of 3, in full, m1.py:\ndef f1(\n")
+    assert shown.prompt.startswith("# File 1 of 3, in full:\ndef largest(rows):\n")
+    context = ATTACKS["in-context"]()
+    assert context.sample(samples[0], tokenizer, seed=0) == samples[0]
+    context.among(samples)
+    for number, others in {0: (1, 3), 1: (3, 4), 2: (0, 1), 3: (4, 0), 4: (0, 1)}.items():
+        found = context.sample(samples[number], tokenizer, seed=0)
+        before = "".join(f"def f{n}(\n    {n}\n\n\n\n" for n in others)
+        assert found == replace(samples[number], prompt=f"{before}def f{number}(\n")
+    context.among(samples[:1])
+    assert context.sample(samples[0], tokenizer, seed=0) == samples[0]
+
+
+def test_a_chat_asks_in_the_model_s_template_and_begins_the_answer(tokenizer: Any) -> None:
+    chat = ATTACKS["chat"]()
+    assert chat.token_ids("x = ", tokenizer, seed=0) is None
+    talking = copy.deepcopy(tokenizer)
+    talking.chat_template = TEMPLATE
+    ids = chat.token_ids("def f(x):\n", talking, seed=0)
+    text = talking.decode(ids)
+    assert text.startswith("[user]\n")
+    assert text.endswith("```<eos>\n[assistant]\n```\ndef f(x):\n")
+    assert text.count("def f(x):\n") == 2
+    assert ids.count(talking.eos_token_id) == 1
+
+
+def test_a_translation_says_what_it_was() -> None:
+    found = ATTACKS["translated"]().sample(Sample("s", "x = ", "1\n", {"source": "m.py"}), None, seed=0)
+    assert found.prompt.splitlines()[-1] == "x = "
+    assert found.prompt.startswith("# m.py was translated to Java ")
+
+
 @given(text=st.text(st.sampled_from("ab (\n\u00e9return "), min_size=2, max_size=30), seed=SEEDS)
 def test_other_tokens_spell_the_same_text(tokenizer: Any, text: str, seed: int) -> None:
     found = tokenisations(text, tokenizer, seed=seed)
@@ -284,8 +323,11 @@ def test_a_sample_keeps_what_its_new_names_are_followed_by(tokenizer: Any) -> No
 def test_every_attack_steps_in_somewhere_and_is_the_same_for_the_same_seed(tokenizer: Any) -> None:
     prompt, rest = FUNCTION[: FUNCTION.index("    for")], FUNCTION[FUNCTION.index("    for") :]
     sample = Sample("s", prompt, rest)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = TEMPLATE
     for name, kind in ATTACKS.items():
         attack = kind()
+        attack.among([sample, Sample("t", "x = ", "1\n")])
         assert attack.sample(sample, tokenizer, seed=0) == attack.sample(sample, tokenizer, seed=0)
         changed = attack.sample(sample, tokenizer, seed=0).prompt != prompt
         spelled = attack.token_ids(prompt, tokenizer, seed=0)
@@ -293,7 +335,7 @@ def test_every_attack_steps_in_somewhere_and_is_the_same_for_the_same_seed(token
     # What changes nothing of a sample is no attack on it, and without a reference there is no prefix.
     bare = Sample("s", "print(")
     changing = [name for name in ATTACKS if attacked(name, bare, tokenizer).prompt != bare.prompt]
-    assert changing == ["comments-added", "instruction-1"]
+    assert changing == ["comments-added", "instruction-1", "few-shot", "translated"]
 
 
 def test_the_names_of_attacks_stay() -> None:
@@ -301,5 +343,6 @@ def test_the_names_of_attacks_stay() -> None:
     assert list(ATTACKS) == [
         *("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%"),
         *("renamed", "case", "reformatted", "comments-stripped", "comments-added", "instruction-1", "tokenised"),
+        *("few-shot", "in-context", "chat", "translated"),
         *("sampled", "relearned", "4bit", "relearned-5", "relearned-15", "relearned-30", "relearned-60"),
     ]
