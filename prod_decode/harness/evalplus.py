@@ -184,6 +184,7 @@ def build_parser() -> Parser:
     )
     add("--problems", required=True, metavar="FILE", help="JSON lines with task_id and prompt; .gz is unpacked")
     add("-o", "--output", required=True, metavar="FILE", help="the samples, JSON lines with task_id and solution")
+    add("--force", action="store_true", help="write over a file that is there")
     add("--samples", type=positive(int), default=1, metavar="N", help="answers to each problem; default 1")
     add("--temperature", type=positive(float, zero=True), default=0.0, metavar="T", help="0 (default) is greedy")
     add("--top-p", type=positive(float, most=1), default=1.0, metavar="P", help="nucleus, up to 1; default 1")
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from prod_decode.storage.artifact import require_output
+    from prod_decode.storage.artifact import require_new
     from prod_decode.storage.files import write_whole
     from prod_decode.storage.models import load_model, require_name
 
@@ -215,7 +216,7 @@ def _run(options: argparse.Namespace) -> int:
         given = f"--samples {options.samples}" if options.samples > 1 else f"--top-p {options.top_p}"
         raise ProdError(f"{given} is for sampling: expected --temperature above 0 beside it, got 0; drop one")
     names = options.blocklist or []
-    require_output(options.output, [options.problems, *names], replaces=None)
+    require_new(options.output, [options.problems, *names], force=options.force)
     problems = read_problems(options.problems)
     require_name(options.model)
     matcher = None

@@ -165,6 +165,26 @@ def require_output(
         raise ProdError(f"cannot write {target}: {error.strerror}") from None
 
 
+def require_new(
+    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = (), *, force: bool | None = None
+) -> None:
+    """As `require_output`, for files that do not tell who wrote them: one that holds something stays.
+
+    Args:
+        path: the file to write.
+        inputs: see `require_output`.
+        force: whether --force is given; None where a command has no such option.
+
+    Raises:
+        ProdError: see `require_output`; or it holds something, and --force is not given.
+    """
+    require_output(path, inputs, replaces=None)
+    target = as_path(path)
+    if not force and target.exists() and target.stat().st_size:
+        remedy = "remove it" if force is None else "write over it with --force"
+        raise ProdError(f"cannot write {target}: it is there; name another, or {remedy}")
+
+
 def _may_be_replaced(path: Path, magic: bytes) -> bool:
     """Whether nothing is lost but a file that begins with `magic`."""
     with path.open("rb") as file:

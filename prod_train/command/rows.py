@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from prod_decode.command.options import positive
@@ -58,14 +57,11 @@ def require_rows_output(output: str, inputs: Iterable[str], *, force: bool | Non
     Raises:
         ProdError: it is named as no file of rows, cannot be written, is an input, or holds something.
     """
-    from prod_decode.storage.artifact import require_output
+    from prod_decode.storage.artifact import require_new
 
     if not output.lower().endswith(JSON_FILES):
         raise ProdError(f"expected a file name that ends in .jsonl to write, got {output!r}")
-    require_output(output, inputs, replaces=None)
-    if not force and Path(output).exists() and Path(output).stat().st_size:
-        remedy = "remove it" if force is None else "write over it with --force"
-        raise ProdError(f"cannot write {output}: it is there; name another, or {remedy}")
+    require_new(output, inputs, force=force)
 
 
 def write_rows(files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:

@@ -173,3 +173,18 @@ def test_the_problems_are_not_written_over(tiny: str, problems: str, capsys: pyt
     assert main(["--model", tiny, "--problems", problems, "-o", problems]) == 2
     assert Path(problems).read_text() == before
     assert "p.jsonl" in capsys.readouterr().err
+
+
+def test_samples_that_are_there_are_not_written_over(
+    tiny: str, problems: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s.jsonl"
+    out.write_text("of another model\n")
+    command = ["--model", tiny, "--problems", problems, "-o", str(out), "--max-new-tokens", "2"]
+    assert main(command) == 2
+    assert out.read_text() == "of another model\n"
+    assert capsys.readouterr().err == (
+        f"prod_decode.harness.evalplus: cannot write {out}: it is there; name another, or write over it with --force\n"
+    )
+    assert main([*command, "--force"]) == 0
+    assert len(saved(out)) == 3
