@@ -144,7 +144,7 @@ def _scan(options: argparse.Namespace) -> int:
     left = f", not covered: {uncovered.count}" if uncovered.count else ""
     excluded = _excluded(selection)
     beyond = f", documents quoted beyond their budget: {over}" if options.quoted and blocklist else ""
-    note(f"prohibited places: {total}, files: {files}{beyond}{left}{excluded}{verified}")
+    note(f"prohibited places: {total}, files read: {files}{beyond}{left}{excluded}{verified}")
     for pattern in selection.unused():
         note(f"no effect: --exclude {pattern}: nothing was excluded by it")
     if findings is not None:

@@ -152,7 +152,7 @@ def test_scan_in_ci_looks_at_what_a_branch_changes(repository: Path, commands: P
     (repository / "new file.py").write_text("x = yaml.safe_load(f)\n")
     commit(repository)
     done = run(scan, commands, repository)
-    assert (done.returncode, without_first_start(done.stderr)) == (0, "prohibited places: 0, files: 1\n")
+    assert (done.returncode, without_first_start(done.stderr)) == (0, "prohibited places: 0, files read: 1\n")
     (repository / "--json").write_text("\n")
     (repository / "copied.py").write_text((repository / "prohibited" / "documents" / "values.py").read_text())
     (repository / "new file.py").write_text("x = 1\ny = pickle . load(f)\n")

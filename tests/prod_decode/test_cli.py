@@ -83,7 +83,7 @@ def test_scan_names_file_line_column_and_entry(
     assert main(["scan", block, str(tmp_path / "code")]) == 1
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path}/code/bad.py:3:5: yaml.load(: yaml . load (\n"
-    assert printed.err == "prohibited places: 1, files: 2\n"
+    assert printed.err == "prohibited places: 1, files read: 2\n"
 
     assert main(["scan", block, str(tmp_path / "code"), "--json", "--verify"]) == 1
     printed = capsys.readouterr()
@@ -97,7 +97,7 @@ def test_scan_names_file_line_column_and_entry(
         "entry": "yaml.load(",
         "text": "yaml . load (",
     }
-    assert printed.err == "prohibited places: 1, files: 2 (pyahocorasick agrees)\n"
+    assert printed.err == "prohibited places: 1, files read: 2 (pyahocorasick agrees)\n"
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\nx = pickle.load(f)\n")))
     assert main(["scan", block, "-"]) == 1
@@ -121,7 +121,7 @@ def test_scan_decodes_the_escapes_of_json(tmp_path: Path, capsys: pytest.Capture
     assert main(["scan", block, str(tmp_path / "calls.jsonl"), "--verify"]) == 1
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path}/calls.jsonl:2:27: shell: import os\\nos.system(\n"
-    assert printed.err == "prohibited places: 1, files: 1 (pyahocorasick agrees)\n"
+    assert printed.err == "prohibited places: 1, files read: 1 (pyahocorasick agrees)\n"
     assert main(["scan", block, str(tmp_path / "calls.jsonl"), "--no-escapes"]) == 0
     assert main(["scan", block, str(tmp_path / "calls.txt")]) == 0
     assert main(["scan", block, str(tmp_path / "calls.txt"), "--escapes"]) == 1
@@ -477,7 +477,7 @@ def test_a_reader_that_goes_away_changes_no_status(tmp_path: Path, block: str, l
     )
     assert done.stdout == (f"{tmp_path}/many.py:1:1: yaml.load(: yaml.load(\n" if lines > 2 else "")
     assert (tmp_path / "status").read_text() == "1\n"
-    assert without_first_start((tmp_path / "err").read_text()) in ("", "prohibited places: 2, files: 1\n")
+    assert without_first_start((tmp_path / "err").read_text()) in ("", "prohibited places: 2, files read: 1\n")
 
 
 class Broken(io.TextIOWrapper):
@@ -609,7 +609,7 @@ def test_scan_goes_on_and_a_hit_wins(tmp_path: Path, block: str, capsys: pytest.
         f"not covered: cannot read {tmp_path}/none: No such file or directory: check the name",
         f"not covered: {tmp_path}/code/a.bin is a binary file, expected UTF-8 text; only its bytes were looked through",
         f"not covered: {tmp_path}/code/pipe is a FIFO: not opened",
-        "prohibited places: 0, files: 1, not covered: 3",
+        "prohibited places: 0, files read: 1, not covered: 3",
     ]
     # A path that was named and is not there is a slip: nothing accepts it.
     assert main(["scan", block, *paths, "--accept-uncovered"]) == 3
@@ -675,7 +675,7 @@ def test_nothing_is_left_to_look_through(sources: str, capsys: pytest.CaptureFix
     assert main(["scan", sources, "src", "--exclude", "*"]) == 3
     assert capsys.readouterr().err.splitlines() == [
         "not covered: src has no files to read in it, but for what is excluded",
-        "prohibited places: 0, files: 0, not covered: 1, excluded: 1 file and 1 folder",
+        "prohibited places: 0, files read: 0, not covered: 1, excluded: 1 file and 1 folder",
     ]
     assert main(["scan", sources, "src", "--exclude", ""]) == 2
     assert capsys.readouterr().err == (
@@ -701,7 +701,7 @@ def test_a_file_that_is_named_twice_counts_once(sources: str, capsys: pytest.Cap
         assert main(["scan", sources, *paths]) == 1
         printed = capsys.readouterr()
         assert printed.out == "src/a.py:1:1: yaml.load(: yaml.load(\n"
-        assert printed.err.splitlines()[1:] == ["prohibited places: 1, files: 2, not covered: 1"]
+        assert printed.err.splitlines()[1:] == ["prohibited places: 1, files read: 2, not covered: 1"]
     assert main(["scan", sources, "src", ".", "docs"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(set(lines)) == 6  # of the phrases two
@@ -728,7 +728,7 @@ def test_names_that_are_not_text_are_printed(tmp_path: Path, block: str, as_json
         environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
         told = without_first_start(done.stderr.decode())
-        assert (done.returncode, told) == (1, "prohibited places: 1, files: 1\n")
+        assert (done.returncode, told) == (1, "prohibited places: 1, files read: 1\n")
         if as_json:
             record = json.loads(done.stdout)
             assert (record["path"], record["text"]) == (str(file), "('\u00e9\U0001f600'")

@@ -79,7 +79,7 @@ def test_the_command_tells_lines(
     assert document.startswith("a.py:2:")
     assert ": d, lines 2-31: " in document
     assert phrase == "a.py:32:1: eval(: eval("
-    assert printed.err.startswith("prohibited places: 2, files: 1\n")
+    assert printed.err.startswith("prohibited places: 2, files read: 1\n")
     page = Path("out.html").read_text()
     assert "lines 2-31 <code>d</code>" in page
     assert all(f'data-n="{line}"' in page for line in range(1, 33))

@@ -49,7 +49,7 @@ def test_a_page_has_each_place_file_by_file(capsys: pytest.CaptureFixture[str]) 
     root = scanned("code")
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 4
-    assert printed.err == "prohibited places: 4, files: 2\nthe page: out.html\n"
+    assert printed.err == "prohibited places: 4, files read: 2\nthe page: out.html\n"
     assert text_of(next(root.iter("h1"))) == "4 prohibited places in 2 of 2 files"
     entries, files = (cells(table) for table in root.iter("table"))
     assert entries == [
@@ -262,7 +262,7 @@ def test_what_is_quoted_is_shown_with_licence_and_lines(document: str, capsys: p
         f"little.py: quotes {third} of {length} characters ({within}, budget 60) of theirs.py (GPL-3.0-only OR MIT); "
         f"longest run {third}; lines 1-2",
     ]
-    assert printed.err.startswith("prohibited places: 0, files: 3, documents quoted beyond their budget: 1\n")
+    assert printed.err.startswith("prohibited places: 0, files read: 3, documents quoted beyond their budget: 1\n")
     root = parse(Path("out.html").read_text())
     title = "1 document quoted beyond its budget, in 3 files"
     assert text_of(next(root.iter("h1"))) == title

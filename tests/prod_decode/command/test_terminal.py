@@ -79,7 +79,7 @@ def test_names_and_texts_are_shown_and_not_obeyed(
     assert "gone\\x1b[m" in told.err
 
 
-TOLD = "prohibited places: 1, files: 1\n"
+TOLD = "prohibited places: 1, files read: 1\n"
 
 
 @pytest.mark.slow
