@@ -65,14 +65,19 @@ def require_rows_output(output: str, inputs: Iterable[str], *, force: bool | Non
 
 
 def write_rows(files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
-    """All files with their records, a line each, or none: each takes its name when all are written."""
+    """All files with their records, a line each, or none: each takes its name when all are written.
+
+    Columns of a table that JSON has no value for, such as dates, become strings. A lone surrogate is escaped.
+    """
     from prod_decode.storage.files import write_whole
 
     with ExitStack() as stack:
         for path, records in files.items():
             file = stack.enter_context(write_whole(path))
             try:
-                file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n".encode() for record in records)
+                for record in records:
+                    line = json.dumps(record, ensure_ascii=False, default=str)
+                    file.write(f"{line}\n".encode(errors="backslashreplace"))
                 file.flush()
             except OSError as error:
                 raise ProdError(f"cannot write {path}: {error.strerror}") from None

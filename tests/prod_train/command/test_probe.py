@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from prod_train.cli import main
 from prod_train.command.finding import MEANING, Finding, Others
 from prod_train.command.probe_page import MOST_BARS, MOST_TEXTS, probe_page
+from prod_train.command.rows import write_rows
 from prod_train.config.config import Config
 from prod_train.data.rows import Row
 from prod_train.measure.probe import Answer, Probed
@@ -267,6 +269,13 @@ def test_what_is_recited_is_what_a_run_forgets(tmp_path: Path, capsys: pytest.Ca
     assert out.startswith(f"{tmp_path / 'out'} recites 0 of 2 rows: ")
     assert err.splitlines()[-1] == f"not written, as no row is recited: {tmp_path / 'after.jsonl'}"
     assert not (tmp_path / "after.jsonl").exists()
+
+
+def test_rows_of_any_table_are_written(tmp_path: Path) -> None:
+    records = [{"prompt": "é", "on": date(2026, 1, 2)}, {"text": "a\udc80"}]
+    write_rows({str(tmp_path / "a.jsonl"): records})
+    written = (tmp_path / "a.jsonl").read_bytes().splitlines()
+    assert [json.loads(line) for line in written] == [{"prompt": "é", "on": "2026-01-02"}, {"text": "a\udc80"}]
 
 
 @pytest.mark.slow
