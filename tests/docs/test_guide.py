@@ -52,6 +52,11 @@ NOT_RUN = [
         "needs lm_eval, a model and the data of a task; make test-eval runs a task of its own",
     ),
     ("unlearn-and-serve.md", "downloads packages"),
+    ("unlearning.md", "one second, and the others need its rows"),
+    ("unlearning.md", "one second, and the others need its rows"),
+    ("unlearning.md", "five minutes; tests/prod_train/command/test_probe.py does the same in small"),
+    ("unlearning.md", "ten minutes; tests/prod_train/command/test_probe.py does the same in small"),
+    ("unlearning.md", "two minutes; tests/prod_train/command/test_probe.py does the same in small"),
 ]
 
 ROWS = ("forget.jsonl", "retain.jsonl", "holdout.jsonl")
