@@ -15,7 +15,6 @@ from results_data import (
     ATTACKS,
     COPIES,
     KL,
-    NATURAL,
     NEAR_FUNCTIONS,
     NEAR_MODULES,
     QWEN,
@@ -401,34 +400,6 @@ def _relearning(results: Results) -> str:
     return table(("BLEU after so many steps", *map(str, _AGAIN), "area over untaught"), rows)
 
 
-def _natural(results: Results) -> str:
-    methods = {
-        "base": "no guard",
-        "decode": "the mask, `max_quote=60`",
-        "decode-budget": "the same with `budget=240`",
-        **{name: f"`{name}`" for name in ("prod", "prod-surgical", SECOND_ROUND, "npo")},
-    }
-    columns = (
-        ("verbatim", "verbatim", "none"),
-        ("a quarter given", "verbatim", "prefix-25%"),
-        ("half given", "verbatim", "prefix-50%"),
-        ("quoted", "quoted_share", "none"),
-        ("1 - BLEU", FORGET, "none"),
-    )
-    rows = [
-        (
-            label,
-            *(
-                f"{known(results.value(NATURAL, 'copyright', method, one, attack=attack)):.2f}"
-                for _, one, attack in columns
-            ),
-            f"{known(results.value(NATURAL, 'copyright', method, AGREEMENT)):.2f}",
-        )
-        for method, label in methods.items()
-    ]
-    return table(("what writes", *(label for label, *_ in columns), "agreement elsewhere"), rows)
-
-
 TABLES: dict[str, Callable[[Results], str]] = {
     **corpora.TABLES,
     "leaks": _leaks,
@@ -441,7 +412,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "near-goals": _near_goals,
     "dominance": _dominance,
     "relearning": _relearning,
-    "natural": _natural,
     "beside": _beside,
     "growth": _growth,
     "kept": _kept,
