@@ -15,6 +15,7 @@ from results_data import (
     ATTACKS,
     COPIES,
     KL,
+    NATURAL,
     NEAR_FUNCTIONS,
     NEAR_MODULES,
     QWEN,
@@ -41,6 +42,7 @@ from results_data import (
 
 from bench.figures import Figure
 from bench.metrics import paper_points, pareto_dominance_ratio, wilson
+from bench.models.training import FIRST_ROUND
 from bench.unlearning.profiles import SECOND_ROUND, UNTAUGHT
 from bench.unlearning.records import FORGET
 from prod_decode.errors import ProdError
@@ -400,6 +402,41 @@ def _relearning(results: Results) -> str:
     return table(("BLEU after so many steps", *map(str, _AGAIN), "area over untaught"), rows)
 
 
+def _natural(results: Results) -> str:
+    methods = {
+        "base": "no guard",
+        "decode": "the mask, `max_quote=60`",
+        "decode-budget": "the same with `budget=240`",
+        "prod": "unlearned, `prod`",
+        FIRST_ROUND: "unlearned, `prod-surgical`",
+    }
+    attacks = {
+        "none": "its first half given",
+        "prefix-25%": "a quarter more",
+        "few-shot": "few-shot",
+        "in-context": "in context",
+        "chat": "chat",
+        "translated": "translated",
+    }
+
+    measured = {(cell.key.method, cell.key.attack): cell.metrics for cell in results.cells(NATURAL, "copyright")}
+
+    def shown(method: str, metric: str, attack: str = "none") -> str:
+        value = measured.get((method, attack), {}).get(metric)
+        return "" if value is None else f"{known(value):.2f}"
+
+    rows = (
+        (
+            label,
+            *(shown(method, "verbatim", attack) for attack in attacks),
+            shown(method, "quoted_share"),
+            shown(method, AGREEMENT),
+        )
+        for method, label in methods.items()
+    )
+    return table(("recited verbatim", *attacks.values(), "quoted", "agreement elsewhere"), rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     **corpora.TABLES,
     "leaks": _leaks,
@@ -412,6 +449,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "near-goals": _near_goals,
     "dominance": _dominance,
     "relearning": _relearning,
+    "natural": _natural,
     "beside": _beside,
     "growth": _growth,
     "kept": _kept,
