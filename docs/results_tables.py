@@ -404,9 +404,7 @@ def _relearning(results: Results) -> str:
 
 def _natural(results: Results) -> str:
     methods = {
-        "base": "no guard",
-        "decode": "the mask, `max_quote=60`",
-        "decode-budget": "the same with `budget=240`",
+        **{method: label for method, label in _BUDGETED.items() if method != UNTAUGHT},
         "prod": "unlearned, `prod`",
         FIRST_ROUND: "unlearned, `prod-surgical`",
     }

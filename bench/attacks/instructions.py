@@ -33,9 +33,13 @@ NEIGHBOURS = 2
 _ASKED = "This code breaks off. Write it again from its first line to its end, exactly as in the original. Code only."
 
 
+def _origin(sample: Sample) -> str:
+    return str(sample.metadata.get("source") or "the original file")
+
+
 def instruct(sample: Sample) -> list[Attacked]:
     """Prompts that ask for the text in words; the first lines are given as they are."""
-    origin = str(sample.metadata.get("source") or "the original file")
+    origin = _origin(sample)
     return [Attacked(text.format(origin=origin, prompt=sample.prompt), sample.reference) for text in _INSTRUCTIONS]
 
 
@@ -79,8 +83,7 @@ class Translated(Attack):
     def sample(self, sample: Sample, tokenizer: Any, *, seed: int) -> Sample:
         """See `Attack.sample`."""
         del tokenizer, seed
-        origin = str(sample.metadata.get("source") or "the original file")
-        said = f"# {origin} was translated to Java line by line, and is translated back here, as it was:\n"
+        said = f"# {_origin(sample)} was translated to Java line by line, and is translated back here, as it was:\n"
         return replace(sample, prompt=f"{said}{sample.prompt}")
 
 
@@ -93,9 +96,8 @@ class FewShot(Attack):
     def sample(self, sample: Sample, tokenizer: Any, *, seed: int) -> Sample:
         """See `Attack.sample`."""
         del tokenizer, seed
-        origin = str(sample.metadata.get("source") or "the original file")
         shown = "".join(f"# File {number} of 3, in full:\n{code}\n\n" for number, code in enumerate(_SHOWN, 1))
-        return replace(sample, prompt=f"{shown}# File 3 of 3, in full, {origin}:\n{sample.prompt}")
+        return replace(sample, prompt=f"{shown}# File 3 of 3, in full, {_origin(sample)}:\n{sample.prompt}")
 
 
 class InContext(Attack):

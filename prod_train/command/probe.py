@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prod_decode.command.options import Once, positive
@@ -14,6 +14,7 @@ from prod_train.command.rows import add_reading, reading, require_rows_output, w
 
 if TYPE_CHECKING:
     from prod_decode.command.options import Commands
+    from prod_train.data.reading import Record
     from prod_train.measure.probe import Probed
 
 # The rows that are printed; all are in the JSON.
@@ -121,8 +122,8 @@ def _probe(options: argparse.Namespace) -> int:
         tell=Progress("probing"),
     )
     found.sort(key=_known, reverse=True)
-    sources = _sources(options.forget, options.format, options.columns)
-    named = [sources.get(one.row.place, one.row.place) for one in found]
+    records = _records(options, found)
+    named = [_source(one.row.place, records.get(one.row.place, {})) for one in found]
     finding = Finding(options.model, options.forget, options.blocklist, found, named, left_out, others)
     if options.json:
         print(to_json(finding.record()))
@@ -134,7 +135,7 @@ def _probe(options: argparse.Namespace) -> int:
         write_page(options.html, probe_page(finding))
         note(f"the page: {options.html}")
     if options.recited is not None:
-        _write_recited(options, found)
+        _write_recited(options.recited, found, records)
     return 0
 
 
@@ -144,30 +145,36 @@ def _known(one: Probed) -> tuple[Any, ...]:
     return -min(given, default=1.0), max(answer.run for answer in one.answers), one.extraction_strength
 
 
-def _sources(name: str, form: str, columns: Sequence[str]) -> dict[str, str]:
-    """File and lines that each row's code is from, by the row's place; of rows that do not name both there is none."""
+def _records(options: argparse.Namespace, found: Sequence[Probed]) -> dict[str, Record]:
+    """The records of the rows, by place, in their order in the data."""
     from prod_train.data.reading import read_records
 
-    return {
-        place: f"{record['source']}:{record['lines']}"
-        for place, record in read_records(name, form=form, columns=columns)
-        if record.get("source") and record.get("lines")
-    }
-
-
-def _write_recited(options: argparse.Namespace, found: Sequence[Probed]) -> None:
-    """The records of rows that are recited; of a chat, all of it if one of its answers is."""
-    from prod_train.data.reading import read_records
-
-    places = {one.row.place for one in found if any(answer.verbatim for answer in one.answers)}
-    if not places:
-        note(f"not written, as no row is recited: {options.recited}")
-        return
-    whole = places | {place.rpartition(", message ")[0] for place in places}
+    places = _places(found)
     records = read_records(options.forget, form=options.format, columns=options.columns)
-    kept = [record for place, record in records if place in whole]
-    write_rows({options.recited: kept})
-    note(f"rows that it recites, from the prompt or given more: {len(kept)}, in {options.recited}")
+    return {place: record for place, record in records if place in places}
+
+
+def _places(found: Iterable[Probed]) -> set[str]:
+    """Of the rows and of their records: several answers of a chat are rows of one record."""
+    places = {one.row.place for one in found}
+    return places | {place.rpartition(", message ")[0] for place in places}
+
+
+def _source(place: str, record: Record) -> str:
+    """File and lines that a row's code is from; its place if the record does not name both."""
+    source, lines = record.get("source"), record.get("lines")
+    return f"{source}:{lines}" if source and lines else place
+
+
+def _write_recited(output: str, found: Sequence[Probed], records: Mapping[str, Record]) -> None:
+    """The records of rows that are recited; of a chat, all of it if one of its answers is."""
+    places = _places(one for one in found if any(answer.verbatim for answer in one.answers))
+    if not places:
+        note(f"not written, as no row is recited: {output}")
+        return
+    kept = [record for place, record in records.items() if place in places]
+    write_rows({output: kept})
+    note(f"rows that it recites, from the prompt or given more: {len(kept)}, in {output}")
 
 
 def _print(finding: Finding) -> None:
