@@ -55,6 +55,21 @@ def read_once() -> Iterator[None]:
             gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
+def begins_with_bos(path: str) -> bool:
+    """Whether the tokenizer of a GGUF file puts the token that begins a text before every text.
+
+    Inside `read_once`, with the path that transformers makes, its header is not read again. A file that does not say
+    so means what llama.cpp takes it for: yes with SentencePiece's vocabulary, else no.
+    """
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    if (says := fields.get("tokenizer.ggml.add_bos_token")) is not None:
+        return bool(says.contents())
+    model = fields.get("tokenizer.ggml.model")
+    return model is not None and bool(model.contents() == "llama")
+
+
 def require_whole(path: str | Path) -> None:
     """Refuse a file that is no GGUF file, or of which a part is missing or impossible.
 

@@ -333,7 +333,14 @@ def _tokenizer(name: str, source: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     with _reading(options), loading(name):
-        return AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if "gguf_file" in options:
+            from prod_decode.storage.gguf_file import begins_with_bos
+
+            # transformers 5.19 forgets it; without that token Gemma 3 270M writes 'The The The'.
+            if tokenizer.bos_token_id is not None and begins_with_bos(f"{source}/{options['gguf_file']}"):
+                tokenizer.add_bos_token = True
+        return tokenizer
 
 
 def _reading(options: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:

@@ -138,6 +138,40 @@ def test_the_bundled_file_is_whole() -> None:
     require_whole(bundled_model())
 
 
+@pytest.mark.parametrize(
+    ("kind", "says", "begins"),
+    [("gpt2", True, True), ("gpt2", False, False), ("gpt2", None, False), ("llama", None, True), ("llama", False, False)],
+)
+def test_the_token_that_begins_a_text(tmp_path: Path, kind: str, says: bool | None, begins: bool) -> None:
+    """transformers 5.19 never puts it there; llama.cpp, for which the file is, does what it says."""
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(8)
+    writer.add_tokenizer_model(kind)
+    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab"]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([float(-place) for place in range(len(tokens))])
+    writer.add_token_types([2, 3, 3, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if says is not None:
+        writer.add_add_bos_token(says)
+    writer.add_tensor("blk.0.attn_q.weight", np.ones((8, 8), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = load_tokenizer(str(path))
+    ids = tokenizer("ab")["input_ids"]
+    assert (ids[0] == 1) is begins
+    assert tokenizer("ab", add_special_tokens=False)["input_ids"] == ids[begins:]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(str(tmp_path / "saved"))("ab")["input_ids"] == ids
+
+
 def test_inside_a_file_is_read_once_and_outside_as_ever(whole: bytes, tmp_path: Path) -> None:
     whole_file = tmp_path / "x.gguf"
     whole_file.write_bytes(whole)
