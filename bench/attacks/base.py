@@ -73,6 +73,7 @@ class Attack:
         on_weights: whether it changes the model, and so needs one that was trained.
         on_untaught: whether, if so, the model that was never taught is attacked as well, as a yardstick.
         temperature: of sampling; 0 is greedy. Above 0, of several trials a prompt the worst counts.
+        in_full: whether the profile `full` makes it; else it is made only where it is named.
     """
 
     name: ClassVar[str]
@@ -80,6 +81,7 @@ class Attack:
     on_weights: ClassVar[bool] = False
     on_untaught: ClassVar[bool] = False
     temperature: ClassVar[float] = 0.0
+    in_full: ClassVar[bool] = True
 
     @classmethod
     def problem(cls) -> str:

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import product
 from typing import ClassVar
 
 from bench.attacks.base import Attack, Setting, Weights
 
 
 class _Relearning(Attack):
-    """The adapter is trained on the forgotten rows again; `steps`: None for as many as forgetting took."""
+    """The model is trained on the forgotten rows again.
+
+    Attributes:
+        steps: of training; None for as many as forgetting took.
+        rate: the peak of the learning rate; None for that of the teaching.
+        tuning: `lora` goes on with the adapter, or begins one where there is none; `full` trains all weights of what
+            the adapter was merged into.
+    """
 
     on_weights = True
     steps: ClassVar[int | None] = None
+    rate: ClassVar[float | None] = None
+    tuning: ClassVar[str] = "lora"
 
     def weights(self, weights: Weights, setting: Setting) -> Weights:
         """See `Attack.weights`."""
         if weights.adapter is None and not self.on_untaught:
             return weights
-        steps = setting.steps if self.steps is None else self.steps
-        again = setting.trainer.relearned(weights.model, weights.adapter, setting.rows, steps=steps, seed=setting.seed)
-        return Weights(weights.model, again)
+        again = setting.trainer.relearned(
+            weights.model,
+            weights.adapter,
+            setting.rows,
+            steps=setting.steps if self.steps is None else self.steps,
+            seed=setting.seed,
+            rate=self.rate,
+            tuning=self.tuning,
+        )
+        return Weights(str(again), None) if self.tuning == "full" else Weights(weights.model, again)
 
 
 class Relearned(_Relearning):
@@ -39,36 +56,38 @@ class _Point(_Relearning):
     on_untaught = True
 
 
-class Relearned5(_Point):
-    """Five steps."""
+# An attacker chooses the rate, so a curve is the best of several.
+RELEARNING_STEPS = (5, 15, 30, 60)
+RELEARNING_RATES = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-5, 3e-5, 1e-4)}
 
-    name = "relearned-5"
-    rank = 52
-    steps = 5
-
-
-class Relearned15(_Point):
-    """Fifteen."""
-
-    name = "relearned-15"
-    rank = 53
-    steps = 15
+_TAUGHT = ("lora", 1e-3)  # as the model was taught
 
 
-class Relearned30(_Point):
-    """Thirty."""
+def relearning(steps: int, tuning: str, rate: float) -> str:
+    """The name of a point of a curve, such as `relearned-15`, `relearned-15-3e-4`, `relearned-15-full-1e-5`."""
+    if (tuning, rate) == _TAUGHT:
+        return f"relearned-{steps}"
+    of = f"{rate:.0e}".replace("e-0", "e-")
+    return f"relearned-{steps}-full-{of}" if tuning == "full" else f"relearned-{steps}-{of}"
 
-    name = "relearned-30"
-    rank = 54
-    steps = 30
+
+def _point(place: int, steps: int, tuning: str, rate: float) -> type:
+    name = relearning(steps, tuning, rate)
+    what = {"__module__": __name__, "__doc__": f"{steps} steps at {rate:g}, {tuning}."}
+    return type(
+        name, (_Point,), {**what, "name": name, "rank": 52 + place, "steps": steps, "tuning": tuning, "rate": rate}
+    )
 
 
-class Relearned60(_Point):
-    """Sixty."""
-
-    name = "relearned-60"
-    rank = 55
-    steps = 60
+# A class each, which the registry finds among the names of this module.
+globals().update(
+    {
+        f"Relearning{place}": _point(place, steps, *how)
+        for place, (how, steps) in enumerate(
+            product(((tuning, rate) for tuning, rates in RELEARNING_RATES.items() for rate in rates), RELEARNING_STEPS)
+        )
+    }
+)
 
 
 class FourBit(Attack):

@@ -127,20 +127,44 @@ class Trainer:
         output = self._beside(adapter, "merged")
         return output if output.is_dir() else merge(str(adapter), str(output), model=model, measure=False)
 
-    def relearned(self, model: str, adapter: Path | None, forget: str, *, steps: int, seed: int) -> Path:
-        """An adapter after so many steps of training on the rows again; without one a new one on the model."""
-        what = f"relearned-{steps}"
+    def relearned(
+        self,
+        model: str,
+        adapter: Path | None,
+        forget: str,
+        *,
+        steps: int,
+        seed: int,
+        rate: float | None = None,
+        tuning: str = "lora",
+    ) -> Path:
+        """An adapter, or with `full` a whole model, after so many steps of training on the rows again.
+
+        Without an adapter a new one is begun. `rate`: None for that of the teaching.
+        """
+        what = f"relearned-{steps}" if rate is None else f"relearned-{steps}-{tuning}-{rate:g}"
         if adapter is None:
             output = self.folder / f"{Path(model).name}.{Path(forget).stem}.{what}.s{seed}"
         else:
-            output, model = self._beside(adapter, what), str(adapter)
-        self._run(output, model=model, forget=forget, method="learn", max_steps=steps, seed=seed, every=1e6)
+            output = self._beside(adapter, what)
+            model = str(self.merged(model, adapter) if tuning == "full" else adapter)
+        self._run(
+            output,
+            model=model,
+            forget=forget,
+            method="learn",
+            max_steps=steps,
+            seed=seed,
+            every=1e6,
+            rate=rate,
+            tuning=tuning,
+        )
         return output
 
     def _beside(self, adapter: Path, what: str) -> Path:
         return self.folder / f"{adapter.parent.name}.{adapter.name}.{what}"
 
-    def _run(self, output: Path, *, every: float, **options: Any) -> None:
+    def _run(self, output: Path, *, every: float, rate: float | None = None, **options: Any) -> None:
         from prod_train.run.output import latest_checkpoint
         from prod_train.run.trainer import run
 
@@ -151,7 +175,7 @@ class Trainer:
             dtype=self.dtype,
             batch_size=self.batch_size,
             accumulate=self.accumulate,
-            learning_rate=LEARN_RATE if options["method"] == "learn" else self.rate,
+            learning_rate=rate or (LEARN_RATE if options["method"] == "learn" else self.rate),
             eval_every=every,
             eval_rows=1,  # the benchmark measures for itself
             save_total_limit=10**6,

@@ -338,11 +338,15 @@ def test_every_attack_steps_in_somewhere_and_is_the_same_for_the_same_seed(token
     assert changing == ["comments-added", "instruction-1", "few-shot", "translated"]
 
 
+_WHOLE = ("-full-1e-5", "-full-3e-5", "-full-1e-4")
+
+
 def test_the_names_of_attacks_stay() -> None:
     """Runs name them, and cells are compared by them."""
     assert list(ATTACKS) == [
         *("prefix-1", "prefix-25%", "prefix-50%", "prefix-75%"),
         *("renamed", "case", "reformatted", "comments-stripped", "comments-added", "instruction-1", "tokenised"),
         *("few-shot", "in-context", "chat", "translated"),
-        *("sampled", "relearned", "4bit", "relearned-5", "relearned-15", "relearned-30", "relearned-60"),
+        *("sampled", "relearned", "4bit"),
+        *(f"relearned-{steps}{how}" for how in ("-3e-4", "", "-3e-3", *_WHOLE) for steps in (5, 15, 30, 60)),
     ]

@@ -264,6 +264,28 @@ def test_the_untaught_model_learns_as_what_was_unlearned_learns_again(model: str
 
 
 @pytest.mark.slow
+def test_relearning_at_other_rates_and_of_all_weights(model: str, tmp_path: Path) -> None:
+    both = (UNTAUGHT, "prod")
+    attacks = ("relearned-5-3e-3", "relearned-5-full-1e-4")
+    plan = small_plan(model, methods=both, attacked=both, attacks=attacks, protocols=("learn",))
+    Runner(plan, tmp_path).run()
+    cells = {(cell.key.method, cell.key.attack) for cell in read_run(tmp_path)[1]}
+    assert {key for key in cells if key[1] != "none"} == {(method, attack) for method in both for attack in attacks}
+    again = [path for path in tmp_path.glob("models/*.relearned-5-*") if path.is_dir()]
+    configs = {path.name: yaml.safe_load((path / "config.yaml").read_text()) for path in again}
+    found = sorted((config["tuning"], config["learning_rate"], config["max_steps"]) for config in configs.values())
+    assert found == [("full", 1e-4, 5), ("full", 1e-4, 5), ("lora", 3e-3, 5), ("lora", 3e-3, 5)]
+    for name, config in configs.items():
+        whole = (tmp_path / "models" / name / "model.safetensors").is_file()
+        assert whole == (config["tuning"] == "full")
+        # An adapter goes on; all weights are those of the model that it was merged into.
+        if "checkpoint-" in name:
+            assert config["model"].endswith("merged" if whole else "checkpoint-4")
+        else:
+            assert config["model"] == model
+
+
+@pytest.mark.slow
 def test_replacements_are_taught_with_what_the_guard_bans(model: str, tmp_path: Path) -> None:
     both = ("prod-replace", "prod-replace+decode-replace")
     plan = small_plan(model, methods=both, attacks=(), protocols=("natural",), every=2)

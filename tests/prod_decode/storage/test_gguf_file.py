@@ -140,7 +140,13 @@ def test_the_bundled_file_is_whole() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "says", "begins"),
-    [("gpt2", True, True), ("gpt2", False, False), ("gpt2", None, False), ("llama", None, True), ("llama", False, False)],
+    [
+        ("gpt2", True, True),
+        ("gpt2", False, False),
+        ("gpt2", None, False),
+        ("llama", None, True),
+        ("llama", False, False),
+    ],
 )
 def test_the_token_that_begins_a_text(tmp_path: Path, kind: str, says: bool | None, begins: bool) -> None:
     """transformers 5.19 never puts it there; llama.cpp, for which the file is, does what it says."""
