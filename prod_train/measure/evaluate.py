@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prod_decode.errors import ProdError
-from prod_decode.harness.continuing import continuations, padding_id
+from prod_decode.harness.continuing import continuations, evaluating, padding_id
 from prod_decode.masking import mask_prohibited_
 from prod_train.data.alike import COMPARED, VERBATIM_FROM
 from prod_train.data.rows import Row, by_length, collate
@@ -130,15 +130,11 @@ def evaluate_likelihood(
         batch_size: rows a forward pass.
         matcher: see `evaluate_forget`.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         batches = _batches(rows, batch_size)
         return _means(
             [one for batch in batches for one in likelihoods(model, encoder, batch, pad=pad, matcher=matcher)]
         )
-    finally:
-        model.train(training)
 
 
 @torch.no_grad()
@@ -177,16 +173,12 @@ def evaluate_recitation(
         batch_size: rows a forward pass.
         matcher: see `evaluate_forget`.
     """
-    training = model.training
-    model.eval()
     found = []
-    try:
+    with evaluating(model):
         processors = enforcing(matcher)
         for chosen in _batches(rows, batch_size):
             for row, output in zip(chosen, recite(model, tokenizer, chosen, processors), strict=True):
                 found.append(recitation(row, output, tokenizer))
-    finally:
-        model.train(training)
     return _means(found)
 
 
@@ -316,11 +308,9 @@ def evaluate_holdout(
         matcher: of a blocklist that is enforced at decode time; a banned token costs infinite loss and KL, since the
             masked model gives it no probability.
     """
-    training = model.training
-    model.eval()
     sums: dict[str, list[float]] = {"loss": [], "kl": [], "agreement": []}
     sizes = []
-    try:
+    with evaluating(model):
         for numbers in by_length([len(row.ids) for row in rows], batch_size):
             batch = collate([rows[i] for i in numbers], pad).to(model.device)
             hidden, head = encoder(model, batch), encoder.head()
@@ -334,8 +324,6 @@ def evaluate_holdout(
                 sizes.append(float(here.sum()))
                 for name, values in moved.items():
                     sums[name].append(float(values.mean()))
-    finally:
-        model.train(training)
     better = {"loss": "worse", "kl": "worse", "agreement": "better"}
     return {name: bootstrap(np.array(v), np.array(sizes), better[name]) for name, v in sums.items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prod_decode.harness.continuing import padding_id
+from prod_decode.harness.continuing import evaluating, padding_id
 from prod_train.data.alike import COMPARED
 from prod_train.data.rows import Row, by_length
 from prod_train.loss.objective import Encoder
@@ -130,24 +130,19 @@ def probe(
     work = [_READ * sum(len(rows[i].ids) for i in numbers) for numbers in reading]
     work += [_cost([begun[i][2] for i in numbers]) for numbers in writing for _ in matchers]
     done = _shares(work)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for numbers in reading:
-                some = [rows[i] for i in numbers]
-                found = likelihoods(model, encoder, some, pad=padding_id(tokenizer))
-                likely |= dict(zip(numbers, found, strict=True))
+    with evaluating(model), torch.no_grad():
+        for numbers in reading:
+            some = [rows[i] for i in numbers]
+            found = likelihoods(model, encoder, some, pad=padding_id(tokenizer))
+            likely |= dict(zip(numbers, found, strict=True))
+            tell(next(done))
+        for numbers in writing:
+            for guard in matchers:
+                outputs = recite(model, tokenizer, [begun[i][2] for i in numbers], enforcing(guard))
+                for i, output in zip(numbers, outputs, strict=True):
+                    number, given, row = begun[i]
+                    answers[number, guard is not None][given] = _answer(row, given, output, tokenizer)
                 tell(next(done))
-            for numbers in writing:
-                for guard in matchers:
-                    outputs = recite(model, tokenizer, [begun[i][2] for i in numbers], enforcing(guard))
-                    for i, output in zip(numbers, outputs, strict=True):
-                        number, given, row = begun[i]
-                        answers[number, guard is not None][given] = _answer(row, given, output, tokenizer)
-                    tell(next(done))
-    finally:
-        model.train(training)
     return [
         Probed(
             row,
@@ -193,17 +188,13 @@ def likeliest(
     pad, runs = padding_id(tokenizer), np.zeros(len(rows), np.int64)
     reading = _batches([len(row.ids) for row in rows], batch_size)
     done = _shares([sum(len(rows[i].ids) for i in numbers) for numbers in reading])
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for numbers in reading:
             some = [rows[i] for i in numbers]
             rights, _ = first_choices(model, encoder, some, pad, None)
             for i, right in zip(numbers, rights, strict=True):
                 runs[i] = _longest(rows[i], right, tokenizer)
             tell(next(done))
-    finally:
-        model.train(training)
     order = np.argsort(-runs, kind="stable")
     return [rows[i] for i in np.sort(order[:count])], int(runs[order[count:]].max(initial=0))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prod_decode.harness.continuing import continuations
+from prod_decode.harness.continuing import continuations, evaluating
 from prod_train.data.alike import COMPARED
 from prod_train.data.rows import Row, by_length
 from prod_train.measure.metric import Metric, bootstrap
@@ -31,9 +31,7 @@ def evaluate_replacements(model: Any, tokenizer: Any, rows: Sequence[Row], *, ba
         for at, span, before in zip(_begins(row), row.spans, row.instead_of, strict=False)  # the last may be cut off
     ]
     replaced, repeated = np.zeros(len(places)), np.zeros(len(places))
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for numbers in by_length([len(ids) for ids, _, _ in places], batch_size):
             some = [places[i] for i in numbers]
             # A token has at least a byte.
@@ -43,8 +41,6 @@ def evaluate_replacements(model: Any, tokenizer: Any, rows: Sequence[Row], *, ba
                 text = COMPARED.symbols(tokenizer.decode(output))
                 replaced[number] = text.startswith(COMPARED.symbols(new))
                 repeated[number] = text.startswith(COMPARED.symbols(old))
-    finally:
-        model.train(training)
     weights = np.ones(len(places))
     return {
         "writes_replacement": bootstrap(replaced, weights, "better"),

@@ -42,6 +42,7 @@ def test_what_stands_in_a_prompt_is_no_step() -> None:
     assert steps == sum(200 - begin for begin in begins)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

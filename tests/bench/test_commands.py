@@ -39,7 +39,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(f"usage: python -m bench {command}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_overhead_measures_and_records(tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures.jsonl"
     arguments = ["overhead", "--quick", "--patterns", "3", "--tokenizer", tokenizer, "--no-peers", "--json", str(out)]

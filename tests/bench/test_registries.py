@@ -22,7 +22,7 @@ from tests.tiny import save_tiny_model
 PAGE = (ROOT / "docs" / "guide" / "add-to-bench.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_page_adds_is_measured(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("__pycache__"))
     files = re.findall(r"`bench/(\w+/\w+\.py)`:.*?```python\n(.*?)```", PAGE, re.DOTALL)

@@ -63,6 +63,16 @@ ROWS = ("forget.jsonl", "retain.jsonl", "holdout.jsonl")
 
 PAGES = sorted(page.name for page in GUIDE.glob("*.md") if page.name not in OTHERS)
 
+# Ten seconds or more each, with the bundled model.
+LONG = {
+    "a-chat-model.md",
+    "corpora.md",
+    "limit-quoting.md",
+    "see-what-stepped-in.md",
+    "trusted-benchmarks.md",
+    "unlearn-and-serve.md",
+}
+
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -94,8 +104,9 @@ def without_numbers(step: Step) -> Step:
     return replace(step, **{of: [_NUMBER.sub("0", line) for line in getattr(step, of)] for of in ("expected", "got")})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow) for name in PAGES]
+)
 def test_a_page_shows_what_its_commands_print(name: str, tmp_path: Path, commands: Path, model: str | None) -> None:
     text = (GUIDE / name).read_text()
     folder = tmp_path / "page"

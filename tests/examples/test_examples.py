@@ -70,7 +70,7 @@ def test_the_overview_names_them_all() -> None:
 # --- Hugging Face -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mask_transformers(
     tmp_path: Path, commands: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -446,7 +446,7 @@ def test_what_greedy_search_makes_of_no_use_is_told(
         assert [line.split(": ")[:2] for line in lines] == [["no effect", option] for option in told]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_start_says_off_a_terminal_too_that_it_compiles(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("yaml.load(\n")
     command = [sys.executable, "-m", "prod_decode.cli", "compile", "list.txt", "-o", "x.prod"]
@@ -759,6 +759,7 @@ def test_matches_of_the_prompt_are_not_the_outputs() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_page_of_options_is_up_to_date() -> None:
     script = ROOT / "docs" / "generate.py"
     done = subprocess.run([sys.executable, str(script), "--check"], check=False)

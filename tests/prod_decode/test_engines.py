@@ -93,6 +93,7 @@ def test_the_output_alone_begins_a_word() -> None:
     assert [is_banned(guard, text) for text in ([4, my], [4, my, name])] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [65, 4096, 4097])
 def test_so_many_texts_in_turn_keep_their_prompts(count: int, caplog: pytest.LogCaptureFixture) -> None:
     tokens = [b"</s>", b"my_", b"eval", b"(", *(b"y%d" % i for i in range(count))]

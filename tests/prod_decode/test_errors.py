@@ -115,6 +115,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [*map(json.dumps, ROWS), f'{{"a": {"9" * 5000}}}', f'{{"a": "{MEGABYTE}'])
 def test_rows_of_a_megabyte(model, tmp_path, capsys, row):
     (tmp_path / "f.jsonl").write_text(row)

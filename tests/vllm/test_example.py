@@ -22,7 +22,7 @@ from tests.examples.taught import save_taught_model
 from tests.tiny import write_snippets
 from tests.vllm.engine import ENVIRONMENT, module_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 EXAMPLES = ROOT / "examples"
 PROMPT = "def add(a, b):\n"

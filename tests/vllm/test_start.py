@@ -61,6 +61,7 @@ def run(
     )
 
 
+@pytest.mark.long
 def test_a_script_with_its_imports_at_the_top(tmp_path: Path) -> None:
     ended = run(tmp_path, processes=True, logits_processors=[PROCESSOR])
     assert ended.returncode == 0, ended.stderr[-4000:]

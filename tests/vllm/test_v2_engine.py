@@ -16,7 +16,7 @@ from prod_decode import Blocklist, Entry
 from tests.vllm.engine import PROMPTS, ROOT, violations
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(find_spec("triton") is None, reason="Triton's interpreter runs the kernels"),
 ]

@@ -22,7 +22,7 @@ from prod_decode.harness.continuing import ending_ids
 from prod_decode.storage.models import load_model
 from tests.vllm.engine import ENVIRONMENT, PROMPTS, model_directory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 TOKENS = 16
 ENTRIES = [Entry(phrase, boundary="none") for phrase in ("return", "def", "self.", "print(", "the")]

@@ -111,6 +111,7 @@ def test_prefixes_that_texts_hit_by_chance(model: str, bits: int | None) -> None
         assert hits == pytest.approx(looks * 50_000 / 4 / 2**16, rel=0.2)
 
 
+@pytest.mark.slow
 def test_runs_that_tokens_begin_with(model: str) -> None:
     vocabulary = vocabulary_of(load_tokenizer(model))
     bound = BoundAnchors(index_of_random(100), (np.zeros(0, np.uint32), np.zeros(0, np.uint32)), vocabulary)
@@ -124,6 +125,7 @@ def test_runs_that_tokens_begin_with(model: str) -> None:
     assert chance.rates_of(bound).tolist() == pytest.approx([100 / 8 / 2**16 * runs / 2**32 for runs in found])
 
 
+@pytest.mark.slow
 def test_steps_with_a_ban_are_counted() -> None:
     document, cut = code(1, 40), cut_of()
     vocabulary = Vocabulary.from_bytes([bytes([i]) for i in range(128)])

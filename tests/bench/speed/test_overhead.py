@@ -202,6 +202,7 @@ def test_figures_say_on_which_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("cores, Python" in (f.machine or "") and "numba" in (f.machine or "") for f in figures)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=6),
     st.lists(st.integers(0, 30), min_size=3, max_size=6),

@@ -162,7 +162,7 @@ def test_a_directory_belongs_to_a_plan_once_something_is_trained_or_measured(tmp
             Runner(planned(profile="full"), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_processes_measure_what_one_does(model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = (
         "--tasks insecure,deprecated --protocols natural --methods base,prod --samples 2 --epochs 1 --attacks prefix-1"
@@ -285,7 +285,7 @@ def test_relearning_at_other_rates_and_of_all_weights(model: str, tmp_path: Path
             assert config["model"] == model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replacements_are_taught_with_what_the_guard_bans(model: str, tmp_path: Path) -> None:
     both = ("prod-replace", "prod-replace+decode-replace")
     plan = small_plan(model, methods=both, attacks=(), protocols=("natural",), every=2)

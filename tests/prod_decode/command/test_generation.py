@@ -50,6 +50,7 @@ def test_generate_shows_where_it_stepped_in(block: str, bundled: str, capsys: py
     assert "no entry of the blocklist stepped in\n" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_the_demo_shows_what_it_promises(bundled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the real model, in small."""

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -161,6 +162,7 @@ def test_what_the_prompt_quotes_may_be_repeated_where_an_operator_says_so() -> N
     assert tracker.passed() == []
 
 
+@pytest.mark.slow
 def test_a_matcher_of_an_index_is_pickled() -> None:
     again = pickle.loads(pickle.dumps(index_of([CODE], cut_of()).bind(VOCABULARY)))
     anchor = min(anchors_of([CODE], cut_of()))

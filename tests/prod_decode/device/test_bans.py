@@ -790,7 +790,7 @@ for machine in ("cuda", "hip"):
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(

@@ -326,7 +326,7 @@ def ray_cluster() -> Iterator[str]:
     ray.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_and_a_ray_cluster_give_the_same_bytes(
     common: Path, tmp_path: Path, small_shards: None, ray_cluster: str
 ) -> None:

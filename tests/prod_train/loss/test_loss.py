@@ -363,7 +363,7 @@ for machine in ("cuda", "hip"):
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kernel_compiles_for_gpus(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(

@@ -107,6 +107,7 @@ def test_many_places_are_counted_and_the_first_named(tokenizer: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_rows_that_are_left_out_are_said_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

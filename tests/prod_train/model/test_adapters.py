@@ -169,7 +169,7 @@ def test_a_gguf_file_s_model_is_written_on_request(world, tmp_path, monkeypatch,
         assert torch.equal(got, PeftModel.from_pretrained(base, str(tmp_path / "o")).eval()(IDS).logits)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bundled_becomes_a_base_that_peft_loads(world, tmp_path):
     run(make({**world, "model": "bundled"}, tmp_path / "o", save_base=True, max_steps=1, eval_rows=1, dtype="float32"))
     adapted = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "o"))

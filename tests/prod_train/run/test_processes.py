@@ -27,7 +27,7 @@ def test_more_processes_than_work_together_are_refused(tmp_path, monkeypatch, va
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -240,7 +240,7 @@ def of_two_processes(world, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "tuning"), SPLIT, ids=lambda value: value)
 def test_two_processes_equal_one(world, of_two_processes, tmp_path, mode, tuning):
     """gloo on CPUs; 7 rows and 6 a step, so that in every second step one process has nothing to do. And resumed."""
