@@ -181,6 +181,7 @@ def wrong_in(page: str, tmp_path: Path, commands: Path) -> list[str]:
     return [found for step in run_page(page, tmp_path / "page", commands) if (found := difference(step))]
 
 
+@pytest.mark.slow
 def test_a_right_page(tmp_path: Path, commands: Path) -> None:
     assert wrong_in(PAGE, tmp_path, commands) == []
     assert [block.reason for block in blocks_of(PAGE)] == [None, None, "no such command"]

@@ -164,6 +164,7 @@ def test_scan_in_ci_looks_at_what_a_branch_changes(repository: Path, commands: P
     assert {line.partition(":")[0] for line in found} == {"copied.py", "new file.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -184,7 +185,7 @@ def test_scan_in_ci_tells_mistakes_from_findings(repository: Path, commands: Pat
 # --- unlearning -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unlearn_and_serve(tmp_path: Path, commands: Path, model: str) -> None:
     write_snippets(tmp_path / "forget.jsonl", 4)
     write_snippets(tmp_path / "retain.jsonl", 2, 4)

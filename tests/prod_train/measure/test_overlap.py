@@ -134,6 +134,7 @@ def test_rows_that_are_left_out_are_said_everywhere(
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.slow
 def test_they_are_said_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_tiny_model(tmp_path / "m")
     forget, shared = write_snippets(tmp_path / "f.jsonl", 3), write_snippets(tmp_path / "r.jsonl", 2, 5)
