@@ -16,7 +16,7 @@ from prod_decode.errors import ProdError
 
 AGREEMENT, KL = "holdout_agreement", "holdout_kl"
 SMALL, ALL, SEEDS = "smollm2-small", "smollm2-all", "smollm2-seeds"
-RELEARNING, NATURAL = "smollm2-relearning", "smollm2-natural"
+RELEARNING, BEST_RELEARNED, NATURAL = "smollm2-relearning", "smollm2-relearned", "smollm2-natural"
 QWEN_MASK, QWEN_NAMES, QWEN_CODE = "qwen-copyright-mask", "qwen-natural-deprecated", "qwen-natural-code"
 REPLACED, REPLACED_TAUGHT, QWEN_REPLACED = "smollm2-replaced", "smollm2-replaced-taught", "qwen-replaced"
 QWEN_LISTS = "qwen-lists"

@@ -13,6 +13,7 @@ from results_data import (
     AGREEMENT,
     ALL,
     ATTACKS,
+    BEST_RELEARNED,
     COPIES,
     KL,
     NATURAL,
@@ -40,9 +41,10 @@ from results_data import (
     table,
 )
 
+from bench.attacks.weights import RELEARNING_RATES, relearning
 from bench.figures import Figure
 from bench.metrics import paper_points, pareto_dominance_ratio, wilson
-from bench.models.training import FIRST_ROUND
+from bench.models.training import FIRST_ROUND, LEARN_RATE
 from bench.unlearning.profiles import SECOND_ROUND, UNTAUGHT
 from bench.unlearning.records import FORGET
 from prod_decode.errors import ProdError
@@ -379,18 +381,23 @@ _AGAIN = (0, 5, 15, 30, 60)
 
 def _relearned(results: Results, method: str) -> list[float]:
     """What is recited, as BLEU, after so many steps."""
-    attacks = ("none" if not steps else f"relearned-{steps}" for steps in _AGAIN)
-    return [1 - known(results.value(RELEARNING, "copyright", method, FORGET, attack=attack)) for attack in attacks]
+    attacks = ("none" if not steps else relearning(steps, "lora", LEARN_RATE) for steps in _AGAIN)
+    return [_bleu(results, RELEARNING, method, attack) for attack in attacks]
+
+
+def _bleu(results: Results, run: str, method: str, attack: str) -> float:
+    return 1 - known(results.value(run, "copyright", method, FORGET, attack=attack))
+
+
+def _area(steps: Sequence[int], curve: Sequence[float]) -> float:
+    """The mean of a curve over its steps, by trapezes."""
+    pairs = zip(pairwise(steps), pairwise(curve), strict=True)
+    return sum((end - begin) * (low + high) / 2 for (begin, end), (low, high) in pairs) / steps[-1]
 
 
 def relearned_area(results: Results, method: str) -> float:
-    """The mean of a method's curve over its steps, by trapezes, minus that of the model that never saw the text."""
-
-    def area(curve: Sequence[float]) -> float:
-        pairs = zip(pairwise(_AGAIN), pairwise(curve), strict=True)
-        return sum((end - begin) * (low + high) / 2 for (begin, end), (low, high) in pairs) / _AGAIN[-1]
-
-    return area(_relearned(results, method)) - area(_relearned(results, UNTAUGHT))
+    """That of a method minus that of the model that never saw the text."""
+    return _area(_AGAIN, _relearned(results, method)) - _area(_AGAIN, _relearned(results, UNTAUGHT))
 
 
 def _relearning(results: Results) -> str:
@@ -400,6 +407,32 @@ def _relearning(results: Results) -> str:
         for method in methods
     ]
     return table(("BLEU after so many steps", *map(str, _AGAIN), "area over untaught"), rows)
+
+
+# An attacker takes the best rate, at each point. After 30 steps all is back, so no point is later.
+_SOON = (0, 5, 15, 30)
+_WAYS = {"an adapter": ("lora", RELEARNING_RATES["lora"]), "all weights": ("full", (3e-5, 1e-4))}
+
+
+def best_relearned(results: Results, method: str, way: str) -> list[float]:
+    """What is recited, as BLEU, after so many steps at the rate that brings most of it out."""
+    tuning, rates = _WAYS[way]
+    points = [
+        max(_bleu(results, BEST_RELEARNED, method, relearning(steps, tuning, rate)) for rate in rates)
+        for steps in _SOON[1:]
+    ]
+    return [_bleu(results, BEST_RELEARNED, method, "none"), *points]
+
+
+def _best_relearned(results: Results) -> str:
+    rows = []
+    for way in _WAYS:
+        untaught = _area(_SOON, best_relearned(results, UNTAUGHT, way))
+        for method in (UNTAUGHT, SECOND_ROUND):
+            curve = best_relearned(results, method, way)
+            ahead = _area(_SOON, curve) - untaught
+            rows.append((f"{method}, {way}", *(f"{value:.2f}" for value in curve), f"{ahead:.2f}"))
+    return table(("BLEU after so many steps, best rate", *map(str, _SOON), "area over untaught"), rows)
 
 
 def _natural(results: Results) -> str:
@@ -447,6 +480,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "near-goals": _near_goals,
     "dominance": _dominance,
     "relearning": _relearning,
+    "best-relearned": _best_relearned,
     "natural": _natural,
     "beside": _beside,
     "growth": _growth,
