@@ -397,6 +397,7 @@ def tiny(folder: Path) -> str:
     return save_tiny_model(folder / "tiny", width=128)
 
 
+@pytest.mark.long
 def test_a_processor_that_raises_ends_the_server_and_says_so(tmp_path: Path) -> None:
     raising = ("--logits-processors", "tests.vllm.raising:Raising")
     with serve(tmp_path, *raising, model=tiny(tmp_path), PROD_BLOCKLISTS=settings(tmp_path)) as server:

@@ -278,6 +278,7 @@ def test_relearning_at_other_rates_and_of_all_weights(model: str, tmp_path: Path
     for name, config in configs.items():
         whole = (tmp_path / "models" / name / "model.safetensors").is_file()
         assert whole == (config["tuning"] == "full")
+        assert whole == (not any((tmp_path / "models" / name).glob("checkpoint-*")))
         # An adapter goes on; all weights are those of the model that it was merged into.
         if "checkpoint-" in name:
             assert config["model"].endswith("merged" if whole else "checkpoint-4")
