@@ -7,6 +7,7 @@ from itertools import product
 from typing import ClassVar
 
 from bench.attacks.base import Attack, Setting, Weights
+from bench.models.training import LEARN_RATE
 
 
 class _Relearning(Attack):
@@ -58,9 +59,9 @@ class _Point(_Relearning):
 
 # An attacker chooses the rate, so a curve is the best of several.
 RELEARNING_STEPS = (5, 15, 30, 60)
-RELEARNING_RATES = {"lora": (3e-4, 1e-3, 3e-3), "full": (1e-5, 3e-5, 1e-4)}
+RELEARNING_RATES = {"lora": (3e-4, LEARN_RATE, 3e-3), "full": (1e-5, 3e-5, 1e-4)}
 
-_TAUGHT = ("lora", 1e-3)  # as the model was taught
+_TAUGHT = ("lora", LEARN_RATE)  # as the model was taught
 
 
 def relearning(steps: int, tuning: str, rate: float) -> str:
@@ -72,20 +73,26 @@ def relearning(steps: int, tuning: str, rate: float) -> str:
 
 
 def _point(place: int, steps: int, tuning: str, rate: float) -> type:
-    name = relearning(steps, tuning, rate)
-    what = {"__module__": __name__, "__doc__": f"{steps} steps at {rate:g}, {tuning}."}
-    return type(
-        name, (_Point,), {**what, "name": name, "rank": 52 + place, "steps": steps, "tuning": tuning, "rate": rate}
-    )
+    values = {
+        "__module__": __name__,
+        "__doc__": f"{steps} steps at {rate:g}, {tuning}.",
+        "name": relearning(steps, tuning, rate),
+        "rank": 52 + place,
+        "in_full": (tuning, rate) == _TAUGHT,
+        "steps": steps,
+        "tuning": tuning,
+        "rate": rate,
+    }
+    return type(f"Relearning{place}", (_Point,), values)
 
+
+_WAYS = [(tuning, rate) for tuning, rates in RELEARNING_RATES.items() for rate in rates]
 
 # A class each, which the registry finds among the names of this module.
 globals().update(
     {
-        f"Relearning{place}": _point(place, steps, *how)
-        for place, (how, steps) in enumerate(
-            product(((tuning, rate) for tuning, rates in RELEARNING_RATES.items() for rate in rates), RELEARNING_STEPS)
-        )
+        f"Relearning{place}": _point(place, steps, *way)
+        for place, (way, steps) in enumerate(product(_WAYS, RELEARNING_STEPS))
     }
 )
 

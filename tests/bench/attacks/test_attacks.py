@@ -22,6 +22,7 @@ from bench.attacks.prefix import inject_prefix
 from bench.attacks.spelling import respelled, tokenisations
 from bench.programs.syntax import parses
 from bench.tasks.base import Sample
+from bench.unlearning.profiles import PROFILES
 from prod_decode.errors import ProdError
 from tests.prod_train.data.test_chat import TEMPLATE
 from tests.smollm2 import smollm2_tokenizer
@@ -350,3 +351,9 @@ def test_the_names_of_attacks_stay() -> None:
         *("sampled", "relearned", "4bit"),
         *(f"relearned-{steps}{how}" for how in ("-3e-4", "", "-3e-3", *_WHOLE) for steps in (5, 15, 30, 60)),
     ]
+
+
+def test_the_full_profile_relearns_at_the_rate_of_the_teaching_alone() -> None:
+    again = [name for name in PROFILES["full"].attacks if name.startswith("relearned-")]
+    assert again == ["relearned-5", "relearned-15", "relearned-30", "relearned-60"]
+    assert len(PROFILES["full"].attacks) == len(ATTACKS) - 20

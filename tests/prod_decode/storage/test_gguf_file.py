@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,13 @@ gguf = pytest.importorskip("gguf")
 MUCH = struct.pack("<Q", 2**60)
 
 
+def write(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """One layer, three tokens, two tensors, as the library writes it."""
@@ -29,10 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     writer.add_bool("general.odd", True)
     writer.add_tensor("token_embd.weight", np.zeros((3, 8), np.float32))
     writer.add_tensor("blk.0.attn_q.weight", np.ones((8, 8), np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write(writer)
     return path.read_bytes()
 
 
@@ -166,10 +171,7 @@ def test_the_token_that_begins_a_text(tmp_path: Path, kind: str, says: bool | No
     if says is not None:
         writer.add_add_bos_token(says)
     writer.add_tensor("blk.0.attn_q.weight", np.ones((8, 8), np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write(writer)
     tokenizer = load_tokenizer(str(path))
     ids = tokenizer("ab")["input_ids"]
     assert (ids[0] == 1) is begins
