@@ -215,6 +215,10 @@ def save_model(
         readable_as_usual(temporary)
         temporary.chmod(0o755)
         temporary.rename(target)
+    except OSError as error:
+        if target.exists():
+            raise ProdError(f"cannot write {directory}: it exists, name a new directory") from None
+        raise ProdError(f"cannot write {directory}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Path(directory)
@@ -227,7 +231,7 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
 
     Args:
         name: as for `load_model`.
-        directory: where a GGUF file's model goes, unless it is there already.
+        directory: where a GGUF file's model goes, unless it is there already. Several processes may ask at once.
         dtype: of a GGUF file's weights; `auto` is bfloat16, whatever this machine has.
 
     Raises:
@@ -236,7 +240,11 @@ def in_hub_format(name: str, directory: str | Path, *, dtype: str = "auto") -> s
     if not is_gguf(name):
         return name
     if not Path(directory).is_dir():
-        save_model(*load_model(name, dtype="bfloat16" if dtype == "auto" else dtype, device="cpu"), directory)
+        try:
+            save_model(*load_model(name, dtype="bfloat16" if dtype == "auto" else dtype, device="cpu"), directory)
+        except ProdError:
+            if not Path(directory).is_dir():  # otherwise another process was faster, which wrote the same
+                raise
     return str(directory)
 
 

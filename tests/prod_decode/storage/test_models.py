@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -123,6 +124,26 @@ def test_a_gguf_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found_tokenizer.all_special_ids == tokenizer.all_special_ids
 
 
+@pytest.mark.slow
+def test_a_gguf_file_that_another_process_wrote_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model("bundled", dtype="float32")
+    folder = tmp_path / "model"
+
+    def load(*_: object, **__: object) -> tuple[object, object]:
+        save_model(*loaded, folder)  # the other one, which began later
+        (folder / "README.md").write_text("the other's")
+        return loaded
+
+    monkeypatch.setattr(models, "load_model", load)
+    assert in_hub_format("bundled", folder) == str(folder)
+    assert (folder / "README.md").read_text() == "the other's"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(ProdError, match=r"^cannot write .*/model: it exists, name a new directory$"):
+        save_model(*loaded, folder)
+
+
 def test_a_model_in_the_hubs_format_stays_where_it_is(tmp_path: Path) -> None:
     assert in_hub_format("some/name", tmp_path / "model") == "some/name"
     assert not (tmp_path / "model").exists()
@@ -140,6 +161,15 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ProdError, match=r"cannot write .*/file/deep/model: Not a directory"):
         save_model(Unwritable(), Unwritable(), tmp_path / "file" / "deep" / "model")
+
+    class NoRoom:
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "half").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ProdError, match=r"^cannot write .*/model: No space left on device$"):
+        save_model(NoRoom(), NoRoom(), tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_link_that_leads_nowhere_yet_gets_its_model(tmp_path: Path) -> None:
