@@ -74,10 +74,12 @@ class Attack:
         on_untaught: whether, if so, the model that was never taught is attacked as well, as a yardstick.
         temperature: of sampling; 0 is greedy. Above 0, of several trials a prompt the worst counts.
         in_full: whether the profile `full` makes it; else it is made only where it is named.
+        kind: what lists of choices show once for all attacks of one kind; empty: its name.
     """
 
     name: ClassVar[str]
     rank: ClassVar[int] = 100
+    kind: ClassVar[str] = ""
     on_weights: ClassVar[bool] = False
     on_untaught: ClassVar[bool] = False
     temperature: ClassVar[float] = 0.0

@@ -68,8 +68,19 @@ def relearning(steps: int, tuning: str, rate: float) -> str:
     """The name of a point of a curve, such as `relearned-15`, `relearned-15-3e-4`, `relearned-15-full-1e-5`."""
     if (tuning, rate) == _TAUGHT:
         return f"relearned-{steps}"
-    of = f"{rate:.0e}".replace("e-0", "e-")
-    return f"relearned-{steps}-full-{of}" if tuning == "full" else f"relearned-{steps}-{of}"
+    return f"relearned-{steps}-full-{_brief(rate)}" if tuning == "full" else f"relearned-{steps}-{_brief(rate)}"
+
+
+def _kind(tuning: str, rate: float) -> str:
+    taught = (tuning, rate) == _TAUGHT
+    first, *others = [rate] if taught else [one for one in RELEARNING_RATES[tuning] if (tuning, one) != _TAUGHT]
+    steps = f"{', '.join(map(str, RELEARNING_STEPS[1:]))} steps"
+    rates = f"; or {', '.join(map(_brief, others))}" if others else ""
+    return f"{relearning(RELEARNING_STEPS[0], tuning, first)} (or {steps}{rates})"
+
+
+def _brief(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
 
 
 def _point(place: int, steps: int, tuning: str, rate: float) -> type:
@@ -79,6 +90,7 @@ def _point(place: int, steps: int, tuning: str, rate: float) -> type:
         "name": relearning(steps, tuning, rate),
         "rank": 52 + place,
         "in_full": (tuning, rate) == _TAUGHT,
+        "kind": _kind(tuning, rate),
         "steps": steps,
         "tuning": tuning,
         "rate": rate,

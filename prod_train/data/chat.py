@@ -54,9 +54,11 @@ def turns(record: Mapping[str, Any], place: str, tokenizer: Any) -> Iterator[Tur
     messages, first = _messages(record, place)
     answers = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
     if not answers:
-        raise ProdError(f"{place}: expected a message of the assistant, got none")
+        raise ProdError(f"{place}: expected a message of the assistant, got none: add one or drop the row")
     if answers[0] == 0:
-        raise ProdError(f"{place}: expected a message of the user before the assistant's first, got none")
+        raise ProdError(
+            f"{place}: expected a message of the user before the assistant's first, got none: add it or drop the row"
+        )
     for at in answers:
         before = _rendered(messages[:at], place, tokenizer, prompt=True)
         through = _rendered(messages[: at + 1], place, tokenizer, prompt=False)
@@ -82,7 +84,10 @@ def _rendered(messages: Sequence[Mapping[str, Any]], place: str, tokenizer: Any,
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # noqa: BLE001 (templates are programs, and raise what they like)
-        raise ProdError(f"{place}: the model's chat template refuses the messages: {reason(error)}") from None
+        raise ProdError(
+            f"{place}: the model's chat template refuses the messages ({reason(error)}): leave out what it does not "
+            "know, or give 'prompt' and 'completion' as text"
+        ) from None
     return text
 
 

@@ -435,6 +435,12 @@ def test_what_is_missing_is_found_before_anything_is_measured(monkeypatch: pytes
     assert planned(attacks="none").profile.attacks == ()
     with pytest.raises(ProdError, match=r"--attacks: expected some of .*, got 'renam'; did you mean 'renamed'"):
         planned(methods="prod", attacks="renam")
+    with pytest.raises(ProdError) as refused:
+        planned(methods="prod+decod", attacks="relearned-16")
+    shown = str(refused.value)
+    assert "prod-replace; of those that train also NAME+decode, NAME+decode-replace, got 'prod+decod'; did you" in shown
+    assert "relearned-5-full-1e-5 (or 15, 30, 60 steps; or 3e-5, 1e-4), got 'relearned-16'; did you mean" in shown
+    assert shown.count("relearned-") == 5  # three kinds, what was given and what was meant
 
 
 def test_a_machine_without_git_runs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
