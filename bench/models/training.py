@@ -104,8 +104,11 @@ class Trainer:
         last = max(found)
         return {round(step * epochs / last): path for step, path in found.items()}
 
-    def unlearned_again(self, adapter: Path, forget: str, *, seed: int, retain: str | None) -> Path:
-        """A checkpoint of `prod-surgical` after one epoch more, on what it writes itself too, at half the rate."""
+    def unlearned_again(self, adapter: Path, forget: str, *, seed: int, retain: str | None, off: int) -> Path:
+        """A checkpoint of `prod-surgical` after one epoch more, on what it writes itself too, at half the rate.
+
+        `off`: directions for `--gradient-projection`.
+        """
         output = self._beside(adapter, "again")
         replace(self, rate=self.rate / 2)._run(
             output,
@@ -119,6 +122,7 @@ class Trainer:
             seed=seed,
             retain=retain,
             retain_reference="start" if retain is None else "base",
+            gradient_projection=off,
         )
         (again,) = output.glob("checkpoint-*")
         return again

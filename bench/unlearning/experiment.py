@@ -164,11 +164,13 @@ class Experiment:
         if method == SECOND_ROUND:
             first = self._adapters(FIRST_ROUND)[profile.epochs]
             retain = self._retained if profile.retain else None
-            again = self.trainer.unlearned_again(first, self.forget, seed=self.seed, retain=retain)
+            off = profile.gradient_projection if profile.retain else 0
+            again = self.trainer.unlearned_again(first, self.forget, seed=self.seed, retain=retain, off=off)
             return {profile.epochs + 1: again}
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
-            options |= {"retain": self._retained, "lora_init": profile.lora_init}
+            options |= {name: getattr(profile, name) for name in ("lora_init", "gradient_projection")}
+            options |= {"retain": self._retained}
         if method == FIRST_ROUND:
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         name = self.name

@@ -216,6 +216,9 @@ def make_plan(options: Any) -> Plan:
         max_quote=options.max_quote or profile.max_quote,
         opening=profile.opening if options.opening is None else options.opening,
         lora_init=options.lora_init or profile.lora_init,
+        gradient_projection=(
+            profile.gradient_projection if options.gradient_projection is None else options.gradient_projection
+        ),
         seeds=seeds(),
         max_new_tokens=options.document_tokens or profile.max_new_tokens,
         max_line_tokens=options.line_tokens or profile.max_line_tokens,
@@ -250,6 +253,10 @@ def make_plan(options: Any) -> Plan:
         problems.append(f"--max-quote: expected at least {SHORTEST_QUOTE} characters, got {options.max_quote}")
     if options.opening is not None and options.opening < 0:
         problems.append(f"--opening: expected at least 0, got {options.opening}")
+    if profile.gradient_projection < 0:
+        problems.append(f"--gradient-projection: expected at least 0, got {profile.gradient_projection}")
+    if profile.gradient_projection and not profile.retain:
+        problems.append("--gradient-projection: expected --retain, whose directions they are: add it, or drop this")
     if methods == (UNTAUGHT,) and "learn" not in profile.protocols:
         problems.append(f"--methods: {UNTAUGHT} is the base where nothing is taught: expected others with it, or base")
     engine = options.engine or ("vllm" if vllm_is_installed() else "transformers")

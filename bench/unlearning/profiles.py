@@ -49,6 +49,7 @@ class Profile:
         max_quote: characters between the places that prod-surgical prohibits.
         opening: characters at the beginning in which it prohibits every token.
         lora_init: what the adapters of a method with a retain set begin with, as in `prod_train.config.config.Config`.
+        gradient_projection: of those methods, as in `prod_train.config.config.Config`.
         batch_size: rows a step of training.
     """
 
@@ -74,6 +75,7 @@ class Profile:
     max_quote: int = default_of("max_quote")
     opening: int = default_of("opening")
     lora_init: str = Config.lora_init
+    gradient_projection: int = Config.gradient_projection
     batch_size: int = 2
 
     @classmethod

@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lora-init", choices=LORA_INITS, help="of methods with a retain set, see prod-train; default: the profile's"
     )
     parser.add_argument(
+        "--gradient-projection",
+        type=int,
+        metavar="N",
+        help="of methods with a retain set, see prod-train; default: the profile's",
+    )
+    parser.add_argument(
         "--document-tokens",
         type=int,
         metavar="N",

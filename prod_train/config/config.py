@@ -141,6 +141,14 @@ class _Run:
         "training",
         choices=LORA_INITS,
     )
+    gradient_projection: int = _option(
+        0,
+        "directions that an adapter's input has most of on `--retain`: off them the forget loss's gradient of LoRA's A "
+        "is projected, so that other code is moved less (default 0)",
+        "training",
+        metavar="N",
+        within=Within(0, 65_536),
+    )
     load_in_4bit: bool = _option(False, "keep the frozen base in 4 bits (NF4; needs the extra `4bit`)", "training")
     save_base: bool = _option(
         False,
@@ -354,6 +362,11 @@ class _Run:
                 found.append("--lora-init contrast: full tuning has no adapters: drop one of the two")
             if self.continues_adapter:
                 found.append("--lora-init contrast: --model has an adapter already: drop the flag")
+        if self.gradient_projection:
+            if not self._retains:
+                found.append("--gradient-projection: expected --retain, whose directions they are, it is missing")
+            if self.tuning == "full":
+                found.append("--gradient-projection: full tuning has no adapters: drop one of the two")
         if self.stop_at_forget is not None and self.method in METHODS and not METHODS[self.method].forgets:
             found.append(f"--stop-at-forget: belongs to methods that forget, got {self.method}: drop it")
         for name in ("forget", "retain", "holdout"):

@@ -12,9 +12,8 @@ measurements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, lru_cache, partial
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from prod_train.data.rows import Batch, Row, collate
 from prod_train.loss.objective import Encoder
+from prod_train.model.inputs import batches_of, layers_by_input, see_tokens, weight_a
 from prod_train.targets.targets import Shards, rows_digest
 
 # Of the mean variance: F and R come from a few thousand tokens. From 1e-4 to 1e-2 the directions are as good.
@@ -30,7 +30,6 @@ RIDGE = 1e-2
 # A wider input is projected to as many random orthonormal directions, in which F and R remain small enough to keep for
 # every layer and to decompose in seconds.
 WIDEST = 2048
-_ADAPTER = "default"  # as PEFT calls it
 
 
 def contrast(
@@ -64,16 +63,13 @@ def contrast(
     """
     model.eval()
 
-    def batches(rows: Sequence[Row]) -> list[Batch]:
-        ordered = sorted(rows, key=lambda row: len(row.ids))  # less padding
-        return [collate(ordered[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
-
-    groups = _with_one_input(model, encoder, batches(forget[:1])[0])
+    groups = layers_by_input(model, encoder, collate(forget[:1], pad).to(model.device))
 
     @cache
     def moments() -> list[dict[Any, Tensor]]:
         leaders = [layers[0] for layers in groups]
-        return [_second_moments(model, encoder, leaders, batches(rows)) for rows in (forget, retain)]
+        sets = (batches_of(model, rows, pad, batch_size) for rows in (forget, retain))
+        return [_second_moments(model, encoder, leaders, batches) for batches in sets]
 
     def make(numbers: range) -> list[dict[str, Tensor]]:
         return [{"A": _chosen(groups[number][0], *moments()).flatten()} for number in numbers]
@@ -85,27 +81,21 @@ def contrast(
         "forget": rows_digest(forget),
         "retain": rows_digest(retain),
         "layers": [[names[layer] for layer in layers] for layers in groups],
-        "rank": len(_a(groups[0][0])),
+        "rank": len(weight_a(groups[0][0])),
         "ridge": RIDGE,
         "widest": WIDEST,
     }
     store = Shards(folder, key, len(groups))
     store.fill(make, range(store.shards))
     for number, layers in enumerate(groups):
-        for weight in map(_a, layers):
+        for weight in map(weight_a, layers):
             chosen = store[number]["A"].view(-1, weight.shape[1])
             weight.data[: len(chosen)] = chosen.to(weight)
 
 
-def _a(layer: Any) -> Tensor:
-    """The matrix A of a LoRA layer, [rank, width]."""
-    weight: Tensor = layer.lora_A[_ADAPTER].weight
-    return weight
-
-
 def _chosen(layer: Any, of_forget: dict[Any, Tensor], of_retain: dict[Any, Tensor]) -> Tensor:
     """The first rows of a layer's A, float32 [min(rank, width), width]; none where nothing comes in."""
-    rank, width = _a(layer).shape
+    rank, width = weight_a(layer).shape
     wanted = of_forget.get(layer)
     if wanted is None or not wanted.any():
         return torch.zeros(0, width)
@@ -141,43 +131,19 @@ def directions(wanted: Tensor, unwanted: Tensor, count: int) -> Tensor:
     return scaled
 
 
-def _with_one_input(model: Any, encoder: Encoder, batch: Batch) -> list[list[Any]]:
-    """The LoRA layers in groups that are given one and the same tensor, as query, key and value are."""
-    from peft.tuners.lora import LoraLayer
-
-    groups: list[tuple[Tensor, list[Any]]] = []
-
-    def note(layer: Any, x: Tensor) -> None:
-        known = next((layers for given, layers in groups if given is x), None)
-        if known is None:
-            groups.append((x, [layer]))
-        else:
-            known.append(layer)
-
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A]
-    with _watched(layers, note), torch.no_grad():
-        encoder.states(model, batch)
-    return [layers for _, layers in groups]
-
-
 def _second_moments(model: Any, encoder: Encoder, layers: Sequence[Any], batches: Sequence[Batch]) -> dict[Any, Tensor]:
     """The mean of x x' over the tokens that come into each layer that runs: float32 [m, m], m = min(d, `WIDEST`)."""
     sums: dict[Any, Tensor] = {}
     counts: dict[Any, int] = {}
 
-    def add(mask: Tensor, layer: Any, x: Tensor) -> None:
-        if x.shape[:2] == mask.shape:  # an expert of a mixture is given some of the tokens, in one list
-            x = x[mask]
-        x = x.reshape(-1, x.shape[-1]).float()
+    def add(layer: Any, x: Tensor) -> None:
         if x.shape[1] > WIDEST:
             x = x @ _projection(x.shape[1], str(x.device))
         square = x.T @ x
         counts[layer] = counts.get(layer, 0) + len(x)
         sums[layer] = sums[layer] + square if layer in sums else square
 
-    for batch in batches:
-        with _watched(layers, partial(add, batch.attention_mask.bool())), torch.no_grad():
-            encoder.states(model, batch)
+    see_tokens(model, encoder, layers, batches, add)
     return {layer: square / max(1, counts[layer]) for layer, square in sums.items()}
 
 
@@ -187,14 +153,3 @@ def _projection(width: int, device: str) -> Tensor:
     drawn = torch.randn(width, WIDEST, generator=torch.Generator().manual_seed(0))
     found: Tensor = torch.linalg.qr(drawn).Q.to(device)
     return found
-
-
-@contextmanager
-def _watched(layers: Sequence[Any], see: Callable[[Any, Tensor], None]) -> Iterator[None]:
-    """Call `see` with layer and input, whenever one of the layers runs."""
-    hooks = [layer.register_forward_pre_hook(lambda layer, given: see(layer, given[0])) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

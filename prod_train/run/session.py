@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from prod_decode.storage.files import write_whole
 from prod_train.config.config import Config
@@ -30,6 +31,7 @@ from prod_train.model.modeling import (
     enable_checkpointing,
     load_base,
 )
+from prod_train.model.projection import common_directions
 from prod_train.run.job import ANCHORS, CONTINUED, REPLACED, Job
 from prod_train.run.output import resume_from
 from prod_train.targets.targets import ReferenceStore, model_digest
@@ -53,6 +55,7 @@ class Session:
         stores: the reference's words, by name: forget, refused, retain, holdout.
         digest: of the reference model's weights.
         schedule: which rows when.
+        directions: off which the gradients of the forget loss are projected, see `prod_train.model.projection`.
         before: metrics of the starting model.
     """
 
@@ -64,6 +67,7 @@ class Session:
     stores: dict[str, ReferenceStore]
     digest: str
     schedule: Schedule
+    directions: dict[nn.Module, Tensor] = field(default_factory=dict)
     before: dict[str, Any] = field(default_factory=dict)
 
 
@@ -119,7 +123,20 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         enable_checkpointing(model)
     check_gradients(model, encoder, job.forget[: config.batch_size], job.pad)
     schedule = Schedule.of(config, len(job.trained), len(job.retain), accelerator.num_processes)
-    return Session(job, accelerator, model, encoder, method, stores, digest, schedule)
+    directions = {}
+    if config.gradient_projection:
+        tell_before(accelerator, "the directions that the inputs of adapters have most of on --retain")
+        directions = common_directions(
+            model,
+            encoder,
+            job.retain,
+            config.gradient_projection,
+            pad=job.pad,
+            batch_size=config.eval_batch_size,
+            folder=config.target_folder,
+            identity=identities["start"],
+        )
+    return Session(job, accelerator, model, encoder, method, stores, digest, schedule, directions)
 
 
 def tell_before(accelerator: Any, what: str) -> None:

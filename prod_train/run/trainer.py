@@ -18,9 +18,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from prod_train.loss.retain import retain_loss
 from prod_train.measure.verdict import verdict
 from prod_train.method import Example, Reference
 from prod_train.model.modeling import trainable
+from prod_train.model.projection import projected
 from prod_train.run.checkpoint import State, restore_model, restore_optimizer, save_checkpoint
 from prod_train.run.job import Job, prepare
 from prod_train.run.output import checkpoints, mark, only_run, resume_from
@@ -186,10 +188,11 @@ def train_step(session: Session, model: Any, optimizer: Any, step: int) -> Tenso
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=accelerator.device)
-    parts = list(_backward_parts(session, model, step))
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        with _maybe_sync(accelerator, model, sync=last):
+    forget, retain = _forget_parts(session, model, step), _retain_parts(session, model, step)
+    for number, part in enumerate(forget + retain):
+        last = number == len(forget) + len(retain) - 1
+        directions = session.directions if number < len(forget) else {}
+        with _maybe_sync(accelerator, model, sync=last), projected(directions):
             with accelerator.autocast():
                 loss = part()
             # DistributedDataParallel averages over processes, and this is a sum.
@@ -212,25 +215,35 @@ def _maybe_sync(accelerator: Any, model: Any, *, sync: bool) -> Any:
     return nullcontext() if sync else accelerator.no_sync(model)
 
 
-def _backward_parts(session: Session, model: Any, step: int) -> Iterator[Any]:
-    """The losses of a step, one function a backward pass; every process has as many, empty ones among them."""
-    job, config, schedule = session.job, session.job.config, session.schedule
-    rank, world = session.accelerator.process_index, session.accelerator.num_processes
-    size = config.batch_size * world
-    forget, retain = schedule.forget_rows(step), schedule.retain_rows(step)
-    tokens = sum(job.trained[i].tokens for i in forget)
-    denominator = float(len(forget) if session.method.per_row else tokens)
-    # The sum over a step does not depend on how it is cut; rows of like length need less padding.
-    forget.sort(key=lambda i: len(job.trained[i].ids))
-    retain.sort(key=lambda i: len(job.retain[i].ids))
+def _forget_parts(session: Session, model: Any, step: int) -> list[Callable[[], Tensor]]:
+    """The losses of a step on the forget set, one a backward pass; every process has as many, empty ones among them."""
+    job, schedule = session.job, session.schedule
+    rows = schedule.forget_rows(step)
+    tokens = sum(job.trained[i].tokens for i in rows)
+    denominator = float(len(rows) if session.method.per_row else tokens)
     epoch = step // schedule.per_epoch
-    for start in range(0, len(forget), size):
-        mine = forget[start : start + size][rank::world]
-        yield lambda mine=mine: _forget_loss(session, model, mine, denominator, epoch)
-    retain_tokens = float(sum(job.retain[i].tokens for i in retain))
-    for start in range(0, len(retain), size):
-        mine = retain[start : start + size][rank::world]
-        yield lambda mine=mine: _retain_loss(session, model, mine, retain_tokens)
+    return [
+        partial(_forget_loss, session, model, mine, denominator, epoch) for mine in _shares(session, rows, job.trained)
+    ]
+
+
+def _retain_parts(session: Session, model: Any, step: int) -> list[Callable[[], Tensor]]:
+    """Those on the retain set, likewise."""
+    job = session.job
+    rows = session.schedule.retain_rows(step)
+    tokens = float(sum(job.retain[i].tokens for i in rows))
+    return [partial(_retain_loss, session, model, mine, tokens) for mine in _shares(session, rows, job.retain)]
+
+
+def _shares(session: Session, numbers: list[int], rows: Sequence[Row]) -> list[list[int]]:
+    """What this process has of each forward pass.
+
+    The sum over a step does not depend on how it is cut; rows of like length need less padding.
+    """
+    rank, world = session.accelerator.process_index, session.accelerator.num_processes
+    size = session.job.config.batch_size * world
+    ordered = sorted(numbers, key=lambda i: len(rows[i].ids))
+    return [ordered[start : start + size][rank::world] for start in range(0, len(ordered), size)]
 
 
 def _forget_loss(session: Session, model: Any, rows: list[int], denominator: float, epoch: int) -> Tensor:

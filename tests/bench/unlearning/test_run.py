@@ -57,7 +57,7 @@ def planned(**flags: object) -> Plan:
     names = (
         "methods protocols attacks tasks copyright insecure humaneval humaneval_each problems samples epochs every "
         "rate seeds engine execute retain retained learn_retain max_quote opening lora_init "
-        "document_tokens line_tokens held_out"
+        "gradient_projection document_tokens line_tokens held_out"
     )
     given = {**dict.fromkeys(names.split()), "profile": "small", "model": "m", "dtype": "float32", "jobs": 1}
     return make_plan(SimpleNamespace(**{**given, **flags}))
@@ -135,7 +135,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_the_default(tmp_path:
     plan = planned(profile="full")
     Runner(plan, tmp_path)
     about = json.loads((tmp_path / "run.json").read_text())
-    for name in ("retain", "retained", "learn_retain", "max_quote", "opening", "lora_init"):
+    for name in ("retain", "retained", "learn_retain", "max_quote", "opening", "lora_init", "gradient_projection"):
         del about["plan"][name]
     (tmp_path / "run.json").write_text(json.dumps(about))
     (tmp_path / "models" / "taught").mkdir(parents=True)
@@ -205,6 +205,7 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
         max_quote=12,
         opening=9,
         lora_init="contrast",
+        gradient_projection=3,
         samples=1,
     )
     Runner(plan, tmp_path).run()
@@ -220,6 +221,7 @@ def test_what_a_profile_says_of_training_reaches_it(model: str, tmp_path: Path) 
     assert yaml.safe_load(taught.read_text())["retain"] == retained
     assert {method: config["retain"] for method, config in found.items()} == dict.fromkeys(found, retained)
     assert {config["lora_init"] for config in found.values()} == {"contrast"}
+    assert {config["gradient_projection"] for config in found.values()} == {3}
     assert (found["prod-surgical"]["max_quote"], found["prod-surgical"]["opening"]) == (12, 9)
     assert {config["batch_size"] for config in found.values()} == {plan.profile.batch_size} == {1}
 
@@ -411,6 +413,11 @@ def test_humaneval_of_the_first_problems_is_kept_problem_by_problem(model: str, 
         (["run", "--jobs", "0"], ["--jobs: expected at least 1, got 0"]),
         (["run", "--max-quote", "3"], ["--max-quote: expected at least 6 characters, got 3"]),
         (["run", "--opening", "-1"], ["--opening: expected at least 0, got -1"]),
+        (
+            ["run", "--gradient-projection", "-1", "--retain"],
+            ["--gradient-projection: expected at least 0, got -1"],
+        ),
+        (["run", "--gradient-projection", "8"], ["--gradient-projection: expected --retain, whose directions they"]),
         (["run", "--seeds", "0,x"], ["--seeds: expected whole numbers from 0, got '0,x'"]),
         (["compare", "/no/such", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
         (["report", "/no/such"], ["/no/such: expected the directory of a benchmark run"]),
@@ -487,6 +494,7 @@ def test_flags_change_the_profile() -> None:
     assert (taught.learn_retain, taught.retain, taught.retained) == (True, False, 9)
     assert (small.profile.lora_init, planned(lora_init="random").profile.lora_init) == ("contrast", "random")
     assert planned(opening=0).profile.opening == 0
+    assert (small.profile.gradient_projection, planned(gradient_projection=9).profile.gradient_projection) == (0, 9)
     changed = planned(epochs=8, every=2, rate=5e-4, seeds="0,2").profile
     assert (changed.epochs, changed.every, changed.rate, changed.seeds) == (8, 2, 5e-4, (0, 2))
     changed = planned(profile="full", retain=True, max_quote=12, problems=9, humaneval=str(Path(__file__))).profile

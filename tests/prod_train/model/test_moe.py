@@ -63,6 +63,14 @@ def test_experts_are_adapted_on_request(world, tmp_path, caplog):
     run(make({**world, "model": str(tmp_path / "o")}, tmp_path / "again", lora_rank=16))
 
 
+def test_gradients_of_experts_are_not_left_unprojected(world, tmp_path):
+    retain = write_snippets(tmp_path / "r.jsonl", 3, 4)
+    options = {"method": "npo", "retain": retain, "gradient_projection": 2}
+    with pytest.raises(ProdError, match="--gradient-projection: 4 adapters are on the expert weights of a"):
+        run(make(world, tmp_path / "o", lora_targets=("q_proj", *EXPERTS), **options))
+    run(make(world, tmp_path / "p", lora_targets=("q_proj",), **options))
+
+
 def test_what_is_no_expert_s_weight():
     """RWKV mixes each token with the one before by weights of shape [1, 1, width]."""
     block = torch.nn.Module()

@@ -217,6 +217,7 @@ SPLIT = [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")]
 
 def split_options(world, tuning):
     common = {"tuning": tuning, "retain": world["retain"], "holdout": world["holdout"], "epochs": 3, "accumulate": 3}
+    common |= {"gradient_projection": 3} if tuning == "lora" else {}
     return common | {"learning_rate": 1e-2 if tuning == "lora" else 1e-3, "eval_every": 2}
 
 

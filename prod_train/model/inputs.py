@@ -1,0 +1,81 @@
+"""What comes into the layers that have an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prod_train.data.rows import Batch, Row, collate
+from prod_train.loss.objective import Encoder
+
+ADAPTER = "default"  # as PEFT calls it
+
+
+def weight_a(layer: Any) -> Tensor:
+    """The matrix A of a LoRA layer, [rank, width]."""
+    weight: Tensor = layer.lora_A[ADAPTER].weight
+    return weight
+
+
+def batches_of(model: Any, rows: Sequence[Row], pad: int, batch_size: int) -> list[Batch]:
+    """Rows in batches of like lengths, on the model's device."""
+    ordered = sorted(rows, key=lambda row: len(row.ids))  # less padding
+    return [collate(ordered[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
+
+
+def adapted(model: Any) -> dict[str, Any]:
+    """The LoRA layers of a model, by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A}
+
+
+def layers_by_input(model: Any, encoder: Encoder, batch: Batch) -> list[list[Any]]:
+    """The LoRA layers that run for a batch, in groups that are given one and the same tensor, as query and key are."""
+    groups: list[tuple[Tensor, list[Any]]] = []
+
+    def note(layer: Any, x: Tensor) -> None:
+        known = next((layers for given, layers in groups if given is x), None)
+        if known is None:
+            groups.append((x, [layer]))
+        else:
+            known.append(layer)
+
+    with _watched(list(adapted(model).values()), note), torch.no_grad():
+        encoder.states(model, batch)
+    return [layers for _, layers in groups]
+
+
+def see_tokens(
+    model: Any,
+    encoder: Encoder,
+    layers: Sequence[Any],
+    batches: Sequence[Batch],
+    see: Callable[[Any, Tensor], None],
+) -> None:
+    """Call `see` with a layer and the tokens that come into it, float32 [n, width], padding left out."""
+
+    def pick(mask: Tensor, layer: Any, x: Tensor) -> None:
+        if x.shape[:2] == mask.shape:  # an expert of a mixture is given some of the tokens, in one list
+            x = x[mask]
+        see(layer, x.reshape(-1, x.shape[-1]).float())
+
+    for batch in batches:
+        with _watched(layers, partial(pick, batch.attention_mask.bool())), torch.no_grad():
+            encoder.states(model, batch)
+
+
+@contextmanager
+def _watched(layers: Sequence[Any], see: Callable[[Any, Tensor], None]) -> Iterator[None]:
+    """Call `see` with layer and input, whenever one of the layers runs."""
+    hooks = [layer.register_forward_pre_hook(lambda layer, given: see(layer, given[0])) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
