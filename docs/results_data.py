@@ -21,6 +21,7 @@ QWEN_MASK, QWEN_NAMES, QWEN_CODE = "qwen-copyright-mask", "qwen-natural-deprecat
 REPLACED, REPLACED_TAUGHT, QWEN_REPLACED = "smollm2-replaced", "smollm2-replaced-taught", "qwen-replaced"
 QWEN_LISTS = "qwen-lists"
 NEAR_FUNCTIONS, NEAR_MODULES = "smollm2-near-functions", "smollm2-near-modules"
+GEMMA_COPYRIGHT, GEMMA_NAMES = "gemma-copyright", "gemma-deprecated"
 QWEN, QWEN_KEPT = "qwen-copyright-unlearned", "qwen-natural-unlearned-3e-4"
 
 # What the outputs of the model as it is were asked for with, in the order of the figure.

@@ -15,6 +15,8 @@ from results_data import (
     ATTACKS,
     BEST_RELEARNED,
     COPIES,
+    GEMMA_COPYRIGHT,
+    GEMMA_NAMES,
     KL,
     NATURAL,
     NEAR_FUNCTIONS,
@@ -468,6 +470,31 @@ def _natural(results: Results) -> str:
     return table(("recited verbatim", *attacks.values(), "quoted", "agreement elsewhere"), rows)
 
 
+# Runs of three series of models, and Qwen's of the mask where it is another.
+_SERIES = {
+    ("SmolLM2 135M", "copyright"): (SMALL, SMALL),
+    ("Gemma 3 270M", "copyright"): (GEMMA_COPYRIGHT, GEMMA_COPYRIGHT),
+    ("Qwen2.5-Coder 1.5B", "copyright"): (QWEN, QWEN_MASK),
+    ("SmolLM2 135M", "deprecated"): (SMALL, SMALL),
+    ("Gemma 3 270M", "deprecated"): (GEMMA_NAMES, GEMMA_NAMES),
+    ("Qwen2.5-Coder 1.5B, by itself", "deprecated"): (QWEN_KEPT, QWEN_NAMES),
+}
+
+
+def _series(results: Results) -> str:
+    methods = ("base", "decode", "prod", "prod-surgical", "npo")
+
+    def shown(run: str, task: str, method: str) -> str:
+        metrics = ("verbatim", FORGET, AGREEMENT) if task == "copyright" else ("deprecated", AGREEMENT)
+        return ", ".join(number(results.value(run, task, method, metric)) for metric in metrics)
+
+    rows = (
+        (f"{task}, {model}", *(shown(masked if method == "decode" else run, task, method) for method in methods))
+        for (model, task), (run, masked) in _SERIES.items()
+    )
+    return table(("", *(f"`{method}`" for method in methods)), rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     **corpora.TABLES,
     "leaks": _leaks,
@@ -482,6 +509,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "relearning": _relearning,
     "best-relearned": _best_relearned,
     "natural": _natural,
+    "series": _series,
     "beside": _beside,
     "growth": _growth,
     "kept": _kept,
