@@ -326,7 +326,9 @@ class _Run:
             found += METHODS[self.method].problems(self)
         if self.keeps != "none" and not self._retains:
             found.append(f"--retain: expected a data set for the retain loss {self.keeps!r}, it is missing")
-        if self.retain is not None and self.keeps == "none":
+        if self.gradient_projection and self._retains and self.keeps == "none":
+            found.append("--gradient-projection: belongs to a retain loss, got --retain-loss none: drop one of the two")
+        elif self.retain is not None and self.keeps == "none":
             found.append("--retain-loss none: leaves --retain without use: drop one of the two")
         if self.retain_reference == "base" and self.keeps != "kl":
             found.append(f"--retain-reference: belongs to the retain loss kl, got {self.keeps}: drop it")

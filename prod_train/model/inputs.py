@@ -61,9 +61,10 @@ def see_tokens(
     """Call `see` with a layer and the tokens that come into it, float32 [n, width], padding left out."""
 
     def pick(mask: Tensor, layer: Any, x: Tensor) -> None:
-        if x.shape[:2] == mask.shape:  # an expert of a mixture is given some of the tokens, in one list
-            x = x[mask]
-        see(layer, x.reshape(-1, x.shape[-1]).float())
+        # Some models put the tokens of all rows into one list. An expert of a mixture is given some of the tokens, and
+        # which of them are padding is not known.
+        flat = x.reshape(-1, x.shape[-1])
+        see(layer, (flat[mask.flatten()] if len(flat) == mask.numel() else flat).float())
 
     for batch in batches:
         with _watched(layers, partial(pick, batch.attention_mask.bool())), torch.no_grad():

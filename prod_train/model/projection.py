@@ -58,13 +58,13 @@ def common_directions(
 
     Returns:
         By the module of A: float32 [width, n], orthonormal columns, on the model's device; n is at most `count`, less
-        than the width, and no more than the inputs have.
+        than the width, and no more than the inputs have. Where the width is more than 2 `count` + 32 they are nearly
+        the best: with amplitudes that fall as k^-0.5 they have 0.98 of the energy of those, as k^-1 all but 0.0002.
 
     Raises:
-        ProdError: the folder cannot be written; or an adapter is on weights that are no layer with an input.
+        ProdError: the folder cannot be written.
     """
     layers = adapted(model)
-    _expect_inputs(layers)
     model.eval()
     groups = layers_by_input(model, encoder, collate(rows[:1], pad).to(model.device))
     grouped = {layer for group in groups for layer in group}
@@ -94,14 +94,30 @@ def common_directions(
     return found
 
 
-def _expect_inputs(layers: Mapping[str, Any]) -> None:
+def expect_inputs(model: Any) -> None:
+    """Refuse adapters that are on no layer with an input: on embeddings, and on the bare weights of experts.
+
+    Raises:
+        ProdError: with their number and the first one's name.
+    """
+    from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
-    if found := [name for name, layer in layers.items() if isinstance(layer, ParamWrapper)]:
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and (isinstance(module, ParamWrapper) or ADAPTER in module.lora_embedding_A)
+    ]
+    if found:
         raise ProdError(
-            f"--gradient-projection: {len(found)} adapters are on the expert weights of a mixture, the first on "
-            f"{found[0]}, and those have no input to project: leave them out of --lora-targets, or drop it"
+            f"--gradient-projection: {len(found)} adapters are on no layer with an input, the first on {found[0]}: "
+            "begin with adapters on linear layers alone (--lora-targets), or drop it"
         )
+
+
+def size_of(directions: Mapping[nn.Module, Tensor]) -> int:
+    """Bytes of directions, those of layers with one input once."""
+    return sum({common.data_ptr(): common.nbytes for common in directions.values()}.values())
 
 
 class _Sketch:

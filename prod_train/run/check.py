@@ -15,6 +15,7 @@ from prod_train.config.config import Config
 from prod_train.config.schedule import Schedule
 from prod_train.data.rows import Row, mark
 from prod_train.model.modeling import trainable
+from prod_train.model.projection import size_of
 from prod_train.run.checkpoint import restore_model, restore_optimizer
 from prod_train.run.job import Job, prepare
 from prod_train.run.output import only_run, resume_from
@@ -181,7 +182,8 @@ def _disk(session: Session, job: Job) -> int:
     width: int = model.config.get_text_config().hidden_size * next(iter(model.parameters())).element_size()
     kept: int = sum(row.tokens for rows in (job.retain, job.holdout[: config.eval_rows]) for row in rows)
     targets = TARGET_BYTES * sum(row.tokens for row in job.trained)
-    return (config.save_total_limit + 1) * (weights + moments) + weights + kept * width + targets
+    cached = kept * width + targets + size_of(session.directions)
+    return (config.save_total_limit + 1) * (weights + moments) + weights + cached
 
 
 def _memory(session: Session, job: Job) -> dict[str, int]:
@@ -194,7 +196,8 @@ def _memory(session: Session, job: Job) -> dict[str, int]:
     layer = (2 if config.gradient_checkpointing else 17) * tokens * shape.hidden_size * width
     return {
         "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "training": sum(p.numel() * (p.element_size() + 8) for p in trainable(model).values()),
+        "training": sum(p.numel() * (p.element_size() + 8) for p in trainable(model).values())
+        + size_of(session.directions),
         "activations": layer * shape.num_hidden_layers,
         "logits": 8 * min(config.chunk_size, tokens) * shape.vocab_size,
     }

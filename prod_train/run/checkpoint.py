@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,9 @@ def restore_model(session: Session, source: Path) -> State:
         for name in ("fingerprint", "step", "steps", "before", "history"):
             kept[name]
     now = json.loads(json.dumps(fingerprint(session)))
-    if different := [name for name in now if kept["fingerprint"].get(name) != now[name]]:
+    # An option that there was not yet had its default.
+    before = {option.name: option.default for option in fields(session.job.config)} | kept["fingerprint"]
+    if different := [name for name in now if before.get(name) != now[name]]:
         raise ProdError(
             f"--resume: {source} belongs to another run, these differ: {', '.join(map(_said, different))}: "
             "use the same settings and data, or start anew in another --output"

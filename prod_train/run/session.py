@@ -31,7 +31,7 @@ from prod_train.model.modeling import (
     enable_checkpointing,
     load_base,
 )
-from prod_train.model.projection import common_directions
+from prod_train.model.projection import common_directions, expect_inputs
 from prod_train.run.job import ANCHORS, CONTINUED, REPLACED, Job
 from prod_train.run.output import resume_from
 from prod_train.targets.targets import ReferenceStore, model_digest
@@ -96,6 +96,8 @@ def setup(job: Job, accelerator: Any = None, *, progress: bool = False) -> Sessi
         model = add_adapter(model, config)
         if config.continues_adapter:
             digest = model_digest(model)
+        if config.gradient_projection:
+            expect_inputs(model)
     if config.lora_init == "contrast" and config.resume is None:
         tell_before(accelerator, "the directions that adapters begin with, of --forget and --retain")
         contrast(

@@ -170,7 +170,7 @@ class Shards:
         about = self._folder / "key.json"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if about.exists() and about.read_text() != text:
+            if about.exists() and about.read_bytes() != text.encode():
                 raise ProdError(f"{about}: expected the key of this run, got another: remove {self._folder}")
         except OSError as error:
             raise ProdError(f"cannot write {self._folder}: {error.strerror}") from None

@@ -10,13 +10,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
 from prod_train.model import projection
 from prod_train.model.projection import _Sketch, projected
 from prod_train.run import trainer
+from prod_train.run.check import check
 from prod_train.run.job import prepare
 from prod_train.run.session import Session, setup
 from tests.prod_train.model.test_contrast import inputs
@@ -113,6 +123,34 @@ def test_directions_are_those_of_the_retain_set_without_padding(world: dict[str,
         np.testing.assert_allclose(energy(x.T @ x, directions.double().numpy()), best, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["opt", "qwen2_moe"])
+def test_padding_is_left_out_where_a_model_puts_all_tokens_into_one_list(
+    tmp_path: Path, world: dict[str, str], family: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world["model"])
+    torch.manual_seed(0)
+    wide = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    if family == "opt":
+        made: Any = OPTForCausalLM(OPTConfig(**wide, ffn_dim=40, word_embed_proj_dim=32, pad_token_id=265))
+    else:
+        sizes = {"intermediate_size": 40, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
+        few = {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4, "head_dim": 8}
+        made = Qwen2MoeForCausalLM(Qwen2MoeConfig(**wide, **sizes, **few))
+    made.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    targets = ("fc1", "fc2") if family == "opt" else ("shared_expert.gate_proj", "shared_expert.down_proj")
+    one, three = (
+        setup(
+            prepare(make(world, tmp_path / str(n), model=str(tmp_path / "m"), lora_targets=targets, eval_batch_size=n))
+        )
+        for n in (1, 3)
+    )
+    assert len({len(row.ids) for row in one.job.retain}) == 3
+    assert len(one.directions) == len(three.directions) == 2
+    for mine, other in zip(one.directions.values(), three.directions.values(), strict=True):
+        torch.testing.assert_close(mine @ mine.T, other @ other.T, rtol=1e-3, atol=1e-4)
+
+
 class Recorder:
     """An optimizer that keeps the gradients it is given."""
 
@@ -204,6 +242,10 @@ def test_what_was_found_is_kept_for_runs_on_the_same_rows(
         ({"retain": None}, "--gradient-projection: expected --retain, whose directions they are, it is missing"),
         ({"tuning": "full"}, "--gradient-projection: full tuning has no adapters: drop one of the two"),
         ({"gradient_projection": -1}, "--gradient-projection: expected .*0.*, got -1"),
+        (
+            {"retain_loss": "none"},
+            "^--gradient-projection: belongs to a retain loss, got --retain-loss none: drop one of",
+        ),
     ],
 )
 def test_what_it_cannot_go_with_is_refused(
@@ -211,3 +253,25 @@ def test_what_it_cannot_go_with_is_refused(
 ) -> None:
     with pytest.raises(ProdError, match=message):
         make(world, tmp_path, **options).validate()
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["q_proj", "embed_tokens"]])
+def test_an_adapter_on_embeddings_is_not_left_unprojected(
+    world: dict[str, str], tmp_path: Path, targets: list[str]
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(world["model"])
+    adapter = get_peft_model(base, LoraConfig(r=2, target_modules=targets))
+    adapter.save_pretrained(tmp_path / "a")
+    AutoTokenizer.from_pretrained(world["model"]).save_pretrained(tmp_path / "a")
+    with pytest.raises(
+        ProdError, match=r"--gradient-projection: 1 adapters are on no layer with an input, .*embed_tok"
+    ):
+        setup(prepare(make(world, tmp_path / "o", model=str(tmp_path / "a"), lora_rank=16)))
+    assert not (tmp_path / "o" / "targets").exists()
+
+
+def test_directions_are_in_the_estimates(world: dict[str, str], tmp_path: Path) -> None:
+    none, some = (check(make(world, tmp_path, gradient_projection=count)) for count in (0, COUNT))
+    # Per layer: three inputs of 32 (of attention, of its output, of the MLP) and one of 48.
+    extra = 2 * (3 * 32 + 48) * COUNT * 4
+    assert (some.memory["training"] - none.memory["training"], some.disk - none.disk) == (extra, extra)

@@ -190,7 +190,8 @@ def test_entries_stay_what_they_were_when_their_file_is_written_over(tmp_path):
 def test_another_key_is_another_store_and_a_forged_one_is_refused(tmp_path):
     Shards(tmp_path, {"kind": "x", "top_p": 0.8}, 5).fill(entries, [0])
     assert Shards(tmp_path, {"kind": "x", "top_p": 0.9}, 5).fill(entries, [0]) == 1
-    for about in tmp_path.glob("*/key.json"):
-        about.write_text(json.dumps({"kind": "z"}))
-    with pytest.raises(ProdError, match="expected the key of this run"):
-        Shards(tmp_path, {"kind": "x", "top_p": 0.8}, 5)
+    for forged in (json.dumps({"kind": "z"}).encode(), b"\xff\xfe", b""):
+        for about in tmp_path.glob("*/key.json"):
+            about.write_bytes(forged)
+        with pytest.raises(ProdError, match="expected the key of this run"):
+            Shards(tmp_path, {"kind": "x", "top_p": 0.8}, 5)
