@@ -181,10 +181,10 @@ def test_a_run_goes_on_only_as_the_same_run(world, tmp_path):
     before = adapter(tmp_path / "o")
     for state in (tmp_path / "o").glob("checkpoint-*/state.json"):
         kept = json.loads(state.read_text())
-        del kept["fingerprint"]["gradient_projection"]  # an option that there was not yet
+        del kept["fingerprint"]["lora_dropout"]  # as of an option that there was not yet
         state.write_text(json.dumps(kept))
-    with pytest.raises(ProdError, match=r"belongs to another run, these differ: --gradient-projection: use"):
-        run(replace(config, resume="latest", gradient_projection=2))
+    with pytest.raises(ProdError, match=r"belongs to another run, these differ: --lora-dropout: use"):
+        run(replace(config, resume="latest", lora_dropout=0.1))
     run(replace(config, resume="latest"))  # nothing left to do
     assert_same(before, adapter(tmp_path / "o"), exactly=True)
 
