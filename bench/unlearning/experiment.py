@@ -169,8 +169,8 @@ class Experiment:
             return {profile.epochs + 1: again}
         options: dict[str, Any] = {}
         if profile.retain or method == "graddiff":
-            options |= {name: getattr(profile, name) for name in ("lora_init", "gradient_projection")}
-            options |= {"retain": self._retained}
+            options |= {"retain": self._retained, "lora_init": profile.lora_init}
+            options |= {"gradient_projection": profile.gradient_projection}
         if method == FIRST_ROUND:
             options |= {"max_quote": profile.max_quote, "opening": profile.opening}
         name = self.name

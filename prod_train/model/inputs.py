@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prod_train.data.rows import Batch, Row, collate
+from prod_train.data.rows import Batch, Row, by_length, collate
 from prod_train.loss.objective import Encoder
 
 ADAPTER = "default"  # as PEFT calls it
@@ -24,8 +24,8 @@ def weight_a(layer: Any) -> Tensor:
 
 def batches_of(model: Any, rows: Sequence[Row], pad: int, batch_size: int) -> list[Batch]:
     """Rows in batches of like lengths, on the model's device."""
-    ordered = sorted(rows, key=lambda row: len(row.ids))  # less padding
-    return [collate(ordered[i : i + batch_size], pad).to(model.device) for i in range(0, len(rows), batch_size)]
+    numbers = by_length([len(row.ids) for row in rows], batch_size)
+    return [collate([rows[i] for i in some], pad).to(model.device) for some in numbers]
 
 
 def adapted(model: Any) -> dict[str, Any]:

@@ -182,7 +182,6 @@ def projected(directions: Mapping[nn.Module, Tensor]) -> Iterator[None]:
 def _hold(common: Tensor, layer: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
     """A x, whose gradient knows of x no more than what is off the common directions."""
     x, weight = given[0], cast("Tensor", layer.weight)
-    held = (x @ common.to(x)) @ common.T.to(x)
+    common = common.to(x)
     # Zero, and so is its gradient for x; that for A is minus the part of x along the directions.
-    held_back: Tensor = held @ weight.detach().T - held @ weight.T
-    return output + held_back
+    return output + x @ common @ common.T @ (weight.detach() - weight).T

@@ -34,7 +34,7 @@ from prod_decode.storage.files import write_whole
 from prod_train.config.config import Config, saved_config
 from prod_train.config.schedule import learning_rate
 from prod_train.config.stopping import choose, collapse, forgotten, stop_reason
-from prod_train.data.rows import Row, collate
+from prod_train.data.rows import Row, by_length, collate
 from prod_train.loss.objective import Pass
 from prod_train.loss.retain import retain_loss
 from prod_train.measure.verdict import verdict
@@ -188,10 +188,10 @@ def train_step(session: Session, model: Any, optimizer: Any, step: int) -> Tenso
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=accelerator.device)
-    forget, retain = _forget_parts(session, model, step), _retain_parts(session, model, step)
-    for number, part in enumerate(forget + retain):
-        last = number == len(forget) + len(retain) - 1
-        directions = session.directions if number < len(forget) else {}
+    parts = [(part, session.directions) for part in _forget_parts(session, model, step)]
+    parts += [(part, {}) for part in _retain_parts(session, model, step)]
+    for number, (part, directions) in enumerate(parts):
+        last = number == len(parts) - 1
         with _maybe_sync(accelerator, model, sync=last), projected(directions):
             with accelerator.autocast():
                 loss = part()
@@ -236,14 +236,11 @@ def _retain_parts(session: Session, model: Any, step: int) -> list[Callable[[], 
 
 
 def _shares(session: Session, numbers: list[int], rows: Sequence[Row]) -> list[list[int]]:
-    """What this process has of each forward pass.
-
-    The sum over a step does not depend on how it is cut; rows of like length need less padding.
-    """
+    """What this process has of each forward pass; the sum over a step does not depend on how it is cut."""
     rank, world = session.accelerator.process_index, session.accelerator.num_processes
     size = session.job.config.batch_size * world
-    ordered = sorted(numbers, key=lambda i: len(rows[i].ids))
-    return [ordered[start : start + size][rank::world] for start in range(0, len(ordered), size)]
+    places = by_length([len(rows[i].ids) for i in numbers], size)
+    return [[numbers[place] for place in some[rank::world]] for some in places]
 
 
 def _forget_loss(session: Session, model: Any, rows: list[int], denominator: float, epoch: int) -> Tensor:
