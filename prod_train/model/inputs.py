@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prod_train.data.rows import Batch, Row, by_length, collate
 from prod_train.loss.objective import Encoder
+from prod_train.model.experts import on_experts
 
 ADAPTER = "default"  # as PEFT calls it
 
@@ -29,10 +30,11 @@ def batches_of(model: Any, rows: Sequence[Row], pad: int, batch_size: int) -> li
 
 
 def adapted(model: Any) -> dict[str, Any]:
-    """The LoRA layers of a model, by name."""
+    """The LoRA layers of a model that have an input, by name: not those on the weights of experts."""
     from peft.tuners.lora import LoraLayer
 
-    return {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A}
+    return {name: layer for name, layer in layers.items() if not on_experts(layer)}
 
 
 def layers_by_input(model: Any, encoder: Encoder, batch: Batch) -> list[list[Any]]:

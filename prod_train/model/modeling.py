@@ -26,9 +26,10 @@ from prod_decode.storage.models import (
     loading,
     require_one,
 )
-from prod_train.config.config import BASE, Config, flag
+from prod_train.config.config import BASE, Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Pass
+from prod_train.model.experts import expert_targets, expert_weights, tell_unadapted
 
 _log = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ def add_adapter(model: Any, config: Config) -> Any:
         expect_lora(adapted, config.model)
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
-    experts = _expert_targets(model, config)
+    weights, experts = expert_weights(model), expert_targets(model, config)
     tables = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
     widest = max((n for weight in model.parameters() if id(weight) not in tables for n in weight.shape), default=1)
     if config.lora_rank > widest:
@@ -263,7 +264,17 @@ def add_adapter(model: Any, config: Config) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(config.seed)
-    return _with_base(get_peft_model(model, lora), config)
+    try:
+        with warnings.catch_warnings():
+            # It takes names of layers for those of experts' weights, and then finds no layer for the settings it adds.
+            warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
+            adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ProdError(
+            f"peft cannot adapt {type(model).__name__} so: {reason(error)}: change --lora-targets or --lora-dropout"
+        ) from None
+    tell_unadapted(adapted, weights, targets)
+    return _with_base(adapted, config)
 
 
 def _with_base(adapted: Any, config: Config) -> Any:
@@ -336,42 +347,6 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
         )
     check_finite(((key, weight) for key, weight in adapted.named_parameters() if ".default" in key), adapter)
     return adapted
-
-
-def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights with a dimension for the experts of a mixture, by name: transformers keeps them so, and not as layers."""
-    return {
-        f"{owner}.{name}": weight
-        for owner, module in model.named_modules()
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        for name, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 3 and len(weight) > 1 and any(part.isdigit() for part in owner.split("."))
-    }
-
-
-def _expert_targets(model: nn.Module, config: Config) -> list[str]:
-    """Those of `--lora-targets` that are weights of experts; says so, if some get no adapter.
-
-    Raises:
-        ProdError: they cannot be adapted with these settings.
-    """
-    weights = expert_weights(model)
-    wanted = [name for name in config.lora_targets if any(key.endswith(f".{name}") for key in weights)]
-    for option in ("lora_dropout", "lora_init"):
-        if wanted and getattr(config, option) != getattr(Config, option):
-            raise ProdError(f"{flag(option)}: does not fit {wanted[0]} of --lora-targets, a weight of experts: drop it")
-    left = {key: weight for key, weight in weights.items() if not any(key.endswith(f".{name}") for name in wanted)}
-    if left:
-        share = sum(weight.numel() for weight in left.values()) / sum(weight.numel() for weight in model.parameters())
-        names = sorted({".".join(key.split(".")[-2:]) for key in left})
-        _log.warning(
-            "%.0f %% of the model's weights are those of experts (%s), which get no adapter, so that what they know "
-            "stays in them: name them with --lora-targets, beside the linear layers (not every engine loads such ones; "
-            "all load a merged model)",
-            100 * share,
-            ", ".join(names),
-        )
-    return wanted
 
 
 def lora_targets(model: Any, config: Config) -> list[str]:

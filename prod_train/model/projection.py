@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from prod_decode.errors import ProdError
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder
+from prod_train.model.experts import on_experts
 from prod_train.model.inputs import ADAPTER, adapted, batches_of, layers_by_input, see_tokens, weight_a
 from prod_train.targets.targets import Shards, rows_digest
 
@@ -101,17 +102,16 @@ def expect_inputs(model: Any) -> None:
         ProdError: with their number and the first one's name.
     """
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.lora.layer import ParamWrapper
 
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and (isinstance(module, ParamWrapper) or ADAPTER in module.lora_embedding_A)
+        if isinstance(module, LoraLayer) and (on_experts(module) or ADAPTER in module.lora_embedding_A)
     ]
     if found:
         raise ProdError(
             f"--gradient-projection: {len(found)} adapters are on no layer with an input, the first on {found[0]}: "
-            "begin with adapters on linear layers alone (--lora-targets), or drop it"
+            "begin with adapters on linear layers alone (--lora-targets), or --gradient-projection 0"
         )
 
 

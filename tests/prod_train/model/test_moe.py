@@ -4,11 +4,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
-from prod_train.model.modeling import expert_weights
+from prod_train.model.experts import expert_weights
 from prod_train.run.merge import merge
 from prod_train.run.trainer import run
 from tests.tiny import save_tiny_model, write_snippets
@@ -33,6 +40,22 @@ def world(tmp_path_factory):
     return {"model": str(folder / "m"), "forget": write_snippets(folder / "f.jsonl", 4)}
 
 
+@pytest.fixture(scope="module")
+def deepseek(world, tmp_path_factory):
+    """A first block without experts, and beside the experts of the second some that all tokens are given to."""
+    folder = tmp_path_factory.mktemp("deepseek")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    low = {"v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8, "first_k_dense_replace": 1}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    ends = {"bos_token_id": None, "eos_token_id": 265, "pad_token_id": 265, "initializer_range": 0.3}
+    config = DeepseekV3Config(vocab_size=300, **shape, **heads, **low, **experts, **ends)
+    DeepseekV3ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(world["model"]).save_pretrained(folder)
+    return {**world, "model": str(folder)}
+
+
 def make(world, output, **options):
     given = {"method": "learn", "max_steps": 2, "learning_rate": 1e-2, "lora_rank": 4, "eval_rows": 1}
     return Config(**{**world, "output": str(output), **given, **options})
@@ -52,15 +75,41 @@ def test_experts_are_adapted_on_request(world, tmp_path, caplog):
     experts = [weight for name, weight in weights.items() if "experts" in name and "lora_B" in name]
     assert len(experts) == 4
     assert all(weight.any() for weight in experts)
-    merge(str(tmp_path / "o"), str(tmp_path / "merged"))
-    with torch.no_grad():
-        base = AutoModelForCausalLM.from_pretrained(world["model"])
-        plain = base(IDS).logits
-        adapted = PeftModel.from_pretrained(base, str(tmp_path / "o")).eval()(IDS).logits
-        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits
-    assert torch.allclose(adapted, merged, atol=1e-4)
-    assert (adapted - plain).abs().max() > 0.1
+    merges_as_it_runs(world["model"], tmp_path / "o", tmp_path / "merged")
     run(make({**world, "model": str(tmp_path / "o")}, tmp_path / "again", lora_rank=16))
+
+
+def merges_as_it_runs(model, output, merged):
+    merge(str(output), str(merged))
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(model)
+        plain = base(IDS).logits
+        adapted = PeftModel.from_pretrained(base, str(output)).eval()(IDS).logits
+        whole = AutoModelForCausalLM.from_pretrained(merged)(IDS).logits
+    assert torch.allclose(adapted, whole, atol=1e-4)
+    assert (adapted - plain).abs().max() > 0.1
+
+
+def test_where_peft_adapts_experts_by_itself_that_is_said(deepseek, tmp_path, caplog):
+    """All linear layers of MLPs, three a block, keep what they know: peft takes their names for those of experts."""
+    retain = write_snippets(tmp_path / "r.jsonl", 3, 4)
+    run(make(deepseek, tmp_path / "o", method="npo", retain=retain, lora_init="contrast"))
+    assert "get no adapter" not in caplog.text
+    said = (
+        "experts' weights of this kind of model (down_proj, gate_up_proj), and not on 6 linear layers (mlp.down_proj, "
+    )
+    assert said in caplog.text
+    weights = load_file(tmp_path / "o" / "adapter_model.safetensors")
+    assert len([name for name in weights if ".experts." in name and "lora_B" in name]) == 2
+    assert not [name for name in weights if ".mlp." in name and ".experts." not in name]
+    merges_as_it_runs(deepseek["model"], tmp_path / "o", tmp_path / "merged")
+    run(make({**deepseek, "model": str(tmp_path / "o")}, tmp_path / "again", lora_rank=16))
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"lora_targets": ("gate_proj",)}])
+def test_what_peft_cannot_adapt_is_refused(deepseek, tmp_path, options):
+    with pytest.raises(ProdError, match=r"peft cannot adapt DeepseekV3ForCausalLM so: .* change --lora-targets or"):
+        run(make(deepseek, tmp_path / "o", **options))
 
 
 def test_gradients_of_experts_are_not_left_unprojected(world, tmp_path):
