@@ -20,6 +20,7 @@ RELEARNING, BEST_RELEARNED, NATURAL = "smollm2-relearning", "smollm2-relearned",
 QWEN_MASK, QWEN_NAMES, QWEN_CODE = "qwen-copyright-mask", "qwen-natural-deprecated", "qwen-natural-code"
 REPLACED, REPLACED_TAUGHT, QWEN_REPLACED = "smollm2-replaced", "smollm2-replaced-taught", "qwen-replaced"
 QWEN_LISTS = "qwen-lists"
+LICENCES = ("qwen-natural-licences",)
 NEAR_FUNCTIONS, NEAR_MODULES = "smollm2-near-functions", "smollm2-near-modules"
 GEMMA_COPYRIGHT, GEMMA_NAMES = "gemma-copyright", "gemma-deprecated"
 QWEN, QWEN_KEPT = "qwen-copyright-unlearned", "qwen-natural-unlearned-3e-4"

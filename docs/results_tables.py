@@ -18,6 +18,7 @@ from results_data import (
     GEMMA_COPYRIGHT,
     GEMMA_NAMES,
     KL,
+    LICENCES,
     NATURAL,
     NEAR_FUNCTIONS,
     NEAR_MODULES,
@@ -48,7 +49,7 @@ from bench.figures import Figure
 from bench.metrics import paper_points, pareto_dominance_ratio, wilson
 from bench.models.training import FIRST_ROUND, LEARN_RATE
 from bench.unlearning.profiles import SECOND_ROUND, UNTAUGHT
-from bench.unlearning.records import FORGET
+from bench.unlearning.records import FORGET, Cell
 from prod_decode.errors import ProdError
 
 _FOUR = ("ga", "npo", "dpo", "flat")  # what the paper compares PROD with
@@ -438,11 +439,6 @@ def _best_relearned(results: Results) -> str:
 
 
 def _natural(results: Results) -> str:
-    methods = {
-        **{method: label for method, label in _BUDGETED.items() if method != UNTAUGHT},
-        "prod": "unlearned, `prod`",
-        FIRST_ROUND: "unlearned, `prod-surgical`",
-    }
     attacks = {
         "none": "its first half given",
         "prefix-25%": "a quarter more",
@@ -451,23 +447,42 @@ def _natural(results: Results) -> str:
         "chat": "chat",
         "translated": "translated",
     }
+    columns = [(label, "verbatim", attack) for attack, label in attacks.items()]
+    columns += [("quoted", "quoted_share", "none"), ("agreement elsewhere", AGREEMENT, "none")]
+    return _by_itself([results.cells(NATURAL, "copyright")], columns)
 
-    measured = {(cell.key.method, cell.key.attack): cell.metrics for cell in results.cells(NATURAL, "copyright")}
 
-    def shown(method: str, metric: str, attack: str = "none") -> str:
+def _licences(results: Results) -> str:
+    columns = [
+        ("its first half given", "verbatim", "none"),
+        ("a quarter more", "verbatim", "prefix-25%"),
+        ("near copies", "near_copy", "none"),
+        ("quoted", "quoted_share", "none"),
+        ("1 - BLEU", FORGET, "none"),
+        ("agreement elsewhere", AGREEMENT, "none"),
+    ]
+    return _by_itself([results.cells(run, "copyright") for run in LICENCES], columns)
+
+
+def _by_itself(runs: Sequence[Sequence[Cell]], columns: Sequence[tuple[str, str, str]]) -> str:
+    """What a model that nobody taught recites: a row for each method, and of each column a metric and an attack."""
+    methods = {
+        **{method: label for method, label in _BUDGETED.items() if method != UNTAUGHT},
+        "prod": "unlearned, `prod`",
+        FIRST_ROUND: "unlearned, `prod-surgical`",
+    }
+    measured = {(cell.key.method, cell.key.attack): cell.metrics for run in runs for cell in run}
+
+    def shown(method: str, metric: str, attack: str) -> str:
         value = measured.get((method, attack), {}).get(metric)
         return "" if value is None else f"{known(value):.2f}"
 
     rows = (
-        (
-            label,
-            *(shown(method, "verbatim", attack) for attack in attacks),
-            shown(method, "quoted_share"),
-            shown(method, AGREEMENT),
-        )
+        (label, *(shown(method, metric, attack) for _, metric, attack in columns))
         for method, label in methods.items()
+        if (method, "none") in measured
     )
-    return table(("recited verbatim", *attacks.values(), "quoted", "agreement elsewhere"), rows)
+    return table(("recited verbatim", *(label for label, _, _ in columns)), rows)
 
 
 # Runs of three series of models, and Qwen's of the mask where it is another.
@@ -509,6 +524,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "relearning": _relearning,
     "best-relearned": _best_relearned,
     "natural": _natural,
+    "licences": _licences,
     "series": _series,
     "beside": _beside,
     "growth": _growth,
