@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -149,8 +149,15 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     return model, tokenizer
 
 
-def parameter_count(name: str) -> int:
-    """The parameters of a model, by its configuration: its weights are not read.
+class Size(NamedTuple):
+    """How large a model is: its parameters, and the width of its hidden states."""
+
+    parameters: int
+    width: int
+
+
+def size_of_model(name: str) -> Size:
+    """How large a model is, by its configuration: its weights are not read.
 
     Args:
         name: as for `load_model`.
@@ -165,7 +172,8 @@ def parameter_count(name: str) -> int:
     with _reading(options), loading(name):
         config = AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
-            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+            model = AutoModelForCausalLM.from_config(config)
+        return Size(int(model.num_parameters()), int(config.get_text_config().hidden_size))
 
 
 def expect_all_weights(name: str, info: Mapping[str, Any]) -> None:

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.models import parameter_count
+from prod_decode.storage.models import size_of_model
 from prod_train.config.config import Config, default_of, flag
 from prod_train.config.recipe import (
     CONTINUED_TOKENS,
     EPOCHS,
     EVALUATIONS,
     HELD_OUT,
+    PROJECTED_RATE,
     RATES,
     RECIPES,
     RETAINED,
     STEPS,
+    directions_by_size,
     rate_by_size,
 )
 from prod_train.rounds.library import Piece, library, pieces_of
@@ -63,9 +65,17 @@ def choose_all(config: Config, given: Set[str], folder: Path, *, processes: int,
     forget = pieces_of(config.forget, config)
     chosen: dict[str, Any] = {}
     if config.learning_rate is None:
-        parameters = parameter_count(config.model)
-        chosen["learning_rate"] = rate = rate_by_size(parameters)
-        said.append(f"--learning-rate {rate:g}: {_measured(parameters)}")
+        parameters, width = size_of_model(config.model)
+        directions = config.gradient_projection
+        # With targets of one's own there may be adapters that it refuses.
+        if recipe.projects and not {"gradient_projection", "lora_targets"} & given:
+            chosen["gradient_projection"] = directions = directions_by_size(parameters, width)
+        rate, why = rate_by_size(parameters), _measured(parameters)
+        if directions:
+            rate *= PROJECTED_RATE
+            why = f"with --gradient-projection {directions} {PROJECTED_RATE} times what it is without, which is {why}"
+        chosen["learning_rate"] = rate
+        said.append(f"--learning-rate {rate:g}: {why}")
     if not {"epochs", "max_steps"} & given:
         step_rows = config.batch_size * config.accumulate * processes
         per_epoch = max(1, -(-len(forget) // step_rows))
