@@ -67,8 +67,9 @@ def choose_all(config: Config, given: Set[str], folder: Path, *, processes: int,
     if config.learning_rate is None:
         parameters, width = size_of_model(config.model)
         directions = config.gradient_projection
-        # With targets of one's own there may be adapters that it refuses.
-        if recipe.projects and not {"gradient_projection", "lora_targets"} & given:
+        # Targets of one's own may be some that it refuses. With a blocklist of names it lost.
+        plain = not config.lora_targets and config.value("blocklist") is None
+        if recipe.projects and plain and "gradient_projection" not in given:
             chosen["gradient_projection"] = directions = directions_by_size(parameters, width)
         rate, why = rate_by_size(parameters), _measured(parameters)
         if directions:

@@ -246,6 +246,7 @@ def test_rows_are_found_and_written_where_none_are_given(
         ({"gradient_projection": 3}, (2e-3, 3)),
         ({"learning_rate": 1e-4}, (1e-4, 0)),
         ({"lora_targets": ["embed_tokens"]}, (1e-3, 0)),
+        ({"blocklist": __file__}, (1e-3, 0)),
         ({"recipe": "thorough", "continuations": 0}, (1e-3, 0)),
     ],
 )
