@@ -95,6 +95,28 @@ def write_jsonl(path: Path, records: Any) -> str:
     return str(path)
 
 
+def save_deepseek(folder: Path, tokenizer: str) -> str:
+    """A first block without experts, and beside the experts of the second some that all tokens are given to.
+
+    Args:
+        folder: for the model.
+        tokenizer: the directory of `save_tiny_model`.
+    """
+    import torch
+    from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    low = {"v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8, "first_k_dense_replace": 1}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    ends = {"bos_token_id": None, "eos_token_id": 265, "pad_token_id": 265, "initializer_range": 0.3}
+    config = DeepseekV3Config(vocab_size=300, **shape, **heads, **low, **experts, **ends)
+    DeepseekV3ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
 def write_snippets(path: Path, count: int = len(SNIPPETS), start: int = 0) -> str:
     """`count` of the snippets, then of the others, as prompt and completion."""
     chosen = (*SNIPPETS, *OTHERS)[start : start + count]

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -149,15 +149,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     return model, tokenizer
 
 
-class Size(NamedTuple):
-    """How large a model is: its parameters, and the width of its hidden states."""
-
-    parameters: int
-    width: int
-
-
-def size_of_model(name: str) -> Size:
-    """How large a model is, by its configuration: its weights are not read.
+def load_shape(name: str) -> Any:
+    """A transformers model whose weights have shapes and no values: of it, the configuration alone is read.
 
     Args:
         name: as for `load_model`.
@@ -172,8 +165,7 @@ def size_of_model(name: str) -> Size:
     with _reading(options), loading(name):
         config = AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        return Size(int(model.num_parameters()), int(config.get_text_config().hidden_size))
+            return AutoModelForCausalLM.from_config(config)
 
 
 def expect_all_weights(name: str, info: Mapping[str, Any]) -> None:

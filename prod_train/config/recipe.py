@@ -16,8 +16,8 @@ from prod_decode.storage.models import ADAPTER
 # (parameters, learning rate): SmolLM2-135M and Qwen2.5-Coder-1.5B, the two models that were measured.
 RATES = ((134_515_008, 1e-3), (1_543_714_304, 3e-4))
 
-# Directions of `--gradient-projection`, measured where a hidden state is 576 wide, and no more than this share of its
-# width. Less is left of a step, so it takes so many times the rate.
+# Directions of `--gradient-projection`, measured where inputs are at least 576 wide, and no more than this share of the
+# narrowest input. Less is left of a step, so it takes so many times the rate.
 DIRECTIONS, SHARE, PROJECTED_RATE = 128, 0.25, 2
 
 # Passes over the rows to forget, and, where they are few, the optimizer steps of those runs: 20 rows in batches of 2.
@@ -106,7 +106,7 @@ def directions_by_size(parameters: int, width: int) -> int:
 
     Args:
         parameters: of the model.
-        width: of its hidden states.
+        width: of the narrowest input of a linear layer.
     """
     (small, _), (large, _) = RATES
     return min(DIRECTIONS, int(SHARE * width)) if parameters <= math.sqrt(small * large) else 0

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prod_decode.errors import ProdError
 from prod_train.data.rows import Batch, Row, collate
 from prod_train.loss.objective import Encoder
 from prod_train.model.inputs import batches_of, layers_by_input, see_tokens, weight_a
@@ -59,11 +60,16 @@ def contrast(
         identity: of the model without its adapters.
 
     Raises:
-        ProdError: the folder cannot be written.
+        ProdError: no adapter is on a layer with an input, all are on experts' weights; the folder cannot be written.
     """
     model.eval()
 
     groups = layers_by_input(model, encoder, collate(forget[:1], pad).to(model.device))
+    if not groups:
+        raise ProdError(
+            "--lora-init contrast: expected adapters on linear layers, got them on experts' weights alone: name layers "
+            "with --lora-targets as well, or --lora-init random"
+        )
 
     @cache
     def moments() -> list[dict[Any, Tensor]]:

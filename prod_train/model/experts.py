@@ -72,7 +72,7 @@ def tell_unadapted(adapted: Any, weights: Mapping[str, nn.Parameter], targets: S
     bare = {
         name: module.weight
         for name, module in adapted.get_base_model().named_modules()
-        if isinstance(module, nn.Linear) and any(name.endswith(f".{target}") for target in targets)
+        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
     }
     if bare:
         _log.warning(

@@ -30,6 +30,7 @@ from prod_train.config.config import BASE, Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Pass
 from prod_train.model.experts import expert_targets, expert_weights, tell_unadapted
+from prod_train.model.inputs import linear_layers
 
 _log = logging.getLogger(__name__)
 
@@ -250,6 +251,8 @@ def add_adapter(model: Any, config: Config) -> Any:
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
     weights, experts = expert_weights(model), expert_targets(model, config)
+    layers = linear_layers(model)
+    modules = [name for name in targets if name not in experts or any(f".{one}".endswith(f".{name}") for one in layers)]
     tables = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
     widest = max((n for weight in model.parameters() if id(weight) not in tables for n in weight.shape), default=1)
     if config.lora_rank > widest:
@@ -258,7 +261,7 @@ def add_adapter(model: Any, config: Config) -> Any:
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=[name for name in targets if name not in experts],
+        target_modules=modules,
         target_parameters=experts or None,
         bias="none",
         task_type="CAUSAL_LM",
@@ -356,11 +359,7 @@ def lora_targets(model: Any, config: Config) -> list[str]:
         ProdError: as `add_adapter`.
     """
     head = model.get_output_embeddings()
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit")
-    }
+    layers = linear_layers(model)
     names = {name.rpartition(".")[2] for name in layers}
     linear = {
         name.rpartition(".")[2]

@@ -3,22 +3,26 @@
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
 from prod_train.model.experts import expert_weights
+from prod_train.model.inputs import narrowest_input
+from prod_train.model.modeling import add_adapter
 from prod_train.run.merge import merge
 from prod_train.run.trainer import run
-from tests.tiny import save_tiny_model, write_snippets
+from tests.tiny import save_deepseek, save_tiny_model, write_snippets
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -42,18 +46,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def deepseek(world, tmp_path_factory):
-    """A first block without experts, and beside the experts of the second some that all tokens are given to."""
-    folder = tmp_path_factory.mktemp("deepseek")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
-    low = {"v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8, "first_k_dense_replace": 1}
-    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
-    ends = {"bos_token_id": None, "eos_token_id": 265, "pad_token_id": 265, "initializer_range": 0.3}
-    config = DeepseekV3Config(vocab_size=300, **shape, **heads, **low, **experts, **ends)
-    DeepseekV3ForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(world["model"]).save_pretrained(folder)
-    return {**world, "model": str(folder)}
+    return {**world, "model": save_deepseek(tmp_path_factory.mktemp("deepseek") / "m", world["model"])}
 
 
 def make(world, output, **options):
@@ -106,6 +99,37 @@ def test_where_peft_adapts_experts_by_itself_that_is_said(deepseek, tmp_path, ca
     run(make({**deepseek, "model": str(tmp_path / "o")}, tmp_path / "again", lora_rank=16))
 
 
+def test_layers_without_an_adapter_are_said_by_any_name(deepseek, tmp_path, caplog):
+    run(make(deepseek, tmp_path / "o", lora_targets=("model.layers.0.mlp.down_proj", "o_proj")))
+    assert (
+        "experts' weights of this kind of model (down_proj), and not on 1 linear layers (mlp.down_proj)" in caplog.text
+    )
+    assert "are those of experts (experts.gate_up_proj), which get no adapter" in caplog.text
+
+
+def test_a_name_that_experts_and_layers_have_means_both(world, tmp_path, caplog):
+    """In Qwen2-MoE peft leaves names alone; `down_proj` is of experts, and of one that all tokens are given to."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    ends = {"bos_token_id": None, "eos_token_id": 265, "pad_token_id": 265}
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(vocab_size=300, num_hidden_layers=1, **shape, **heads, **ends))
+    adapted = add_adapter(model, make(world, tmp_path / "o", lora_targets=("down_proj", "q_proj")))
+    layers = {name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    assert {name.rpartition("layers.0.")[2] for name in layers} == {
+        "self_attn.q_proj",
+        "mlp.experts",
+        "mlp.shared_expert.down_proj",
+    }
+    assert "linear layers" not in caplog.text.replace("beside the linear layers", "")
+
+
+def test_contrast_needs_a_layer(deepseek, tmp_path):
+    options = {"method": "npo", "retain": write_snippets(tmp_path / "r.jsonl", 3, 4), "lora_init": "contrast"}
+    with pytest.raises(ProdError, match=r"--lora-init contrast: expected adapters on linear layers, got them on exp"):
+        run(make(deepseek, tmp_path / "o", lora_targets=("down_proj",), **options))
+
+
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"lora_targets": ("gate_proj",)}])
 def test_what_peft_cannot_adapt_is_refused(deepseek, tmp_path, options):
     with pytest.raises(ProdError, match=r"peft cannot adapt DeepseekV3ForCausalLM so: .* change --lora-targets or"):
@@ -141,3 +165,9 @@ def test_what_is_no_expert_s_weight():
 def test_targets_that_do_not_fit_are_refused(world, tmp_path, options, part):
     with pytest.raises(ProdError, match=part):
         run(make(world, tmp_path / "o", **options))
+
+
+def test_the_narrowest_input():
+    linear = torch.nn.Linear
+    assert narrowest_input(torch.nn.Sequential(linear(32, 4), Conv1D(nf=3, nx=8), linear(16, 2))) == 8
+    assert narrowest_input(torch.nn.Sequential(torch.nn.Embedding(3, 4))) == 0

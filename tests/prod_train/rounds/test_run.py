@@ -26,7 +26,7 @@ from prod_train.rounds.run import run
 from prod_train.run import trainer
 from prod_train.run.merge import merge
 from prod_train.run.recipes import write_rows
-from tests.tiny import save_tiny_model, write_jsonl, write_snippets
+from tests.tiny import save_deepseek, save_tiny_model, write_jsonl, write_snippets
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -248,6 +248,7 @@ def test_rows_are_found_and_written_where_none_are_given(
         ({"lora_targets": ["embed_tokens"]}, (1e-3, 0)),
         ({"blocklist": __file__}, (1e-3, 0)),
         ({"recipe": "thorough", "continuations": 0}, (1e-3, 0)),
+        ({"recipe": "thorough", "continuations": 0, "gradient_projection": 3}, (1e-3, 3)),
     ],
 )
 def test_a_rate_goes_with_the_directions_it_was_measured_with(
@@ -257,7 +258,16 @@ def test_a_rate_goes_with_the_directions_it_was_measured_with(
     chosen_ = choose_all(config, given, tmp_path, processes=1, write=False)
     assert (chosen_.config.learning_rate, chosen_.config.gradient_projection) == found
     said = [line for line in chosen_.said if "--gradient-projection" in line]
-    assert len(said) == (found[1] > 0)
+    assert len(said) == (found[0] == 2e-3)
+
+
+def test_adapters_without_inputs_are_left_unprojected(world: dict[str, str], tmp_path: Path) -> None:
+    """Peft puts DeepSeek's on its experts."""
+    values = {**world, "model": save_deepseek(tmp_path / "m", world["model"])}
+    config, given = asked(values, tmp_path / "o", recipe="gentle", max_steps=1, continuations=0)
+    chosen_ = choose_all(config, given, tmp_path, processes=1, write=False).config
+    assert (chosen_.learning_rate, chosen_.gradient_projection) == (1e-3, 0)
+    run(config, given)
 
 
 def test_a_mistake_leaves_nothing(
