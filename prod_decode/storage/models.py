@@ -149,8 +149,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None) -> 
     return model, tokenizer
 
 
-def load_shape(name: str) -> Any:
-    """A transformers model whose weights have shapes and no values: of it, the configuration alone is read.
+def parameter_count(name: str) -> int:
+    """The parameters of a model, by its configuration: its weights are not read.
 
     Args:
         name: as for `load_model`.
@@ -165,7 +165,7 @@ def load_shape(name: str) -> Any:
     with _reading(options), loading(name):
         config = AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
 def expect_all_weights(name: str, info: Mapping[str, Any]) -> None:

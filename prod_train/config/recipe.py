@@ -16,10 +16,6 @@ from prod_decode.storage.models import ADAPTER
 # (parameters, learning rate): SmolLM2-135M and Qwen2.5-Coder-1.5B, the two models that were measured.
 RATES = ((134_515_008, 1e-3), (1_543_714_304, 3e-4))
 
-# Directions of `--gradient-projection`, measured where inputs are at least 576 wide, and no more than this share of the
-# narrowest input. Less is left of a step, so it takes so many times the rate.
-DIRECTIONS, SHARE, PROJECTED_RATE = 128, 0.25, 2
-
 # Passes over the rows to forget, and, where they are few, the optimizer steps of those runs: 20 rows in batches of 2.
 EPOCHS, STEPS = 6.0, 60
 # An evaluation also writes a checkpoint.
@@ -48,11 +44,6 @@ class RunRecipe:
     rounds: int
     drop: float
     reason: str
-
-    @property
-    def projects(self) -> bool:
-        """Whether it has `--gradient-projection`: measured with prod-surgical alone."""
-        return self.method == "prod-surgical"
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -97,19 +88,6 @@ def rate_by_size(parameters: int) -> float:
         return slow
     share = math.log(parameters / small) / math.log(large / small)
     return float(f"{fast * (slow / fast) ** share:.1e}")
-
-
-def directions_by_size(parameters: int, width: int) -> int:
-    """The directions that the forget loss leaves alone, 0 where the rate that goes with them was not measured.
-
-    That is a model nearer to the larger of those in `RATES` than to the smaller, where both are logarithms.
-
-    Args:
-        parameters: of the model.
-        width: of the narrowest input of a linear layer.
-    """
-    (small, _), (large, _) = RATES
-    return min(DIRECTIONS, int(SHARE * width)) if parameters <= math.sqrt(small * large) else 0
 
 
 def with_recipe(values: Mapping[str, Any], default: str | None = None) -> tuple[dict[str, Any], list[str]]:

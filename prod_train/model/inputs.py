@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prod_train.data.rows import Batch, Row, by_length, collate
 from prod_train.loss.objective import Encoder
@@ -21,18 +21,6 @@ def weight_a(layer: Any) -> Tensor:
     """The matrix A of a LoRA layer, [rank, width]."""
     weight: Tensor = layer.lora_A[ADAPTER].weight
     return weight
-
-
-def linear_layers(model: nn.Module) -> dict[str, Any]:
-    """By name; GPT-2's Conv1D is one too."""
-    kinds = ("Conv1D", "Linear4bit")
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ in kinds}
-
-
-def narrowest_input(model: nn.Module) -> int:
-    """The least width of an input of a linear layer; 0 if there is none."""
-    layers = linear_layers(model).values()
-    return min((int(getattr(layer, "in_features", 0) or layer.nx) for layer in layers), default=0)
 
 
 def batches_of(model: Any, rows: Sequence[Row], pad: int, batch_size: int) -> list[Batch]:

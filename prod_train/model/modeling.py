@@ -30,7 +30,6 @@ from prod_train.config.config import BASE, Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Pass
 from prod_train.model.experts import expert_targets, expert_weights, tell_unadapted
-from prod_train.model.inputs import linear_layers
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +250,7 @@ def add_adapter(model: Any, config: Config) -> Any:
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
     weights, experts = expert_weights(model), expert_targets(model, config)
-    layers = linear_layers(model)
+    layers = _linear_layers(model)
     modules = [name for name in targets if name not in experts or any(f".{one}".endswith(f".{name}") for one in layers)]
     tables = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
     widest = max((n for weight in model.parameters() if id(weight) not in tables for n in weight.shape), default=1)
@@ -352,6 +351,12 @@ def load_adapter(model: Any, adapter: str, *, is_trainable: bool = False) -> Any
     return adapted
 
 
+def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """By name; GPT-2's Conv1D is one too."""
+    kinds = ("Conv1D", "Linear4bit")
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ in kinds}
+
+
 def lora_targets(model: Any, config: Config) -> list[str]:
     """The names of what gets an adapter: those given, or every linear layer inside the decoder's blocks.
 
@@ -359,7 +364,7 @@ def lora_targets(model: Any, config: Config) -> list[str]:
         ProdError: as `add_adapter`.
     """
     head = model.get_output_embeddings()
-    layers = linear_layers(model)
+    layers = _linear_layers(model)
     names = {name.rpartition(".")[2] for name in layers}
     linear = {
         name.rpartition(".")[2]

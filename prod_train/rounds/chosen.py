@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from prod_decode.errors import ProdError
-from prod_decode.storage.models import load_shape
+from prod_decode.storage.models import parameter_count
 from prod_train.config.config import Config, default_of, flag
 from prod_train.config.recipe import (
     CONTINUED_TOKENS,
     EPOCHS,
     EVALUATIONS,
     HELD_OUT,
-    PROJECTED_RATE,
     RATES,
     RECIPES,
     RETAINED,
     STEPS,
-    directions_by_size,
     rate_by_size,
 )
-from prod_train.model.experts import expert_weights
-from prod_train.model.inputs import narrowest_input
 from prod_train.rounds.library import Piece, library, pieces_of
 from prod_train.run.job import ANCHORS
 from prod_train.run.recipes import write_rows
@@ -67,18 +63,9 @@ def choose_all(config: Config, given: Set[str], folder: Path, *, processes: int,
     forget = pieces_of(config.forget, config)
     chosen: dict[str, Any] = {}
     if config.learning_rate is None:
-        model = load_shape(config.model)
-        parameters = int(model.num_parameters())
-        measured = _directions(config, model, parameters) if recipe.projects else 0
-        directions = config.gradient_projection
-        if "gradient_projection" not in given:
-            chosen["gradient_projection"] = directions = measured
-        rate, why = rate_by_size(parameters), _measured(parameters)
-        if directions and measured:
-            rate *= PROJECTED_RATE
-            why = f"with --gradient-projection {directions} {PROJECTED_RATE} times what it is without, which is {why}"
-        chosen["learning_rate"] = rate
-        said.append(f"--learning-rate {rate:g}: {why}")
+        parameters = parameter_count(config.model)
+        chosen["learning_rate"] = rate = rate_by_size(parameters)
+        said.append(f"--learning-rate {rate:g}: {_measured(parameters)}")
     if not {"epochs", "max_steps"} & given:
         step_rows = config.batch_size * config.accumulate * processes
         per_epoch = max(1, -(-len(forget) // step_rows))
@@ -102,17 +89,6 @@ def choose_all(config: Config, given: Set[str], folder: Path, *, processes: int,
     ]
     chosen |= {name: str(path) for name, (path, _) in sets.items()}
     return Chosen(replace(config, **chosen), tuple(said))
-
-
-def _directions(config: Config, model: Any, parameters: int) -> int:
-    """How many directions a run leaves alone: none of what was not measured or lost.
-
-    Adapters of experts have no inputs to project, targets of one's own may be some that are refused, and with a
-    blocklist of names it lost.
-    """
-    if config.lora_targets or config.value("blocklist") is not None or expert_weights(model):
-        return 0
-    return directions_by_size(parameters, narrowest_input(model))
 
 
 def _measured(parameters: int) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prod_decode.errors import ProdError
 from prod_decode.storage.models import ADAPTER
 from prod_train.config.config import given_fields, make_config
-from prod_train.config.recipe import DIRECTIONS, RATES, RECIPES, directions_by_size, rate_by_size
+from prod_train.config.recipe import RATES, RECIPES, rate_by_size
 from prod_train.config.stopping import choose
 
 NEEDED = {"model": "m", "forget": "f", "output": "o"}
@@ -116,18 +116,6 @@ def test_larger_models_learn_no_faster(one: int, other: int) -> None:
     between = math.exp((math.log(small) + math.log(large)) / 2)
     assert rate_by_size(round(between)) == pytest.approx(math.sqrt(fast * slow), rel=0.02)
     assert (rate_by_size(small), rate_by_size(large)) == (fast, slow)
-
-
-@given(st.integers(1, 10**12), st.integers(1, 10**5))
-def test_directions_are_left_alone_where_that_was_measured(parameters: int, width: int) -> None:
-    (small, _), (large, _) = RATES
-    found = directions_by_size(parameters, width)
-    assert 0 <= found <= min(DIRECTIONS, width / 4)
-    assert (found > 0) == (width >= 4 and parameters / small <= large / parameters)
-
-
-def test_directions_of_the_models_that_were_measured() -> None:
-    assert [directions_by_size(*size) for size in ((134_515_008, 576), (1_543_714_304, 1536))] == [128, 0]
 
 
 def test_the_last_that_obeys_is_the_result() -> None:

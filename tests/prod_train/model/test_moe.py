@@ -13,12 +13,10 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
-from transformers.pytorch_utils import Conv1D
 
 from prod_decode.errors import ProdError
 from prod_train.config.config import Config
 from prod_train.model.experts import expert_weights
-from prod_train.model.inputs import narrowest_input
 from prod_train.model.modeling import add_adapter
 from prod_train.run.merge import merge
 from prod_train.run.trainer import run
@@ -165,9 +163,3 @@ def test_what_is_no_expert_s_weight():
 def test_targets_that_do_not_fit_are_refused(world, tmp_path, options, part):
     with pytest.raises(ProdError, match=part):
         run(make(world, tmp_path / "o", **options))
-
-
-def test_the_narrowest_input():
-    linear = torch.nn.Linear
-    assert narrowest_input(torch.nn.Sequential(linear(32, 4), Conv1D(nf=3, nx=8), linear(16, 2))) == 8
-    assert narrowest_input(torch.nn.Sequential(torch.nn.Embedding(3, 4))) == 0
