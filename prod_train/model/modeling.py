@@ -268,7 +268,7 @@ def add_adapter(model: Any, config: Config) -> Any:
     torch.manual_seed(config.seed)
     try:
         with warnings.catch_warnings():
-            # It takes names of layers for those of experts' weights, and then finds no layer for the settings it adds.
+            # peft takes layers' names for those of experts' weights, and finds no layer for the settings that it adds.
             warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
             adapted = get_peft_model(model, lora)
     except ValueError as error:
