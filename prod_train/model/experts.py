@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,19 +25,27 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def expert_targets(model: nn.Module, config: Config) -> list[str]:
+def expert_targets(weights: Collection[str], config: Config) -> list[str]:
     """Those of `--lora-targets` that are weights of experts.
+
+    Args:
+        weights: the names of `expert_weights`.
+        config: with the targets.
 
     Raises:
         ProdError: they cannot be adapted with these settings.
     """
-    weights = expert_weights(model)
     wanted = [name for name in config.lora_targets if any(key.endswith(f".{name}") for key in weights)]
     if wanted and config.lora_dropout:
         raise ProdError(
             f"{flag('lora_dropout')}: does not fit {wanted[0]} of --lora-targets, a weight of experts: drop it"
         )
     return wanted
+
+
+def is_called(layer: str, target: str) -> bool:
+    """Whether a target of an adapter means a layer: by its whole name, or by the last parts of it."""
+    return f".{layer}".endswith(f".{target}")
 
 
 def on_experts(layer: object) -> bool:
@@ -72,7 +80,7 @@ def tell_unadapted(adapted: Any, weights: Mapping[str, nn.Parameter], targets: S
     bare = {
         name: module.weight
         for name, module in adapted.get_base_model().named_modules()
-        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
+        if isinstance(module, nn.Linear) and any(is_called(name, target) for target in targets)
     }
     if bare:
         _log.warning(

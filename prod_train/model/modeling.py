@@ -29,7 +29,7 @@ from prod_decode.storage.models import (
 from prod_train.config.config import BASE, Config
 from prod_train.data.rows import Row, collate
 from prod_train.loss.objective import Encoder, Pass
-from prod_train.model.experts import expert_targets, expert_weights, tell_unadapted
+from prod_train.model.experts import expert_targets, expert_weights, is_called, tell_unadapted
 
 _log = logging.getLogger(__name__)
 
@@ -249,9 +249,9 @@ def add_adapter(model: Any, config: Config) -> Any:
         expect_lora(adapted, config.model)
         return _with_base(adapted, config)
     targets = lora_targets(model, config)
-    weights, experts = expert_weights(model), expert_targets(model, config)
-    layers = _linear_layers(model)
-    modules = [name for name in targets if name not in experts or any(f".{one}".endswith(f".{name}") for one in layers)]
+    weights, layers = expert_weights(model), _linear_layers(model)
+    experts = expert_targets(weights, config)
+    modules = [name for name in targets if name not in experts or any(is_called(layer, name) for layer in layers)]
     tables = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end}
     widest = max((n for weight in model.parameters() if id(weight) not in tables for n in weight.shape), default=1)
     if config.lora_rank > widest:
@@ -379,7 +379,7 @@ def lora_targets(model: Any, config: Config) -> list[str]:
     for wanted in config.lora_targets:
         if any(key.endswith(f".{wanted}") for key in experts):
             continue
-        chosen = [module for name, module in layers.items() if name == wanted or name.endswith(f".{wanted}")]
+        chosen = [module for name, module in layers.items() if is_called(name, wanted)]
         if head in chosen:
             raise ProdError(
                 f"--lora-targets: {wanted} is the output head, which the fused loss needs frozen: leave it out "
